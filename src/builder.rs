@@ -1,0 +1,374 @@
+//! Builder: every option, its default, and its range, checked once, in `build`.
+//! It opens nothing itself.
+
+use std::fmt::{self, Debug};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rusqlite::types::Value;
+
+use crate::error::Error;
+use crate::pool::Pool;
+use crate::shared::Options;
+use crate::sqlite::{Budget, Database, Settings, Sqlite, Synchronous};
+
+const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
+const STATEMENTS: RangeInclusive<usize> = 0..=10_000;
+const ATTACHED: RangeInclusive<usize> = 0..=10;
+/// `SQLITE_MAX_MMAP_SIZE`, as SQLite is compiled unless told otherwise.
+const MMAP: RangeInclusive<u64> = 0..=0x7fff_0000;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const WAITS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+const TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 60 * 60);
+/// SQLite counts these in milliseconds, in an `int`.
+const BUSY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+
+/// Pragmas that an option here is for, or that would undo what the pool relies on.
+const RESERVED: [(&str, &str); 8] = [
+    ("busy_timeout", "use Builder::busy_timeout"),
+    ("journal_mode", "files are always in WAL mode"),
+    ("locking_mode", "an exclusive lock would shut out the pool's other connections"),
+    ("mmap_size", "use Builder::mmap_size"),
+    ("query_only", "connections are shared by agents that write"),
+    ("synchronous", "use Builder::synchronous"),
+    ("temp_store", "temporary files would be descriptors that nobody has counted"),
+    ("temp_store_directory", "temporary tables are kept in memory"),
+];
+
+/// Builds a [`Pool`]: [`Pool::builder`].
+///
+/// No setter fails or panics, whatever it is given: [`build`](Builder::build) checks all options and
+/// says which one is wrong.
+#[must_use = "nothing happens until `build` is called"]
+pub struct Builder {
+    database: Database,
+    max_connections: Option<usize>,
+    fd_budget: Option<usize>,
+    cached_agents: Option<usize>,
+    idle_timeout: Option<Duration>,
+    lease_timeout: Duration,
+    max_lifetime: Option<Duration>,
+    overdue_after: Option<Duration>,
+    settings: Settings,
+}
+
+impl Pool<Sqlite> {
+    /// Starts to build a pool on `database`. Every option has a default.
+    pub fn builder(database: Database) -> Builder {
+        Builder::new(database)
+    }
+}
+
+impl Builder {
+    fn new(database: Database) -> Self {
+        Builder {
+            database,
+            max_connections: None,
+            fd_budget: None,
+            cached_agents: None,
+            idle_timeout: Some(Duration::from_secs(300)),
+            lease_timeout: Duration::from_secs(5),
+            max_lifetime: None,
+            overdue_after: Some(Duration::from_secs(60)),
+            settings: Settings {
+                busy_timeout: Duration::from_secs(5),
+                synchronous: Synchronous::default(),
+                statement_cache: 32,
+                attach_limit: 0,
+                mmap_size: 0,
+                pragmas: Vec::new(),
+                setup: None,
+                on_open: None,
+            },
+        }
+    }
+
+    /// How many connections may be open at once; 1 to 10,000. This is the cap: on connections, and by
+    /// [`Pool::fd_ceiling`] on descriptors. It bounds how many agents can be *served* at the same
+    /// moment, not how many there are.
+    ///
+    /// Defaults to 8, or to what `fd_budget` allows.
+    pub fn max_connections(mut self, n: usize) -> Self {
+        self.max_connections = Some(n);
+        self
+    }
+
+    /// How many descriptors the pool may use. Without `max_connections`, the pool gets as many
+    /// connections as that allows; with it, `build` fails if they could need more.
+    ///
+    /// Defaults to what the process's limit (`RLIMIT_NOFILE`) leaves, which is checked in any case and
+    /// never changed.
+    pub fn fd_budget(mut self, descriptors: usize) -> Self {
+        self.fd_budget = Some(descriptors);
+        self
+    }
+
+    /// How many agents' connections stay parked, at most. Fewer than `max_connections` makes the rest
+    /// free for anybody without a reclaim; more has no effect; 0 parks none.
+    ///
+    /// Defaults to `max_connections`.
+    pub fn cached_agents(mut self, n: usize) -> Self {
+        self.cached_agents = Some(n);
+        self
+    }
+
+    /// How long a connection stays parked for an agent that does not come back; 1 ms to a year, or
+    /// `None`: until another agent needs it. It is obeyed to within a second, also in a process that
+    /// is doing nothing else.
+    ///
+    /// Defaults to 5 minutes.
+    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.idle_timeout = timeout.into();
+        self
+    }
+
+    /// How long [`Pool::lease`] waits when every connection is lent; 0 to 24 hours.
+    ///
+    /// Defaults to 5 seconds.
+    pub fn lease_timeout(mut self, timeout: Duration) -> Self {
+        self.lease_timeout = timeout;
+        self
+    }
+
+    /// How old a connection may be when it is lent; 1 ms to a year, or `None`. An older one is closed
+    /// and opened anew first.
+    ///
+    /// Defaults to `None`.
+    pub fn max_lifetime(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.max_lifetime = age.into();
+        self
+    }
+
+    /// How long a lease may be held before it is reported, once, and once more when it comes back, as
+    /// a `tracing` event (with the feature of that name) that names agent and source line; 1 ms to a
+    /// year, or `None`: never.
+    ///
+    /// Defaults to 60 seconds.
+    pub fn overdue_after(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.overdue_after = age.into();
+        self
+    }
+
+    /// How long SQLite waits for a lock that another connection or process holds, before it returns
+    /// `SQLITE_BUSY`; 0 to 24 hours.
+    ///
+    /// Defaults to 5 seconds.
+    pub fn busy_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.busy_timeout = timeout;
+        self
+    }
+
+    /// When SQLite waits for the disk.
+    ///
+    /// Defaults to [`Synchronous::Full`], as SQLite itself does.
+    pub fn synchronous(mut self, synchronous: Synchronous) -> Self {
+        self.settings.synchronous = synchronous;
+        self
+    }
+
+    /// How many prepared statements each connection keeps for `prepare_cached`; 0 to 10,000.
+    ///
+    /// Defaults to 32.
+    pub fn statement_cache(mut self, statements: usize) -> Self {
+        self.settings.statement_cache = statements;
+        self
+    }
+
+    /// How many databases a lease may ATTACH; 0 to 10. Each raises the ceiling by three descriptors
+    /// for every connection. `VACUUM` counts as one; see [`Pool::vacuum`].
+    ///
+    /// Defaults to 0: ATTACH fails.
+    pub fn attach_limit(mut self, databases: usize) -> Self {
+        self.settings.attach_limit = databases;
+        self
+    }
+
+    /// How many bytes of the file SQLite may map into memory, instead of reading them into its cache;
+    /// 0 to 2,147,418,112. It makes reads faster where SQLite is compiled with a shared page cache
+    /// mutex (see the README). The price: if the file is truncated by others, or its disk fails, the
+    /// process dies of SIGBUS.
+    ///
+    /// Defaults to 0: nothing is mapped.
+    pub fn mmap_size(mut self, bytes: u64) -> Self {
+        self.settings.mmap_size = bytes;
+        self
+    }
+
+    /// A pragma that every connection gets when it is opened, after the pool's own. May be called
+    /// again for others. SQLite ignores pragmas it does not know.
+    ///
+    /// Defaults to none.
+    pub fn pragma(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.settings.pragmas.push((name.into(), value.into()));
+        self
+    }
+
+    /// Creates the schema, or migrates it. Runs once for each database file, within `build`, before
+    /// anybody gets a connection to it; again if the file is replaced under the pool. It must change
+    /// nothing if there is nothing to do (`CREATE TABLE IF NOT EXISTS`, `PRAGMA user_version`), and may
+    /// not lease from the pool. A transaction it leaves open is committed.
+    ///
+    /// Its connection is closed afterwards: pragmas it sets do not stay.
+    ///
+    /// Defaults to doing nothing.
+    pub fn setup<F>(mut self, setup: F) -> Self
+    where
+        F: Fn(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
+    {
+        self.settings.setup = Some(Box::new(setup));
+        self
+    }
+
+    /// Runs on every connection when it is opened, for what all agents are to find on it: SQL
+    /// functions, collations, attached databases. It runs on the borrower's thread, outside the pool's
+    /// locks.
+    ///
+    /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an
+    /// agent had the connection: a pool whose `on_open` sets one opens a new connection at each change
+    /// of agents. Trace and WAL hooks and busy handlers set here last until the first such change.
+    ///
+    /// Defaults to doing nothing.
+    pub fn on_open<F>(mut self, on_open: F) -> Self
+    where
+        F: Fn(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
+    {
+        self.settings.on_open = Some(Box::new(on_open));
+        self
+    }
+
+    /// Checks the options, creates the database if there is none, sets it up, and opens one connection
+    /// to it, so that what can fail fails now.
+    ///
+    /// # Errors
+    /// - [`Error::Config`] for an option out of its range.
+    /// - [`Error::Budget`] if the pool could need more descriptors than it may use.
+    /// - [`Error::AlreadyPooled`] if another pool of this process has the file.
+    /// - [`Error::Open`], [`Error::Setup`] with the cause, for everything else.
+    ///
+    /// # Blocking
+    /// For as long as `setup` takes, and for `busy_timeout` if other processes hold locks.
+    pub fn build(self) -> Result<Pool, Error> {
+        let limit = self.check()?;
+        let Builder {
+            database,
+            max_connections,
+            cached_agents,
+            ..
+        } = self;
+        let is_file = matches!(database, Database::File(_));
+        let max_connections = match (max_connections, &limit) {
+            (Some(n), _) => n,
+            (None, Some(budget)) if self.fd_budget.is_some() && is_file => {
+                self.settings.affordable(budget.available).unwrap_or(1)
+            }
+            (None, _) => 8,
+        };
+        let ceiling = self.settings.fd_ceiling(is_file, max_connections);
+        for budget in [limit, Budget::of_process()].into_iter().flatten() {
+            budget.check(max_connections, ceiling)?;
+        }
+        let options = Options {
+            max_connections,
+            cached_agents: cached_agents.unwrap_or(max_connections).min(max_connections),
+            idle_timeout: self.idle_timeout,
+            lease_timeout: self.lease_timeout,
+            max_lifetime: self.max_lifetime,
+            overdue_after: self.overdue_after,
+        };
+        Pool::new(Sqlite::new(database, self.settings)?, options)
+    }
+
+    /// Every range, and what SQLite would silently misread.
+    fn check(&self) -> Result<Option<Budget>, Error> {
+        let settings = &self.settings;
+        if let Some(n) = self.max_connections {
+            within("max_connections", n, &MAX_CONNECTIONS)?;
+        }
+        for (option, timeout) in [
+            ("idle_timeout", self.idle_timeout),
+            ("max_lifetime", self.max_lifetime),
+            ("overdue_after", self.overdue_after),
+        ] {
+            if let Some(timeout) = timeout {
+                within(option, timeout, &TIMEOUTS)?;
+            }
+        }
+        within("lease_timeout", self.lease_timeout, &WAITS)?;
+        within("busy_timeout", settings.busy_timeout, &BUSY)?;
+        within("statement_cache", settings.statement_cache, &STATEMENTS)?;
+        within("attach_limit", settings.attach_limit, &ATTACHED)?;
+        within("mmap_size", settings.mmap_size, &MMAP)?;
+        for (name, _) in &settings.pragmas {
+            check_pragma(name)?;
+        }
+        if let Database::File(path) = &self.database {
+            check_path(path)?;
+        }
+        Ok(self.fd_budget.map(|available| Budget {
+            available,
+            limited_by: "fd_budget",
+        }))
+    }
+}
+
+impl Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("database", &self.database)
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
+    }
+}
+
+fn within<T: PartialOrd + Debug>(
+    option: &'static str,
+    value: T,
+    range: &RangeInclusive<T>,
+) -> Result<(), Error> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Config {
+        option,
+        value: format!("{value:?}"),
+        expected: format!("{:?} to {:?}", range.start(), range.end()),
+    })
+}
+
+fn check_pragma(name: &str) -> Result<(), Error> {
+    let lower = name.to_ascii_lowercase();
+    let reserved = RESERVED.iter().find(|(reserved, _)| *reserved == lower);
+    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let expected = match (reserved, is_name) {
+        (Some((_, why)), _) => format!("another pragma: {why}"),
+        (None, false) => "a name of letters, digits and underscores".to_owned(),
+        (None, true) => return Ok(()),
+    };
+    Err(Error::Config {
+        option: "pragma",
+        value: format!("{name:?}"),
+        expected,
+    })
+}
+
+fn check_path(path: &PathBuf) -> Result<(), Error> {
+    let expected = if path.as_os_str().is_empty() {
+        "the path of a file"
+    } else if path.as_os_str().as_encoded_bytes().contains(&0) {
+        "a path without NUL"
+    } else if path.to_str().is_none() {
+        "a path in UTF-8, as SQLite's are"
+    } else if path.as_os_str() == ":memory:" {
+        "the path of a file; for a database in memory, Database::memory()"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Config {
+        option: "database",
+        value: format!("{path:?}"),
+        expected: expected.to_owned(),
+    })
+}

@@ -1,0 +1,192 @@
+//! One enum, one variant for each thing a caller can do something about.
+//! It builds no error itself: the module that finds the fault does.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::stats::Holder;
+
+/// Everything that can go wrong between asking for a connection and giving it back.
+///
+/// Errors of the SQL a caller runs through a [`Lease`](crate::Lease) are rusqlite's own and do not
+/// pass through here; [`Error::Sqlite`] exists so that `?` works in functions that do both.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Every connection stayed lent until the deadline. Return leases sooner, wait longer, or allow
+    /// more connections; `holders` says who has them.
+    #[error(
+        "no connection came free in {waited:?}: {} of {max_connections} lent, {waiting} waiting{}{}",
+        holders.len(), StuckNote(*stuck), HolderList(holders)
+    )]
+    #[non_exhaustive]
+    Exhausted {
+        /// How long this call waited.
+        waited: Duration,
+        /// The size of the pool.
+        max_connections: usize,
+        /// How many other callers were waiting when this one gave up.
+        waiting: usize,
+        /// Connections that cannot be closed, and so cannot be lent (see [`Stats::stuck`](crate::Stats::stuck)).
+        stuck: usize,
+        /// Who held a connection at that moment, the oldest lease first.
+        holders: Vec<Holder>,
+    },
+
+    /// The pool was closed. Nothing will be lent again.
+    #[error("the pool is closed")]
+    Closed,
+
+    /// The database could not be opened or prepared. The source says why.
+    #[error("cannot open {target}")]
+    #[non_exhaustive]
+    Open {
+        /// What was to be opened: for a file, its path.
+        target: String,
+        /// An [`std::io::Error`] for a fault of the path, a [`rusqlite::Error`] for one that SQLite
+        /// reports, a [`Panicked`](Error::Panicked) for a callback that panicked.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The schema function given to [`Builder::setup`](crate::Builder::setup) failed.
+    #[error("setup of {target} failed")]
+    #[non_exhaustive]
+    Setup {
+        /// The database that was being set up.
+        target: String,
+        /// What the function returned, or that it panicked.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// A callback given to the builder panicked.
+    #[error("{callback} panicked: {message}")]
+    #[non_exhaustive]
+    Panicked {
+        /// Which callback.
+        callback: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+
+    /// The file under the pool is not the one it was, and cannot be used as it is now. leasepool
+    /// never creates it again: put a database back at the path, and the next lease opens it.
+    #[error("{} was {found} under the pool", path.display())]
+    #[non_exhaustive]
+    FileReplaced {
+        /// The database file.
+        path: PathBuf,
+        /// What is there now.
+        found: FileState,
+    },
+
+    /// Another pool of this process has this file open, under this or another name. Two pools on
+    /// one file would double the cap unseen: clone the first pool instead.
+    #[error("{} is already open in another pool of this process", path.display())]
+    #[non_exhaustive]
+    AlreadyPooled {
+        /// The database file, as this pool names it.
+        path: PathBuf,
+    },
+
+    /// The pool could need more descriptors than it may use. Allow fewer connections, or raise the
+    /// budget or the process's limit.
+    #[error(
+        "{max_connections} connections can need {ceiling} descriptors, but {available} are available ({limited_by})"
+    )]
+    #[non_exhaustive]
+    Budget {
+        /// The size of pool asked for.
+        max_connections: usize,
+        /// What it can need at most, see [`Pool::fd_ceiling`](crate::Pool::fd_ceiling).
+        ceiling: usize,
+        /// What it may use.
+        available: usize,
+        /// Which limit says so.
+        limited_by: &'static str,
+    },
+
+    /// This agent id cannot be used.
+    #[error("invalid agent id: {reason}")]
+    #[non_exhaustive]
+    InvalidAgent {
+        /// Why not.
+        reason: &'static str,
+    },
+
+    /// An option of the builder is out of its range.
+    #[error("{option} = {value}: expected {expected}")]
+    #[non_exhaustive]
+    Config {
+        /// The option's name.
+        option: &'static str,
+        /// The value given.
+        value: String,
+        /// What is allowed.
+        expected: String,
+    },
+
+    /// A connection could not be closed, because something still uses it: a statement or a blob
+    /// handle given to [`std::mem::forget`]. Its descriptors stay open, and stay counted.
+    #[error("a connection to {target} cannot be closed")]
+    #[non_exhaustive]
+    NotClosed {
+        /// The database.
+        target: String,
+        /// What SQLite said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// An error of SQLite's.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// What was found where the pool's database file used to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileState {
+    /// Nothing.
+    Deleted,
+    /// A file too short to be a database.
+    Truncated,
+    /// A different file each time the path was looked at.
+    Unstable,
+}
+
+impl fmt::Display for FileState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FileState::Deleted => "deleted",
+            FileState::Truncated => "truncated",
+            FileState::Unstable => "replaced again and again",
+        })
+    }
+}
+
+struct StuckNote(usize);
+
+impl fmt::Display for StuckNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            n => write!(f, ", {n} cannot be closed"),
+        }
+    }
+}
+
+/// As many holders as a log line can bear; the error's field has them all.
+struct HolderList<'a>(&'a [Holder]);
+
+impl fmt::Display for HolderList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 8;
+        for (i, holder) in self.0.iter().take(SHOWN).enumerate() {
+            write!(f, "{} {holder}", if i == 0 { ":" } else { ";" })?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Connection-pool middleware for SQLite: agents borrow connections, descriptors stay capped.
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Tests may unwrap; no reachable path of the library may.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
+
+// Who may import whom, each only what stands before it: stats, error, events, backend, permits, slot,
+// cache, keeper, shared, sqlite, lease, pool, builder.
+mod stats;
+mod error;
+mod events;
+mod backend;
+mod permits;
+mod slot;
+mod cache;
+mod keeper;
+mod shared;
+mod sqlite;
+mod lease;
+mod pool;
+mod builder;
+
+pub use backend::{Backend, Ending, Fate, NotClosed};
+pub use builder::Builder;
+pub use error::{Error, FileState};
+pub use lease::{InterruptHandle, Lease};
+pub use pool::Pool;
+pub use sqlite::{Database, Sqlite, Synchronous};
+pub use stats::{Holder, Stats};
+
+pub use rusqlite;

@@ -1,0 +1,475 @@
+//! Shared: what all handles and leases of a pool have in common, and every move a connection makes.
+//! It knows no SQLite: all it does to a connection, it does through its `Backend`.
+//!
+//! A connection is in one of four places, and moves by value: free in r2d2, parked in the cache,
+//! lent in a `Lease`, or, if it cannot be closed, stuck. Of N slots, whoever has a permit finds one
+//! that is neither lent nor stuck: there are as many permits as such slots, and a permit is returned
+//! only after the slot is.
+
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
+use std::time::{Duration, Instant};
+
+use event_listener::{Event, Listener};
+use parking_lot::Mutex;
+
+use crate::backend::{Backend, Ending, Fate, NotClosed};
+use crate::cache::{AgentCache, Entry};
+use crate::error::Error;
+use crate::events;
+use crate::keeper::Keeper;
+use crate::permits::{Permits, Refusal};
+use crate::slot::{self, Occupant, Slots, TakenSlot};
+use crate::stats::{Counters, Stats, count};
+
+/// The options that do not depend on the kind of connection. Valid.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) max_connections: usize,
+    pub(crate) cached_agents: usize,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) lease_timeout: Duration,
+    pub(crate) max_lifetime: Option<Duration>,
+    pub(crate) overdue_after: Option<Duration>,
+}
+
+/// What all handles and leases of a pool have in common.
+pub(crate) struct Shared<B: Backend> {
+    backend: B,
+    pub(crate) options: Options,
+    permits: Permits,
+    slots: r2d2::Pool<Slots<B>>,
+    pub(crate) cache: AgentCache<B>,
+    counters: Arc<Counters>,
+    /// Slots whose connection cannot be closed. They keep their place in the count of open
+    /// connections for as long as the pool lives.
+    stuck: Mutex<Vec<TakenSlot<B>>>,
+    /// Told whenever a connection of a closing pool has been closed.
+    emptied: Event,
+    /// The backend's generation that idle connections were last compared with.
+    swept_generation: AtomicU64,
+    keeper: Keeper,
+}
+
+/// A permit, which goes back when it is dropped.
+pub(crate) struct Permit<'a, B: Backend>(&'a Shared<B>);
+
+/// The connection in the slot cannot be closed. The slot must go out of circulation, and the permit
+/// of whoever holds it with it.
+pub(crate) struct Stuck;
+
+impl<B: Backend> Shared<B> {
+    /// The pool's shared part, with its keeper at work.
+    pub(crate) fn start(backend: B, options: Options) -> Result<Arc<Self>, Error> {
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared {
+            permits: Permits::new(options.max_connections),
+            slots: slot::pool(options.max_connections)?,
+            cache: AgentCache::new(
+                options.max_connections,
+                options.cached_agents,
+                Arc::clone(&counters),
+            ),
+            counters,
+            stuck: Mutex::default(),
+            emptied: Event::new(),
+            swept_generation: AtomicU64::new(backend.generation()),
+            keeper: Keeper::default(),
+            backend,
+            options,
+        });
+        let weak = Arc::downgrade(&shared);
+        shared.keeper.start(shared.keeper_period(), move || {
+            weak.upgrade().map(|shared| shared.keep()).is_some()
+        });
+        Ok(shared)
+    }
+
+    pub(crate) fn refresh(&self, now: Instant) {
+        self.backend.refresh(now);
+    }
+
+    pub(crate) fn fd_ceiling(&self) -> usize {
+        self.backend.fd_ceiling(self.options.max_connections)
+    }
+
+    /// Waits for a permit; returns it with the time it was taken.
+    pub(crate) fn permit(
+        &self,
+        asked_at: Instant,
+        deadline: Option<Instant>,
+    ) -> Result<(Permit<'_, B>, Instant), Error> {
+        if self.permits.acquire_free() {
+            return Ok((Permit(self), asked_at));
+        }
+        match self.permits.acquire(deadline) {
+            Ok(()) => Ok((Permit(self), Instant::now())),
+            Err(Refusal::Closed) => Err(Error::Closed),
+            Err(Refusal::TimedOut { waiting }) => {
+                count(&self.counters.timeouts);
+                Err(self.exhausted(asked_at, waiting))
+            }
+        }
+    }
+
+    fn exhausted(&self, asked_at: Instant, waiting: usize) -> Error {
+        let now = Instant::now();
+        Error::Exhausted {
+            waited: now.saturating_duration_since(asked_at),
+            max_connections: self.options.max_connections,
+            waiting,
+            stuck: self.counters.stuck.load(Relaxed),
+            holders: self.cache.holders(now),
+        }
+    }
+
+    /// A slot for the holder of a permit: a free one, or one reclaimed from another agent.
+    pub(crate) fn any_slot(&self) -> Result<TakenSlot<B>, Error> {
+        loop {
+            if let Some(slot) = self.slots.try_get() {
+                return Ok(slot);
+            }
+            self.cache.reclaim();
+            if let Some(slot) = self.slots.try_get() {
+                return Ok(slot);
+            }
+            // Another thread has our slot in hand, on its way to r2d2 or into the cache, or took the
+            // one that we reclaimed and left us its own.
+            if self.permits.is_closed() {
+                return Err(Error::Closed);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Sees to it that the slot holds a connection to the right file, not too old, and clean of other
+    /// agents' traces.
+    pub(crate) fn make_ready(
+        &self,
+        agent: &str,
+        slot: &mut TakenSlot<B>,
+        now: Instant,
+        hit: bool,
+    ) -> Result<Result<(), Stuck>, Error> {
+        if let Some(occupant) = &mut slot.occupant
+            && let Some(ending) = self.unfit(agent, occupant, now, hit)
+            && let Err(stuck) = self.vacate(slot, ending)
+        {
+            return Ok(Err(stuck));
+        }
+        match &mut slot.occupant {
+            Some(occupant) => occupant.used = true,
+            None => self.occupy(agent, slot, now)?,
+        }
+        Ok(Ok(()))
+    }
+
+    /// Whether, and how, the connection must be closed before `agent` can be served.
+    fn unfit(
+        &self,
+        agent: &str,
+        occupant: &mut Occupant<B>,
+        now: Instant,
+        hit: bool,
+    ) -> Option<Ending> {
+        if !self.backend.fits(&occupant.connection, Some(agent)) {
+            return Some(self.discard(&self.counters.discarded_by_file, "file replaced"));
+        }
+        if let Some(limit) = self.options.max_lifetime
+            && now.saturating_duration_since(occupant.opened_at) >= limit
+        {
+            self.discard(&self.counters.discarded_by_age, "max_lifetime");
+            return Some(Ending::Retired);
+        }
+        if hit || !occupant.used {
+            return None;
+        }
+        match self.backend.reset(&mut occupant.connection) {
+            Fate::Reuse => {
+                occupant.used = false;
+                count(&self.counters.resets);
+                None
+            }
+            Fate::Discard => {
+                self.discard(&self.counters.discarded_by_reset, "reset");
+                Some(Ending::Retired)
+            }
+        }
+    }
+
+    fn discard(&self, counter: &std::sync::atomic::AtomicU64, reason: &'static str) -> Ending {
+        count(counter);
+        events::discarded(reason);
+        Ending::Faulty
+    }
+
+    /// Opens a connection in a vacant slot.
+    fn occupy(&self, agent: &str, slot: &mut TakenSlot<B>, now: Instant) -> Result<(), Error> {
+        // Counted before it is opened, and not counted any more only after it is closed, so that the
+        // count is never below the truth.
+        self.counters.open.fetch_add(1, AcqRel);
+        match self.backend.open(agent) {
+            Ok(connection) => {
+                count(&self.counters.opens);
+                slot.occupant = Some(Box::new(Occupant {
+                    connection,
+                    opened_at: now,
+                    used: true,
+                }));
+                Ok(())
+            }
+            Err(error) => {
+                count(&self.counters.open_failures);
+                self.counters.open.fetch_sub(1, AcqRel);
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes the connection in a slot, in place.
+    fn vacate(&self, slot: &mut TakenSlot<B>, ending: Ending) -> Result<(), Stuck> {
+        let Some(occupant) = slot.occupant.take() else {
+            return Ok(());
+        };
+        let Occupant {
+            connection,
+            opened_at,
+            used,
+        } = *occupant;
+        if let Err(NotClosed { connection, error }) = self.backend.close(connection, ending) {
+            count(&self.counters.close_failures);
+            events::close_failed(&error, connection.is_some());
+            if let Some(connection) = connection {
+                slot.occupant = Some(Box::new(Occupant {
+                    connection,
+                    opened_at,
+                    used,
+                }));
+                return Err(Stuck);
+            }
+        }
+        count(&self.counters.closes);
+        self.counters.open.fetch_sub(1, AcqRel);
+        Ok(())
+    }
+
+    /// Takes the slot of a lease out of circulation, with the lease's permit.
+    pub(crate) fn strand(&self, entry: &Arc<Entry<B>>, slot: TakenSlot<B>) {
+        self.cache.end(entry, slot.index);
+        self.strand_slot(slot);
+    }
+
+    fn strand_slot(&self, slot: TakenSlot<B>) {
+        self.counters.stuck.fetch_add(1, AcqRel);
+        self.stuck.lock().push(slot);
+        self.emptied.notify(usize::MAX);
+    }
+
+    /// The end of every lease.
+    pub(crate) fn end_lease(&self, entry: &Arc<Entry<B>>, mut slot: TakenSlot<B>, fate: Fate) {
+        if let Some(occupant) = &mut slot.occupant {
+            let fate = match fate {
+                Fate::Reuse => self.backend.settle(&mut occupant.connection),
+                Fate::Discard => fate,
+            };
+            let ending = if fate == Fate::Discard {
+                Some(self.discard(&self.counters.discarded_by_lease, "fault"))
+            } else if !self.backend.fits(&occupant.connection, Some(&entry.agent)) {
+                Some(self.discard(&self.counters.discarded_by_file, "file replaced"))
+            } else {
+                None
+            };
+            if let Some(ending) = ending
+                && let Err(Stuck) = self.vacate(&mut slot, ending)
+            {
+                return self.strand(entry, slot);
+            }
+        }
+        let overdue = if slot.occupant.is_some() {
+            self.cache.park(entry, slot)
+        } else {
+            self.cache.give_back(entry, slot)
+        };
+        // Last: whoever gets the permit must find the slot.
+        self.return_permit();
+        if let Some(holder) = overdue {
+            events::overdue_returned(&holder);
+        }
+    }
+
+    /// Returns a permit. In a closed pool, what came back with it is closed: either we see here that
+    /// the pool is closed, or `close` sees what was returned, since both change the permits' word.
+    fn return_permit(&self) {
+        self.permits.release();
+        if self.permits.is_closed() {
+            self.wind_up();
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let levels = self.cache.levels();
+        let mut stats = self.counters.snapshot();
+        stats.max_connections = self.options.max_connections;
+        stats.lent = levels.lent;
+        stats.parked = levels.parked;
+        stats.hits = levels.hits;
+        stats.leases += levels.hits;
+        stats.waiting = self.permits.waiting();
+        stats
+    }
+
+    /// Refuses new leases and closes every idle connection.
+    pub(crate) fn begin_close(&self) {
+        self.permits.close();
+        self.keeper.stop();
+        self.wind_up();
+    }
+
+    pub(crate) fn close(&self, timeout: Duration) -> Result<(), Error> {
+        let asked_at = Instant::now();
+        self.begin_close();
+        loop {
+            let emptied = self.emptied.listen();
+            if self.is_empty() {
+                break;
+            }
+            if emptied.wait_deadline(asked_at + timeout).is_none() && !self.is_empty() {
+                return Err(self.exhausted(asked_at, 0));
+            }
+        }
+        self.close_stuck()
+    }
+
+    /// Closes every idle connection of a closed pool.
+    fn wind_up(&self) {
+        let mut idle = self.cache.take_parked(usize::MAX, |_, _| true);
+        idle.extend(std::iter::from_fn(|| self.slots.try_get()));
+        for mut slot in idle {
+            if let Err(Stuck) = self.vacate(&mut slot, Ending::Retired) {
+                self.permits.withdraw();
+                self.strand_slot(slot);
+            }
+        }
+        if self.is_empty() {
+            if self.counters.open.load(Acquire) == 0 {
+                self.backend.closed();
+            }
+            self.emptied.notify(usize::MAX);
+        }
+    }
+
+    /// Nothing is lent, being lent, or idle: all that may be left is stuck.
+    fn is_empty(&self) -> bool {
+        let stuck = self.counters.stuck.load(Acquire);
+        self.permits.free() + stuck >= self.options.max_connections
+            && self.counters.open.load(Acquire) <= stuck
+    }
+
+    fn close_stuck(&self) -> Result<(), Error> {
+        let stuck = std::mem::take(&mut *self.stuck.lock());
+        let mut result = Ok(());
+        for mut slot in stuck {
+            let Some(occupant) = slot.occupant.take() else {
+                continue;
+            };
+            match self.backend.close(occupant.connection, Ending::Retired) {
+                Err(NotClosed {
+                    connection: Some(connection),
+                    error,
+                }) => {
+                    slot.occupant = Some(Box::new(Occupant {
+                        connection,
+                        ..*occupant
+                    }));
+                    self.stuck.lock().push(slot);
+                    result = Err(error);
+                }
+                _ => {
+                    count(&self.counters.closes);
+                    self.counters.stuck.fetch_sub(1, AcqRel);
+                    self.counters.open.fetch_sub(1, AcqRel);
+                }
+            }
+        }
+        result
+    }
+
+    /// How often the keeper must call, so that every timeout is obeyed to within a second.
+    fn keeper_period(&self) -> Duration {
+        let shortest = [self.options.idle_timeout, self.options.overdue_after]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Duration::MAX);
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(250))
+    }
+
+    /// The keeper's work: everything that must happen in time even if nobody calls.
+    pub(crate) fn keep(&self) {
+        let now = Instant::now();
+        self.backend.refresh(now);
+        if let Some(timeout) = self.options.idle_timeout {
+            self.cache.evict_idle(now, timeout);
+        }
+        if let Some(limit) = self.options.overdue_after {
+            for holder in self.cache.newly_overdue(now, limit) {
+                count(&self.counters.overdue);
+                events::overdue(&holder);
+            }
+        }
+        let generation = self.backend.generation();
+        if self.swept_generation.swap(generation, AcqRel) != generation {
+            self.close_unfit();
+        }
+        self.cache.maintain();
+    }
+
+    /// Closes the idle connections that can serve nobody any more, after the file was replaced.
+    fn close_unfit(&self) {
+        // A slot in hand needs a permit, as it does everywhere: whoever holds one counts on finding
+        // a slot. What is lent now is closed when it comes back.
+        let permits: Vec<_> = std::iter::from_fn(|| {
+            self.permits.acquire_free().then(|| Permit(self))
+        })
+        .take(self.options.max_connections)
+        .collect();
+        let mut slots = self.cache.take_parked(permits.len(), |connection, agent| {
+            !self.backend.fits(connection, Some(agent))
+        });
+        while slots.len() < permits.len()
+            && let Some(slot) = self.slots.try_get()
+        {
+            slots.push(slot);
+        }
+        for (mut slot, permit) in slots.into_iter().zip(permits) {
+            if let Some(occupant) = &slot.occupant
+                && !self.backend.fits(&occupant.connection, None)
+            {
+                let ending = self.discard(&self.counters.discarded_by_file, "file replaced");
+                if let Err(Stuck) = self.vacate(&mut slot, ending) {
+                    std::mem::forget(permit);
+                    self.strand_slot(slot);
+                    continue;
+                }
+            }
+            drop(slot);
+            drop(permit);
+        }
+    }
+}
+
+impl<B: Backend> Permit<'_, B> {
+    /// Leaves the permit to the lease that is made of it, whose end returns it.
+    pub(crate) fn pass_on(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl<B: Backend> Drop for Permit<'_, B> {
+    fn drop(&mut self) {
+        self.0.return_permit();
+    }
+}

@@ -1,0 +1,116 @@
+//! Descriptor arithmetic: what N connections can cost, and what the process has left.
+//! It opens no database, and never changes the process's limit.
+
+use crate::error::Error;
+
+/// Descriptors that SQLite holds for an instant besides: the folder, to sync it after a file was
+/// created in it, and `/dev/urandom`, once in a process.
+const PASSING: usize = 2;
+/// A database attached to a connection: its file, `-wal`, `-shm`.
+const PER_ATTACHED: usize = 3;
+
+/// The most descriptors that `n` connections can hold: for a file, each its own for the database and
+/// for `-wal`, all together one for `-shm`. Databases in memory cost none.
+pub(crate) fn ceiling(is_file: bool, n: usize, attach_limit: usize) -> usize {
+    let attached = n * attach_limit * PER_ATTACHED;
+    match (is_file, attached) {
+        (true, _) => 2 * n + 1 + attached + PASSING,
+        (false, 0) => 0,
+        (false, _) => attached + PASSING,
+    }
+}
+
+/// The largest number of connections to a file whose ceiling is not above `descriptors`.
+pub(crate) fn affordable(descriptors: usize, attach_limit: usize) -> Option<usize> {
+    let each = ceiling(true, 1, attach_limit) - ceiling(true, 0, attach_limit);
+    let n = descriptors.checked_sub(ceiling(true, 0, attach_limit))? / each;
+    (n > 0).then_some(n.min(10_000))
+}
+
+/// How many descriptors a pool may use.
+pub(crate) struct Budget {
+    pub(crate) available: usize,
+    pub(crate) limited_by: &'static str,
+}
+
+impl Budget {
+    /// What the process's limit leaves, where that can be known.
+    pub(crate) fn of_process() -> Option<Budget> {
+        Some(Budget {
+            available: soft_limit()?.saturating_sub(open_descriptors()?),
+            limited_by: "RLIMIT_NOFILE less what the process has open",
+        })
+    }
+
+    /// Checks that a pool of this size stays within.
+    pub(crate) fn check(&self, max_connections: usize, ceiling: usize) -> Result<(), Error> {
+        if ceiling <= self.available {
+            return Ok(());
+        }
+        Err(Error::Budget {
+            max_connections,
+            ceiling,
+            available: self.available,
+            limited_by: self.limited_by,
+        })
+    }
+}
+
+#[cfg(unix)]
+fn soft_limit() -> Option<usize> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    usize::try_from(limit.current?).ok()
+}
+
+#[cfg(not(unix))]
+fn soft_limit() -> Option<usize> {
+    None
+}
+
+fn open_descriptors() -> Option<usize> {
+    let entries = std::fs::read_dir("/proc/self/fd").or_else(|_| std::fs::read_dir("/dev/fd"));
+    // One of them is the folder's own, open while we count.
+    Some(entries.ok()?.count().saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_file_costs_two_for_each_connection() {
+        assert_eq!(ceiling(true, 1, 0), 3 + PASSING);
+        assert_eq!(ceiling(true, 8, 0), 17 + PASSING);
+        assert_eq!(ceiling(true, 8, 2), 17 + 48 + PASSING);
+    }
+
+    #[test]
+    fn memory_costs_nothing_but_what_it_attaches() {
+        assert_eq!(ceiling(false, 8, 0), 0);
+        assert_eq!(ceiling(false, 8, 1), 24 + PASSING);
+    }
+
+    #[test]
+    fn affordable_is_the_largest_that_fits() {
+        for attach in 0..3 {
+            for budget in 0..200 {
+                match affordable(budget, attach) {
+                    Some(n) => {
+                        assert!(ceiling(true, n, attach) <= budget);
+                        assert!(ceiling(true, n + 1, attach) > budget);
+                    }
+                    None => assert!(ceiling(true, 1, attach) > budget),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_never_falls_as_the_pool_grows() {
+        for attach in 0..3 {
+            for n in 1..100 {
+                assert!(ceiling(true, n + 1, attach) > ceiling(true, n, attach));
+            }
+        }
+    }
+}

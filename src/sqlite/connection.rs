@@ -1,0 +1,191 @@
+//! Connection: rusqlite's, with what the backend remembers of it; and how a new one is prepared.
+//! It runs no user code.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+
+use rusqlite::limits::Limit;
+
+use super::Settings;
+use super::reset::Baseline;
+use crate::backend::Fate;
+
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// When SQLite waits for the disk: `PRAGMA synchronous`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Synchronous {
+    /// Never. A crash of the machine can corrupt the database.
+    Off,
+    /// At checkpoints. In WAL mode the database survives a crash of the machine, but the last commits
+    /// may be lost in it. A crash of the process loses nothing.
+    Normal,
+    /// At every commit. What is committed stays committed.
+    #[default]
+    Full,
+    /// As `Full`, and in rollback-journal mode the folder as well.
+    Extra,
+}
+
+/// A connection in a slot.
+pub struct Connection {
+    inner: rusqlite::Connection,
+    baseline: Baseline,
+    generation: u64,
+}
+
+impl Connection {
+    pub(super) fn new(inner: rusqlite::Connection, baseline: Baseline, generation: u64) -> Self {
+        Connection {
+            inner,
+            baseline,
+            generation,
+        }
+    }
+
+    pub(super) fn into_inner(self) -> rusqlite::Connection {
+        self.inner
+    }
+
+    /// Which of the files at the path this is a connection to.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Rolls back what the lease left open, so that it holds no lock while it is parked.
+    pub(super) fn settle(&mut self) -> Fate {
+        if self.inner.is_autocommit() {
+            return Fate::Reuse;
+        }
+        let _quiet = self.baseline.watch.quiet();
+        match self.inner.execute_batch("ROLLBACK") {
+            Ok(()) => Fate::Reuse,
+            // SQLite may have rolled back by itself meanwhile; otherwise the disk is in trouble.
+            Err(_) => Fate::Discard,
+        }
+    }
+
+    pub(super) fn reset(&mut self) -> Fate {
+        match self.baseline.restore(&mut self.inner) {
+            Ok(fate) => fate,
+            Err(_) => Fate::Discard,
+        }
+    }
+
+    /// # Errors
+    /// With the connection, if statements or blob handles that were forgotten keep it open.
+    pub(super) fn close(self) -> Result<(), (Connection, rusqlite::Error)> {
+        let Connection {
+            inner,
+            baseline,
+            generation,
+        } = self;
+        inner.close().map_err(|(inner, error)| {
+            let connection = Connection {
+                inner,
+                baseline,
+                generation,
+            };
+            (connection, error)
+        })
+    }
+}
+
+impl Deref for Connection {
+    type Target = rusqlite::Connection;
+
+    fn deref(&self) -> &rusqlite::Connection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut rusqlite::Connection {
+        &mut self.inner
+    }
+}
+
+/// What every connection needs before anybody uses it, the one that runs `setup` included.
+pub(super) fn prepare(
+    connection: &rusqlite::Connection,
+    settings: &Settings,
+    is_file: bool,
+) -> Result<(), Fault> {
+    connection.busy_timeout(settings.busy_timeout)?;
+    connection.set_prepared_statement_cache_capacity(settings.statement_cache);
+    // Temporary files would be descriptors that nobody has counted.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    if is_file {
+        if connection.is_readonly("main")? {
+            return Err(Box::new(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the file is read-only",
+            )));
+        }
+        write_ahead(connection)?;
+    }
+    let synchronous = match settings.synchronous {
+        Synchronous::Off => "OFF",
+        Synchronous::Normal => "NORMAL",
+        Synchronous::Full => "FULL",
+        Synchronous::Extra => "EXTRA",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(
+        None,
+        "mmap_size",
+        i64::try_from(settings.mmap_size).unwrap_or(i64::MAX),
+    )?;
+    for (name, value) in &settings.pragmas {
+        connection.pragma_update(None, name, value)?;
+    }
+    Ok(())
+}
+
+/// Sees to it that the file is in WAL mode. Where it is already, this changes nothing and takes no
+/// lock; the first read of the file is here, so here a file that is no database shows.
+fn write_ahead(connection: &rusqlite::Connection) -> Result<(), Fault> {
+    let mode = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+    let now = connection.pragma_query_value(None, "journal_mode", mode)?;
+    if now.eq_ignore_ascii_case("wal") {
+        return Ok(());
+    }
+    // The pragma answers with the mode that is in force, whatever was asked for.
+    let now = connection.pragma_update_and_check(None, "journal_mode", "WAL", mode)?;
+    if now.eq_ignore_ascii_case("wal") {
+        return Ok(());
+    }
+    Err(Box::new(io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("journal mode stays {now}: this file system or SQLite cannot do WAL"),
+    )))
+}
+
+/// Keeps ATTACH from opening files that the ceiling does not count.
+pub(super) fn limit_attach(
+    connection: &rusqlite::Connection,
+    settings: &Settings,
+) -> Result<(), Fault> {
+    let limit = i32::try_from(settings.attach_limit).unwrap_or(i32::MAX);
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, limit)?;
+    let now = connection.limit(Limit::SQLITE_LIMIT_ATTACHED)?;
+    if now == limit {
+        return Ok(());
+    }
+    Err(Box::new(io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("attach_limit = {limit}: this SQLite can attach {now} databases at most"),
+    )))
+}
+
+/// Whether SQLite was compiled with SQLITE_ENABLE_MEMORY_MANAGEMENT.
+pub(super) fn has_memory_management(connection: &rusqlite::Connection) -> bool {
+    connection
+        .query_row(
+            "SELECT sqlite_compileoption_used('ENABLE_MEMORY_MANAGEMENT')",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap_or(false)
+}

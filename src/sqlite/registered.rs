@@ -1,0 +1,130 @@
+//! SQL functions, collations and modules that borrowers registered: finding out that they did.
+//! It removes none: SQLite can list them, but not say what was there before.
+
+use rusqlite::{Connection, StatementStatus};
+
+use crate::backend::Fate;
+
+/// What was registered on a connection when it was opened.
+pub(super) struct Registered {
+    functions: Listed,
+    collations: Listed,
+    modules: Listed,
+    /// How often SQLite had to prepare `SENTINEL` again.
+    prepared_again: i32,
+}
+
+/// How many rows a list has, and a sum over what they say.
+type Listed = (u64, u64);
+
+/// SQLite invalidates every prepared statement when a function or collation takes the place of
+/// another. This one depends on nothing else.
+const SENTINEL: &str = "SELECT 'leasepool'";
+
+impl Registered {
+    pub(super) fn on(connection: &Connection) -> rusqlite::Result<Registered> {
+        let (_, prepared_again) = sentinel(connection)?;
+        Ok(Registered {
+            functions: list_if(has_functions(connection), connection, "function_list")?,
+            collations: list_if(has_collations(connection), connection, "collation_list")?,
+            modules: list_if(cfg!(feature = "vtab"), connection, "module_list")?,
+            prepared_again,
+        })
+    }
+
+    /// `Fate::Discard` if anything was registered since, or that cannot be told.
+    pub(super) fn check(&mut self, connection: &Connection) -> rusqlite::Result<Fate> {
+        let (functions, collations) = (has_functions(connection), has_collations(connection));
+        let modules = cfg!(feature = "vtab");
+        if !(functions || collations || modules) {
+            return Ok(Fate::Reuse);
+        }
+        let (run_before, prepared_again) = sentinel(connection)?;
+        let same = run_before
+            && prepared_again == self.prepared_again
+            && self.functions == list_if(functions, connection, "function_list")?
+            && self.collations == list_if(collations, connection, "collation_list")?
+            && self.modules == list_if(modules, connection, "module_list")?;
+        Ok(if same { Fate::Reuse } else { Fate::Discard })
+    }
+}
+
+/// Runs the sentinel. Returns whether it is the statement that ran before (it leaves rusqlite's cache
+/// when an agent uses more statements than that holds), and how often it was prepared again.
+fn sentinel(connection: &Connection) -> rusqlite::Result<(bool, i32)> {
+    let mut statement = connection.prepare_cached(SENTINEL)?;
+    let run_before = statement.get_status(StatementStatus::Run) > 0;
+    statement.query_row([], |_| Ok(()))?;
+    Ok((
+        run_before,
+        statement.get_status(StatementStatus::RePrepare),
+    ))
+}
+
+fn list_if(wanted: bool, connection: &Connection, pragma: &str) -> rusqlite::Result<Listed> {
+    use std::hash::{BuildHasher, Hash, Hasher};
+
+    let mut listed = (0, 0_u64);
+    if !wanted {
+        return Ok(listed);
+    }
+    let hashes = foldhash::quality::FixedState::default();
+    let mut statement = connection.prepare(&format!("PRAGMA {pragma}"))?;
+    let columns = statement.column_count();
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let mut hasher = hashes.build_hasher();
+        for column in 0..columns {
+            match row.get_ref(column)? {
+                rusqlite::types::ValueRef::Integer(i) => i.hash(&mut hasher),
+                other => other.as_bytes_or_null()?.hash(&mut hasher),
+            }
+        }
+        listed.0 += 1;
+        // A sum, since SQLite gives the rows in no order.
+        listed.1 = listed.1.wrapping_add(hasher.finish());
+    }
+    Ok(listed)
+}
+
+fn has_functions(connection: &Connection) -> bool {
+    use absent::Functions;
+    !absent::is(|| connection.remove_function("", 0))
+}
+
+fn has_collations(connection: &Connection) -> bool {
+    use absent::Collations;
+    !absent::is(|| connection.remove_collation(""))
+}
+
+/// Tells whether rusqlite was compiled with a feature, whoever asked for it: a method that it then
+/// has goes before a trait's method of the same name, which returns another type. Nothing is called.
+#[allow(
+    dead_code,
+    reason = "which of them are used depends on rusqlite's features"
+)]
+mod absent {
+    use std::any::TypeId;
+
+    pub(super) struct Absent;
+
+    pub(super) fn is<T: 'static>(_: impl FnOnce() -> T) -> bool {
+        TypeId::of::<T>() == TypeId::of::<Absent>()
+    }
+
+    pub(super) trait Functions {
+        fn remove_function(&self, _name: &str, _arguments: i32) -> Absent {
+            Absent
+        }
+    }
+
+    impl Functions for rusqlite::Connection {}
+
+    pub(super) trait Collations {
+        fn remove_collation(&self, _name: &str) -> Absent {
+            Absent
+        }
+    }
+
+    impl Collations for rusqlite::Connection {}
+}

@@ -1,0 +1,338 @@
+//! Reset: taking every trace of one agent off a connection before another gets it.
+//! What cannot be taken off is reported, so that the connection is closed and opened anew.
+//!
+//! Which SQLite facility tells each thing:
+//!
+//! | trace | told by | then |
+//! |---|---|---|
+//! | open transaction | `sqlite3_get_autocommit` | rolled back, already at the end of the lease |
+//! | statement still running | `sqlite3_stmt_busy` over `sqlite3_next_stmt` | discard |
+//! | temporary tables, views, triggers, rows in them | the authorizer: any write to `temp` | discard |
+//! | attached or detached databases | the authorizer: ATTACH, DETACH | discard |
+//! | changed pragmas | the authorizer: a PRAGMA with a value, but for those that only read or only change the file | discard |
+//! | loaded extensions | the authorizer: the function `load_extension` | discard |
+//! | the authorizer itself replaced | ours being dropped | discard |
+//! | commit, rollback and update hook, progress handler | nothing: removing one costs nanoseconds | removed |
+//! | trace, WAL hook, busy handler | nothing, likewise | removed; our own put back |
+//! | limits, `sqlite3_db_config` switches | reading them | put back |
+//! | size of the statement cache | nothing | put back |
+//! | `last_insert_rowid()` | reading it | overwritten by a row in a temporary table of ours |
+//! | the whole database replaced (`deserialize`), or the connection (`mem::swap`) | the address of `sqlite3_db_filename`, one for each connection | discard |
+//! | SQL functions, collations, modules | the lists of them, and for one that replaces another, a statement of ours that SQLite had to prepare again | discard |
+//!
+//! The last row costs 50 µs or so, and is there only in programs that can register such things: where
+//! rusqlite is compiled with its feature `functions` or `collation` (whoever asked for it), or this
+//! crate with its feature `vtab`. `total_changes()` goes on counting; only differences of it mean
+//! anything. Not seen: what an extension does that was loaded by `unsafe` code.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
+use rusqlite::trace::TraceEventCodes;
+
+use super::Settings;
+use super::registered::Registered;
+use crate::backend::Fate;
+
+/// Sees, through the authorizer and hooks on a connection, what its borrowers do to it.
+pub(super) struct Watch {
+    touched: AtomicU32,
+    /// The pool itself is at work.
+    quiet: AtomicBool,
+}
+
+/// Something was done that a reset cannot undo.
+const CHANGED: u32 = 1;
+/// Our authorizer was replaced: nothing is seen any more.
+const BLIND: u32 = 2;
+/// One of the hooks that were there before `on_open` was replaced.
+const HOOKED: u32 = 4;
+
+/// Sets its bit when the closure that owns it is dropped.
+struct Tripwire(Arc<Watch>, u32);
+
+/// Keeps a watch quiet for as long as it lives.
+pub(super) struct Quiet(Arc<Watch>);
+
+impl Watch {
+    /// Watches `connection` from now on, and marks its hooks, so that it shows whether `on_open`
+    /// sets any.
+    pub(super) fn install(connection: &Connection) -> rusqlite::Result<Arc<Watch>> {
+        let watch = Arc::new(Watch {
+            touched: AtomicU32::new(0),
+            quiet: AtomicBool::new(false),
+        });
+        let tripwire = |bit| Tripwire(Arc::clone(&watch), bit);
+        let authorizer = tripwire(BLIND);
+        connection.authorizer(Some(move |context: AuthContext<'_>| {
+            authorizer.0.see(&context);
+            Authorization::Allow
+        }))?;
+        let hook = tripwire(HOOKED);
+        connection.commit_hook(Some(move || hook.is_nothing()))?;
+        let hook = tripwire(HOOKED);
+        connection.rollback_hook(Some(move || _ = hook.is_nothing()))?;
+        let hook = tripwire(HOOKED);
+        connection.update_hook(Some(move |_: Action, _: &str, _: &str, _: i64| {
+            hook.is_nothing();
+        }))?;
+        let hook = tripwire(HOOKED);
+        connection.progress_handler(i32::MAX, Some(move || hook.is_nothing()))?;
+        Ok(watch)
+    }
+
+    pub(super) fn quiet(self: &Arc<Self>) -> Quiet {
+        self.quiet.store(true, Relaxed);
+        Quiet(Arc::clone(self))
+    }
+
+    fn touched(&self) -> u32 {
+        self.touched.load(Relaxed)
+    }
+
+    /// Called as a statement is being prepared, by the thread that has the connection.
+    fn see(&self, context: &AuthContext<'_>) {
+        let changes = match context.action {
+            AuthAction::Attach { .. }
+            | AuthAction::Detach { .. }
+            | AuthAction::CreateTempIndex { .. }
+            | AuthAction::CreateTempTable { .. }
+            | AuthAction::CreateTempTrigger { .. }
+            | AuthAction::CreateTempView { .. }
+            | AuthAction::DropTempIndex { .. }
+            | AuthAction::DropTempTable { .. }
+            | AuthAction::DropTempTrigger { .. }
+            | AuthAction::DropTempView { .. } => true,
+            AuthAction::Insert { .. }
+            | AuthAction::Update { .. }
+            | AuthAction::Delete { .. }
+            | AuthAction::AlterTable { .. }
+            | AuthAction::CreateVtable { .. }
+            | AuthAction::DropVtable { .. } => context.database_name == Some("temp"),
+            AuthAction::Pragma {
+                pragma_name,
+                pragma_value: Some(_),
+            } => !leaves_connection_alone(pragma_name),
+            AuthAction::Function { function_name } => {
+                function_name.eq_ignore_ascii_case("load_extension")
+            }
+            _ => false,
+        };
+        if changes && !self.quiet.load(Relaxed) {
+            self.touched.fetch_or(CHANGED, Relaxed);
+        }
+    }
+}
+
+/// Pragmas whose argument only says what to look at, or whose effect is in the file.
+fn leaves_connection_alone(pragma: &str) -> bool {
+    const HARMLESS: [&str; 16] = [
+        "application_id",
+        "foreign_key_check",
+        "foreign_key_list",
+        "incremental_vacuum",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "integrity_check",
+        "optimize",
+        "quick_check",
+        "schema_version",
+        "table_info",
+        "table_list",
+        "table_xinfo",
+        "user_version",
+        "wal_checkpoint",
+    ];
+    HARMLESS
+        .iter()
+        .any(|harmless| pragma.eq_ignore_ascii_case(harmless))
+}
+
+impl Tripwire {
+    /// The hooks that only mark their place let everything pass.
+    fn is_nothing(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for Tripwire {
+    fn drop(&mut self) {
+        self.0.touched.fetch_or(self.1, Relaxed);
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        self.0.quiet.store(false, Relaxed);
+    }
+}
+
+/// What a connection was like when it had just been opened.
+pub(super) struct Baseline {
+    pub(super) watch: Arc<Watch>,
+    /// `on_open` replaced hooks. They cannot be read back, so no reset can restore them.
+    hooked_by_on_open: bool,
+    busy_timeout: Duration,
+    statement_cache: usize,
+    limits: Vec<(Limit, i32)>,
+    switches: Vec<(DbConfig, bool)>,
+    autocheckpoint: i64,
+    identity: Option<usize>,
+    registered: Registered,
+}
+
+const LIMITS: [Limit; 12] = [
+    Limit::SQLITE_LIMIT_LENGTH,
+    Limit::SQLITE_LIMIT_SQL_LENGTH,
+    Limit::SQLITE_LIMIT_COLUMN,
+    Limit::SQLITE_LIMIT_EXPR_DEPTH,
+    Limit::SQLITE_LIMIT_COMPOUND_SELECT,
+    Limit::SQLITE_LIMIT_VDBE_OP,
+    Limit::SQLITE_LIMIT_FUNCTION_ARG,
+    Limit::SQLITE_LIMIT_ATTACHED,
+    Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH,
+    Limit::SQLITE_LIMIT_VARIABLE_NUMBER,
+    Limit::SQLITE_LIMIT_TRIGGER_DEPTH,
+    Limit::SQLITE_LIMIT_WORKER_THREADS,
+];
+
+/// All that are switches of the connection. A SQLite too old for one says so, and it is left out.
+const SWITCHES: [DbConfig; 16] = [
+    DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY,
+    DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER,
+    DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER,
+    DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
+    DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG,
+    DbConfig::SQLITE_DBCONFIG_TRIGGER_EQP,
+    DbConfig::SQLITE_DBCONFIG_RESET_DATABASE,
+    DbConfig::SQLITE_DBCONFIG_DEFENSIVE,
+    DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA,
+    DbConfig::SQLITE_DBCONFIG_LEGACY_ALTER_TABLE,
+    DbConfig::SQLITE_DBCONFIG_DQS_DML,
+    DbConfig::SQLITE_DBCONFIG_DQS_DDL,
+    DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW,
+    DbConfig::SQLITE_DBCONFIG_LEGACY_FILE_FORMAT,
+    DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+    DbConfig::SQLITE_DBCONFIG_STMT_SCANSTATUS,
+];
+
+impl Baseline {
+    /// Takes the state of a connection after `on_open`, and removes the hooks that mark places.
+    pub(super) fn of(
+        connection: &Connection,
+        settings: &Settings,
+        watch: Arc<Watch>,
+    ) -> rusqlite::Result<Baseline> {
+        let hooked_by_on_open = watch.touched() & (HOOKED | BLIND) != 0;
+        if !hooked_by_on_open {
+            remove_hooks(connection)?;
+        }
+        let _quiet = watch.quiet();
+        let baseline = Baseline {
+            hooked_by_on_open,
+            busy_timeout: settings.busy_timeout,
+            statement_cache: settings.statement_cache,
+            limits: LIMITS
+                .iter()
+                .filter_map(|&limit| Some((limit, connection.limit(limit).ok()?)))
+                .filter(|(_, value)| *value >= 0)
+                .collect(),
+            switches: SWITCHES
+                .iter()
+                .filter_map(|&switch| Some((switch, connection.db_config(switch).ok()?)))
+                .collect(),
+            autocheckpoint: connection
+                .pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?,
+            identity: identity(connection),
+            registered: Registered::on(connection)?,
+            watch: Arc::clone(&watch),
+        };
+        watch.touched.store(0, Relaxed);
+        Ok(baseline)
+    }
+
+    /// Puts the connection back to what it was, or says that this cannot be done. The cheap checks
+    /// come first, the ones that run SQL last.
+    pub(super) fn restore(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
+        if self.hooked_by_on_open
+            || self.watch.touched() != 0
+            || identity(connection) != self.identity
+            || connection.is_busy()
+        {
+            return Ok(Fate::Discard);
+        }
+        let _quiet = self.watch.quiet();
+        if !connection.is_autocommit() {
+            connection.execute_batch("ROLLBACK")?;
+        }
+        remove_hooks(connection)?;
+        connection.trace_v2(TraceEventCodes::empty(), None);
+        connection.busy_timeout(self.busy_timeout)?;
+        for &(limit, value) in &self.limits {
+            if connection.limit(limit)? != value {
+                connection.set_limit(limit, value)?;
+            }
+        }
+        for &(switch, value) in &self.switches {
+            if connection.db_config(switch)? != value {
+                connection.set_db_config(switch, value)?;
+            }
+        }
+        connection.set_prepared_statement_cache_capacity(self.statement_cache);
+        self.restore_wal_hook(connection)?;
+        forget_rowid(connection)?;
+        self.registered.check(connection)
+    }
+
+    /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's removes them.
+    fn restore_wal_hook(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.wal_hook(None);
+        if self.autocheckpoint > 0 {
+            let sql = format!("PRAGMA wal_autocheckpoint = {}", self.autocheckpoint);
+            connection
+                .prepare_cached(&sql)?
+                .query_row([], |_| Ok(()))?;
+        }
+        Ok(())
+    }
+}
+
+fn remove_hooks(connection: &Connection) -> rusqlite::Result<()> {
+    connection.commit_hook(None::<fn() -> bool>)?;
+    connection.rollback_hook(None::<fn()>)?;
+    connection.update_hook(None::<fn(Action, &str, &str, i64)>)?;
+    connection.progress_handler(0, None::<fn() -> bool>)?;
+    #[cfg(feature = "preupdate_hook")]
+    connection.preupdate_hook(
+        None::<fn(Action, &str, &str, &rusqlite::hooks::PreUpdateCase)>,
+    )?;
+    Ok(())
+}
+
+/// The only way to change `last_insert_rowid()` is to insert a row.
+fn forget_rowid(connection: &Connection) -> rusqlite::Result<()> {
+    const FORGET: &str = "REPLACE INTO temp.leasepool_rowid (rowid) VALUES (0)";
+    if connection.last_insert_rowid() == 0 {
+        return Ok(());
+    }
+    let mut forget = match connection.prepare_cached(FORGET) {
+        Ok(forget) => forget,
+        Err(_) => {
+            connection.execute_batch("CREATE TEMP TABLE leasepool_rowid (x)")?;
+            connection.prepare_cached(FORGET)?
+        }
+    };
+    forget.execute([])?;
+    Ok(())
+}
+
+/// Where SQLite keeps the name of the connection's main database: each connection has its own copy.
+fn identity(connection: &Connection) -> Option<usize> {
+    connection.path().map(|name| name.as_ptr().addr())
+}

@@ -1,0 +1,158 @@
+//! Private counters, and the public snapshot made of them.
+//! It counts what it is told and decides nothing.
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+/// What a pool is doing, and has done since it was built: [`Pool::stats`](crate::Pool::stats).
+///
+/// The first group are levels at the moment of the call, read one after the other while others work,
+/// so that they fit together exactly only in a quiet pool. The rest only ever grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// The size of the pool: connections that may be open at once.
+    pub max_connections: usize,
+    /// Connections open, or being opened or closed, at this moment. `lent`, `parked`, `stuck` and
+    /// those free in r2d2 are all among them.
+    pub open: usize,
+    /// Connections lent.
+    pub lent: usize,
+    /// Idle connections kept for their agents.
+    pub parked: usize,
+    /// Connections that could not be closed: something still uses them, most likely a statement
+    /// given to [`std::mem::forget`]. Each keeps its slot, and is never lent again.
+    pub stuck: usize,
+    /// Callers waiting for a connection.
+    pub waiting: usize,
+
+    /// Leases given.
+    pub leases: u64,
+    /// Leases served with the agent's own parked connection.
+    pub hits: u64,
+    /// Leases that took a free connection, reclaimed one or opened one.
+    pub misses: u64,
+    /// Calls that ended in [`Error::Exhausted`](crate::Error::Exhausted).
+    pub timeouts: u64,
+    /// Parked connections given up because another agent needed one.
+    pub reclaims: u64,
+    /// Parked connections given back because more agents were cached than `cached_agents`.
+    pub evicted_by_size: u64,
+    /// Parked connections given back because `idle_timeout` had passed.
+    pub evicted_by_idle: u64,
+    /// Parked connections given back by [`Pool::release`](crate::Pool::release).
+    pub released: u64,
+    /// Parked connections given back because a second lease of the same agent ended later.
+    pub replaced: u64,
+    /// Connections cleaned before another agent got them.
+    pub resets: u64,
+    /// Connections opened.
+    pub opens: u64,
+    /// Attempts to open a connection that failed.
+    pub open_failures: u64,
+    /// Connections closed.
+    pub closes: u64,
+    /// Connections whose closing reported an error.
+    pub close_failures: u64,
+    /// Closed because a reset could not clean them.
+    pub discarded_by_reset: u64,
+    /// Closed because the file under them had been replaced.
+    pub discarded_by_file: u64,
+    /// Closed because they were older than `max_lifetime`.
+    pub discarded_by_age: u64,
+    /// Closed because their lease ended in a fault, or in [`Lease::discard`](crate::Lease::discard).
+    pub discarded_by_lease: u64,
+    /// Leases held longer than `overdue_after`.
+    pub overdue: u64,
+}
+
+impl Stats {
+    /// Parked connections given back for any reason but a reclaim.
+    pub fn evictions(&self) -> u64 {
+        self.evicted_by_size + self.evicted_by_idle + self.released + self.replaced
+    }
+}
+
+/// A lease that is held: [`Pool::holders`](crate::Pool::holders), [`Error::Exhausted`](crate::Error::Exhausted).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The agent.
+    pub agent: String,
+    /// Where the lease was taken.
+    pub borrowed_at: &'static Location<'static>,
+    /// For how long it has been held.
+    pub age: Duration,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} since {:?} at {}",
+            self.agent, self.age, self.borrowed_at
+        )
+    }
+}
+
+/// The counters behind [`Stats`]. All are statistics: nothing is decided on their values but by
+/// `open`, which only [`Pool::close`](crate::Pool::close) waits on.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) open: AtomicUsize,
+    pub(crate) stuck: AtomicUsize,
+    pub(crate) misses: AtomicU64,
+    pub(crate) timeouts: AtomicU64,
+    pub(crate) reclaims: AtomicU64,
+    pub(crate) evicted_by_size: AtomicU64,
+    pub(crate) evicted_by_idle: AtomicU64,
+    pub(crate) released: AtomicU64,
+    pub(crate) replaced: AtomicU64,
+    pub(crate) resets: AtomicU64,
+    pub(crate) opens: AtomicU64,
+    pub(crate) open_failures: AtomicU64,
+    pub(crate) closes: AtomicU64,
+    pub(crate) close_failures: AtomicU64,
+    pub(crate) discarded_by_reset: AtomicU64,
+    pub(crate) discarded_by_file: AtomicU64,
+    pub(crate) discarded_by_age: AtomicU64,
+    pub(crate) discarded_by_lease: AtomicU64,
+    pub(crate) overdue: AtomicU64,
+}
+
+/// Adds one to a counter that nothing is synchronised by.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+impl Counters {
+    /// The counters' part of a snapshot; the pool fills in what it can see itself.
+    pub(crate) fn snapshot(&self) -> Stats {
+        let misses = self.misses.load(Relaxed);
+        Stats {
+            open: self.open.load(Relaxed),
+            stuck: self.stuck.load(Relaxed),
+            leases: misses,
+            misses,
+            timeouts: self.timeouts.load(Relaxed),
+            reclaims: self.reclaims.load(Relaxed),
+            evicted_by_size: self.evicted_by_size.load(Relaxed),
+            evicted_by_idle: self.evicted_by_idle.load(Relaxed),
+            released: self.released.load(Relaxed),
+            replaced: self.replaced.load(Relaxed),
+            resets: self.resets.load(Relaxed),
+            opens: self.opens.load(Relaxed),
+            open_failures: self.open_failures.load(Relaxed),
+            closes: self.closes.load(Relaxed),
+            close_failures: self.close_failures.load(Relaxed),
+            discarded_by_reset: self.discarded_by_reset.load(Relaxed),
+            discarded_by_file: self.discarded_by_file.load(Relaxed),
+            discarded_by_age: self.discarded_by_age.load(Relaxed),
+            discarded_by_lease: self.discarded_by_lease.load(Relaxed),
+            overdue: self.overdue.load(Relaxed),
+            ..Stats::default()
+        }
+    }
+}
