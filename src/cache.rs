@@ -1,15 +1,15 @@
-//! AgentCache: the idle connections, each parked under its agent's id, and the ledger of who has
-//! which slot. It moves slots; it never opens, cleans or closes what is in them.
+//! AgentCache: the idle connections, each parked under its agent's id.
+//! It moves slots; it never opens, cleans or closes what is in them.
 //!
-//! moka keeps the entries and picks what to evict; its listener gives the evicted entry's slot back
+//! moka keeps the entries and decides what to evict; its listener gives the evicted entry's slot back
 //! to r2d2. The listener runs on any thread, under moka's locks, so all it does is take the slot out
 //! of the entry and drop it. The slot is *taken out* because moka frees evicted values later.
 //!
-//! The ledger has one cell for each slot, and so at most N entries to look through for the reclaim
-//! victim, the holders, or idle connections; walking moka's segments would cost more than that.
+//! A warm lease finds its entry in the ledger. moka's `get` costs as much as all the rest of such a
+//! lease, mostly to note who was used last, so it is called only where that can matter: where fewer
+//! agents are cached than there are slots, and so moka evicts by size.
 //!
-//! Locks, in the order they may be taken: moka's, the ledger's, an entry's. moka is never called
-//! with one of the other two held.
+//! moka is never called with a lock of the ledger's held.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use std::time::{Duration, Instant};
 use foldhash::quality::RandomState;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
-use parking_lot::Mutex;
 
 use crate::backend::Backend;
+use crate::ledger::{Entry, Leaving, Ledger, Loan, Parked, Residence, State};
 use crate::slot::TakenSlot;
 use crate::stats::{Counters, Holder, count};
 
 pub(crate) struct AgentCache<B: Backend> {
     moka: moka::sync::Cache<Arc<str>, Arc<Entry<B>>, RandomState>,
-    ledger: Arc<Ledger<B>>,
+    pub(crate) ledger: Arc<Ledger<B>>,
     counters: Arc<Counters>,
     /// Entries kept at most. 0: none, connections go straight back to r2d2.
     cached_agents: usize,
@@ -37,81 +37,9 @@ pub(crate) struct AgentCache<B: Backend> {
     turns: AtomicU64,
 }
 
-/// One agent's hold on one slot, from the lease that took the slot until the slot goes back to r2d2.
-pub(crate) struct Entry<B: Backend> {
-    pub(crate) agent: Arc<str>,
-    body: Mutex<Body<B>>,
-}
-
-struct Body<B: Backend> {
-    state: State<B>,
-    /// Leases served by parking here. Moved to the ledger's total when the entry ends.
-    hits: u64,
-}
-
-enum State<B: Backend> {
-    Lent(Loan),
-    Parked(Parked<B>),
-    /// The slot went elsewhere; the entry serves nobody any more.
-    Gone,
-}
-
-#[derive(Clone, Copy)]
-struct Loan {
-    since: Instant,
-    borrowed_at: &'static Location<'static>,
-    residence: Residence,
-    reported: bool,
-}
-
-/// Whether moka knows the entry of a lent connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Residence {
-    /// Not yet: it will be inserted when it is first parked.
-    Newcomer,
-    Resident,
-    /// Evicted while lent: the connection goes to r2d2 when it comes back.
-    Retired,
-}
-
-struct Parked<B: Backend> {
-    slot: TakenSlot<B>,
-    turn: u64,
-    /// When the keeper first saw it parked.
-    idle_since: Option<Instant>,
-    /// Why it is about to be evicted, for the count; moka only knows "explicitly".
-    leaving: Leaving,
-}
-
-#[derive(Clone, Copy)]
-enum Leaving {
-    Reclaimed,
-    Idle,
-    Released,
-}
-
-struct Ledger<B: Backend>(Mutex<Cells<B>>);
-
-struct Cells<B: Backend> {
-    by_slot: Vec<Option<Arc<Entry<B>>>>,
-    /// Hits of entries that have ended.
-    hits: u64,
-}
-
-/// How many slots are where, and how many leases were hits.
-#[derive(Default)]
-pub(crate) struct Levels {
-    pub(crate) lent: usize,
-    pub(crate) parked: usize,
-    pub(crate) hits: u64,
-}
-
 impl<B: Backend> AgentCache<B> {
     pub(crate) fn new(slots: usize, cached_agents: usize, counters: Arc<Counters>) -> Self {
-        let ledger = Arc::new(Ledger(Mutex::new(Cells {
-            by_slot: (0..slots).map(|_| None).collect(),
-            hits: 0,
-        })));
+        let ledger = Arc::new(Ledger::new(slots));
         let listener = {
             let (ledger, counters) = (Arc::clone(&ledger), Arc::clone(&counters));
             move |_: Arc<Arc<str>>, entry: Arc<Entry<B>>, cause| {
@@ -139,18 +67,16 @@ impl<B: Backend> AgentCache<B> {
         since: Instant,
         borrowed_at: &'static Location<'static>,
     ) -> Option<(Arc<Entry<B>>, TakenSlot<B>)> {
-        let entry = self.moka.get(agent)?;
-        let slot = {
-            let mut body = entry.body.lock();
-            let slot = body.unpark(State::Lent(Loan {
-                since,
-                borrowed_at,
-                residence: Residence::Resident,
-                reported: false,
-            }))?;
-            body.hits += 1;
-            slot
-        };
+        let entry = self.ledger.find(agent)?;
+        let slot = entry.lock().lend(Loan {
+            since,
+            borrowed_at,
+            residence: Residence::Resident,
+            reported: false,
+        })?;
+        if self.evicts_by_size {
+            let _ = self.moka.get(agent);
+        }
         Some((entry, slot))
     }
 
@@ -163,18 +89,13 @@ impl<B: Backend> AgentCache<B> {
         borrowed_at: &'static Location<'static>,
     ) -> Arc<Entry<B>> {
         count(&self.counters.misses);
-        let entry = Arc::new(Entry {
-            agent: Arc::from(agent),
-            body: Mutex::new(Body {
-                state: State::Lent(Loan {
-                    since,
-                    borrowed_at,
-                    residence: Residence::Newcomer,
-                    reported: false,
-                }),
-                hits: 0,
-            }),
-        });
+        let loan = Loan {
+            since,
+            borrowed_at,
+            residence: Residence::Newcomer,
+            reported: false,
+        };
+        let entry = Entry::new(agent, loan);
         self.ledger.assign(index, &entry);
         entry
     }
@@ -182,7 +103,7 @@ impl<B: Backend> AgentCache<B> {
     /// Parks the connection of a lease that ends, or gives it to r2d2 if the agent was evicted
     /// meanwhile. Returns the lease's record if it had been reported as overdue.
     pub(crate) fn park(&self, entry: &Arc<Entry<B>>, slot: TakenSlot<B>) -> Option<Holder> {
-        let mut body = entry.body.lock();
+        let mut body = entry.lock();
         let State::Lent(loan) = body.state else {
             // Not reachable: only the end of the lease ends the state `Lent`.
             drop(body);
@@ -202,6 +123,7 @@ impl<B: Backend> AgentCache<B> {
         let overdue = loan.overdue(&entry.agent);
         if loan.residence == Residence::Newcomer {
             // Parked first, inserted second: what moka can evict must already hold the slot.
+            self.ledger.enlist(entry);
             self.moka.insert(Arc::clone(&entry.agent), Arc::clone(entry));
             if self.evicts_by_size {
                 self.moka.run_pending_tasks();
@@ -220,7 +142,7 @@ impl<B: Backend> AgentCache<B> {
 
     /// Ends the entry of a lease whose slot goes elsewhere.
     pub(crate) fn end(&self, entry: &Arc<Entry<B>>, index: usize) -> Option<Holder> {
-        let before = std::mem::replace(&mut entry.body.lock().state, State::Gone);
+        let before = std::mem::replace(&mut entry.lock().state, State::Gone);
         self.ledger.clear(index);
         let State::Lent(loan) = before else {
             return None;
@@ -255,7 +177,7 @@ impl<B: Backend> AgentCache<B> {
     pub(crate) fn evict_idle(&self, now: Instant, timeout: Duration) {
         for entry in self.ledger.entries() {
             let idle = {
-                let mut body = entry.body.lock();
+                let mut body = entry.lock();
                 match &mut body.state {
                     State::Parked(parked) => {
                         let since = *parked.idle_since.get_or_insert(now);
@@ -288,7 +210,7 @@ impl<B: Backend> AgentCache<B> {
                 break;
             }
             let slot = {
-                let mut body = entry.body.lock();
+                let mut body = entry.lock();
                 match &body.state {
                     State::Parked(parked)
                         if parked
@@ -297,7 +219,7 @@ impl<B: Backend> AgentCache<B> {
                             .as_ref()
                             .is_none_or(|o| wanted(&o.connection, &entry.agent)) =>
                     {
-                        body.unpark(State::Gone)
+                        body.unpark(State::Gone).map(|parked| parked.slot)
                     }
                     _ => None,
                 }
@@ -311,55 +233,10 @@ impl<B: Backend> AgentCache<B> {
         taken
     }
 
-    /// Who holds what, the oldest lease first.
-    pub(crate) fn holders(&self, now: Instant) -> Vec<Holder> {
-        self.loans(now, |_| true)
-    }
-
-    /// Leases older than `limit` that no earlier call has returned.
-    pub(crate) fn newly_overdue(&self, now: Instant, limit: Duration) -> Vec<Holder> {
-        self.loans(now, |loan| {
-            let newly = !loan.reported && now.saturating_duration_since(loan.since) >= limit;
-            loan.reported |= newly;
-            newly
-        })
-    }
-
-    fn loans(&self, now: Instant, mut wanted: impl FnMut(&mut Loan) -> bool) -> Vec<Holder> {
-        let mut holders = Vec::new();
-        for entry in self.ledger.entries() {
-            if let State::Lent(loan) = &mut entry.body.lock().state
-                && wanted(loan)
-            {
-                holders.push(loan.holder(&entry.agent, now));
-            }
-        }
-        holders.sort_by_key(|holder| std::cmp::Reverse(holder.age));
-        holders
-    }
-
-    pub(crate) fn levels(&self) -> Levels {
-        let cells = self.ledger.0.lock();
-        let mut levels = Levels {
-            hits: cells.hits,
-            ..Levels::default()
-        };
-        for entry in cells.by_slot.iter().flatten() {
-            let body = entry.body.lock();
-            levels.hits += body.hits;
-            match body.state {
-                State::Lent(_) => levels.lent += 1,
-                State::Parked(_) => levels.parked += 1,
-                State::Gone => {}
-            }
-        }
-        levels
-    }
-
     /// Evicts one entry, whatever its state. Returns whether it was parked.
     fn evict(&self, entry: &Arc<Entry<B>>, why: Leaving) -> bool {
         {
-            let mut body = entry.body.lock();
+            let mut body = entry.lock();
             match &mut body.state {
                 State::Parked(parked) => parked.leaving = why,
                 State::Lent(loan) => {
@@ -390,15 +267,15 @@ fn evicted<B: Backend>(
     cause: RemovalCause,
 ) {
     let parked = {
-        let mut body = entry.body.lock();
-        match std::mem::replace(&mut body.state, State::Gone) {
-            State::Parked(parked) => parked,
-            State::Lent(mut loan) => {
-                loan.residence = Residence::Retired;
-                body.state = State::Lent(loan);
+        let mut body = entry.lock();
+        match body.unpark(State::Gone) {
+            Some(parked) => parked,
+            None => {
+                if let State::Lent(loan) = &mut body.state {
+                    loan.residence = Residence::Retired;
+                }
                 return;
             }
-            State::Gone => return,
         }
     };
     ledger.clear(parked.slot.index);
@@ -413,62 +290,3 @@ fn evicted<B: Backend>(
     drop(parked);
 }
 
-impl<B: Backend> Body<B> {
-    /// Takes the slot out if it is parked here, and moves on to `next`.
-    fn unpark(&mut self, next: State<B>) -> Option<TakenSlot<B>> {
-        match std::mem::replace(&mut self.state, next) {
-            State::Parked(parked) => Some(parked.slot),
-            other => {
-                self.state = other;
-                None
-            }
-        }
-    }
-}
-
-impl Loan {
-    fn holder(&self, agent: &str, now: Instant) -> Holder {
-        Holder {
-            agent: agent.to_owned(),
-            borrowed_at: self.borrowed_at,
-            age: now.saturating_duration_since(self.since),
-        }
-    }
-
-    fn overdue(&self, agent: &str) -> Option<Holder> {
-        self.reported.then(|| self.holder(agent, Instant::now()))
-    }
-}
-
-impl<B: Backend> Ledger<B> {
-    fn assign(&self, index: usize, entry: &Arc<Entry<B>>) {
-        let mut cells = self.0.lock();
-        if let Some(cell) = cells.by_slot.get_mut(index) {
-            *cell = Some(Arc::clone(entry));
-        }
-    }
-
-    fn clear(&self, index: usize) {
-        let mut cells = self.0.lock();
-        if let Some(entry) = cells.by_slot.get_mut(index).and_then(Option::take) {
-            cells.hits += entry.body.lock().hits;
-        }
-    }
-
-    fn entries(&self) -> Vec<Arc<Entry<B>>> {
-        self.0.lock().by_slot.iter().flatten().cloned().collect()
-    }
-
-    fn least_recently_parked(&self) -> Option<Arc<Entry<B>>> {
-        let cells = self.0.lock();
-        let mut oldest: Option<(u64, &Arc<Entry<B>>)> = None;
-        for entry in cells.by_slot.iter().flatten() {
-            if let State::Parked(parked) = &entry.body.lock().state
-                && oldest.is_none_or(|(turn, _)| parked.turn < turn)
-            {
-                oldest = Some((parked.turn, entry));
-            }
-        }
-        oldest.map(|(_, entry)| Arc::clone(entry))
-    }
-}

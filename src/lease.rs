@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use crate::backend::{Backend, Fate};
-use crate::cache::Entry;
+use crate::ledger::Entry;
 use crate::shared::Shared;
 use crate::slot::{Occupant, TakenSlot};
 use crate::sqlite::Sqlite;

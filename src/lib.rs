@@ -8,7 +8,7 @@
 )]
 
 // Who may import whom, each only what stands before it: stats, error, events, backend, permits, slot,
-// cache, keeper, shared, sqlite, lease, pool, builder.
+// ledger, cache, keeper, shared, sqlite, lease, pool, builder.
 mod stats;
 mod error;
 mod events;
@@ -20,6 +20,7 @@ mod keeper;
 mod shared;
 mod sqlite;
 mod lease;
+mod ledger;
 mod pool;
 mod builder;
 

@@ -138,7 +138,7 @@ impl<B: Backend> Pool<B> {
 
     /// Who holds a connection, the oldest lease first.
     pub fn holders(&self) -> Vec<Holder> {
-        self.shared.cache.holders(Instant::now())
+        self.shared.cache.ledger.holders(Instant::now())
     }
 
     /// The largest number of descriptors that this pool can ever hold. Arithmetic, not a measurement:

@@ -17,10 +17,11 @@ use event_listener::{Event, Listener};
 use parking_lot::Mutex;
 
 use crate::backend::{Backend, Ending, Fate, NotClosed};
-use crate::cache::{AgentCache, Entry};
+use crate::cache::AgentCache;
 use crate::error::Error;
 use crate::events;
 use crate::keeper::Keeper;
+use crate::ledger::Entry;
 use crate::permits::{Permits, Refusal};
 use crate::slot::{self, Occupant, Slots, TakenSlot};
 use crate::stats::{Counters, Stats, count};
@@ -122,7 +123,7 @@ impl<B: Backend> Shared<B> {
             max_connections: self.options.max_connections,
             waiting,
             stuck: self.counters.stuck.load(Relaxed),
-            holders: self.cache.holders(now),
+            holders: self.cache.ledger.holders(now),
         }
     }
 
@@ -310,7 +311,7 @@ impl<B: Backend> Shared<B> {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let levels = self.cache.levels();
+        let levels = self.cache.ledger.levels();
         let mut stats = self.counters.snapshot();
         stats.max_connections = self.options.max_connections;
         stats.lent = levels.lent;
@@ -415,7 +416,7 @@ impl<B: Backend> Shared<B> {
             self.cache.evict_idle(now, timeout);
         }
         if let Some(limit) = self.options.overdue_after {
-            for holder in self.cache.newly_overdue(now, limit) {
+            for holder in self.cache.ledger.newly_overdue(now, limit) {
                 count(&self.counters.overdue);
                 events::overdue(&holder);
             }

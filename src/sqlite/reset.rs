@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization};
+use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization, Wal};
 use rusqlite::limits::Limit;
 use rusqlite::trace::TraceEventCodes;
 
@@ -182,7 +182,7 @@ pub(super) struct Baseline {
     statement_cache: usize,
     limits: Vec<(Limit, i32)>,
     switches: Vec<(DbConfig, bool)>,
-    autocheckpoint: i64,
+    autocheckpoint: i32,
     identity: Option<usize>,
     registered: Registered,
 }
@@ -290,17 +290,33 @@ impl Baseline {
         self.registered.check(connection)
     }
 
-    /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's removes them.
+    /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's hook removes them.
     fn restore_wal_hook(&self, connection: &Connection) -> rusqlite::Result<()> {
-        connection.wal_hook(None);
-        if self.autocheckpoint > 0 {
-            let sql = format!("PRAGMA wal_autocheckpoint = {}", self.autocheckpoint);
-            connection
-                .prepare_cached(&sql)?
-                .query_row([], |_| Ok(()))?;
+        match self.autocheckpoint {
+            AUTOCHECKPOINT => connection.wal_hook(Some(autocheckpoint)),
+            never if never <= 0 => connection.wal_hook(None),
+            // Only SQLite's own hook can be told another number.
+            pages => {
+                let sql = format!("PRAGMA wal_autocheckpoint = {pages}");
+                connection
+                    .prepare_cached(&sql)?
+                    .query_row([], |_| Ok(()))?;
+            }
         }
         Ok(())
     }
+}
+
+/// `SQLITE_DEFAULT_WAL_AUTOCHECKPOINT`, in pages.
+const AUTOCHECKPOINT: i32 = 1000;
+
+/// What SQLite's own hook does with that number. Setting it costs a hundredth of the pragma.
+fn autocheckpoint(wal: &Wal, pages: i32) -> rusqlite::Result<()> {
+    if pages >= AUTOCHECKPOINT {
+        // A checkpoint that fails now will be tried again after the next commit.
+        let _ = wal.checkpoint();
+    }
+    Ok(())
 }
 
 fn remove_hooks(connection: &Connection) -> rusqlite::Result<()> {
