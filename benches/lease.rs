@@ -86,7 +86,10 @@ fn free(c: &mut Criterion, folder: &Path) {
 fn reclaim(c: &mut Criterion, folder: &Path) {
     let mut group = c.benchmark_group("reclaim");
     for connections in RECLAIM_CONNECTIONS {
-        let pool = leasepool(&folder.join(format!("reclaim-{connections}.db")), connections);
+        let pool = leasepool(
+            &folder.join(format!("reclaim-{connections}.db")),
+            connections,
+        );
         let agents = agents(connections * 4);
         for agent in &agents {
             drop(pool.lease(agent).unwrap());
@@ -128,16 +131,16 @@ fn contended(c: &mut Criterion, folder: &Path) {
             let pool = leasepool(&folder.join("contended.db"), CONNECTIONS);
             group.bench_function(BenchmarkId::new("leasepool", threads), |b| {
                 b.iter_custom(|n| {
-                    on_threads(threads, n, |i| drop(black_box(pool.lease(&agents[i]).unwrap())))
+                    on_threads(threads, n, |i| {
+                        drop(black_box(pool.lease(&agents[i]).unwrap()))
+                    })
                 });
             });
         }
         for (name, checked) in R2D2 {
             let pool = r2d2(&folder.join("contended.db"), checked);
             group.bench_function(BenchmarkId::new(name, threads), |b| {
-                b.iter_custom(|n| {
-                    on_threads(threads, n, |_| drop(black_box(pool.get().unwrap())))
-                });
+                b.iter_custom(|n| on_threads(threads, n, |_| drop(black_box(pool.get().unwrap()))));
             });
         }
     }
@@ -180,14 +183,22 @@ fn summary(output: &Path, since: std::time::SystemTime) {
             serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
         estimates["median"]["point_estimate"].as_f64()
     };
-    println!("\n{:<32} {:>12} {:>14}", "median of this run", "ns", "x leasepool");
+    println!(
+        "\n{:<32} {:>12} {:>14}",
+        "median of this run", "ns", "x leasepool"
+    );
     let row = |group: &str, name: &str, base: Option<f64>| {
         if let Some(ns) = median(group, name) {
             let ratio = base.map_or(String::new(), |base| format!("{:.2}", ns / base));
             println!("{:<32} {ns:>12.1} {ratio:>14}", format!("{group}/{name}"));
         }
     };
-    let names = ["leasepool", "r2d2_default", "r2d2_unchecked", "open_per_request"];
+    let names = [
+        "leasepool",
+        "r2d2_default",
+        "r2d2_unchecked",
+        "open_per_request",
+    ];
     for name in names {
         row("warm", name, median("warm", "leasepool"));
     }

@@ -29,12 +29,21 @@ const BUSY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 const RESERVED: [(&str, &str); 8] = [
     ("busy_timeout", "use Builder::busy_timeout"),
     ("journal_mode", "files are always in WAL mode"),
-    ("locking_mode", "an exclusive lock would shut out the pool's other connections"),
+    (
+        "locking_mode",
+        "an exclusive lock would shut out the pool's other connections",
+    ),
     ("mmap_size", "use Builder::mmap_size"),
     ("query_only", "connections are shared by agents that write"),
     ("synchronous", "use Builder::synchronous"),
-    ("temp_store", "temporary files would be descriptors that nobody has counted"),
-    ("temp_store_directory", "temporary tables are kept in memory"),
+    (
+        "temp_store",
+        "temporary files would be descriptors that nobody has counted",
+    ),
+    (
+        "temp_store_directory",
+        "temporary tables are kept in memory",
+    ),
 ];
 
 /// Builds a [`Pool`]: [`Pool::builder`].
@@ -271,7 +280,9 @@ impl Builder {
         }
         let options = Options {
             max_connections,
-            cached_agents: cached_agents.unwrap_or(max_connections).min(max_connections),
+            cached_agents: cached_agents
+                .unwrap_or(max_connections)
+                .min(max_connections),
             idle_timeout: self.idle_timeout,
             lease_timeout: self.lease_timeout,
             max_lifetime: self.max_lifetime,

@@ -124,7 +124,8 @@ impl<B: Backend> AgentCache<B> {
         if loan.residence == Residence::Newcomer {
             // Parked first, inserted second: what moka can evict must already hold the slot.
             self.ledger.enlist(entry);
-            self.moka.insert(Arc::clone(&entry.agent), Arc::clone(entry));
+            self.moka
+                .insert(Arc::clone(&entry.agent), Arc::clone(entry));
             if self.evicts_by_size {
                 self.moka.run_pending_tasks();
             }
@@ -289,4 +290,3 @@ fn evicted<B: Backend>(
     // To r2d2. Last, so that whoever finds the slot there finds its cell empty.
     drop(parked);
 }
-

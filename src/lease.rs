@@ -56,7 +56,11 @@ pub struct Lease<B: Backend = Sqlite> {
 
 impl<B: Backend> Lease<B> {
     /// Takes over the caller's permit, too.
-    pub(crate) fn unready(shared: &Arc<Shared<B>>, entry: Arc<Entry<B>>, slot: TakenSlot<B>) -> Self {
+    pub(crate) fn unready(
+        shared: &Arc<Shared<B>>,
+        entry: Arc<Entry<B>>,
+        slot: TakenSlot<B>,
+    ) -> Self {
         Lease {
             shared: Arc::clone(shared),
             entry,

@@ -198,7 +198,9 @@ impl<B: Backend> Ledger<B> {
             entry
         };
         if let Some((_, shard)) = self.shard(&entry.agent) {
-            shard.lock().retain(|(_, other)| !Arc::ptr_eq(other, &entry));
+            shard
+                .lock()
+                .retain(|(_, other)| !Arc::ptr_eq(other, &entry));
         }
     }
 
@@ -211,7 +213,13 @@ impl<B: Backend> Ledger<B> {
     }
 
     pub(crate) fn entries(&self) -> Vec<Arc<Entry<B>>> {
-        self.cells.lock().by_slot.iter().flatten().cloned().collect()
+        self.cells
+            .lock()
+            .by_slot
+            .iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     pub(crate) fn least_recently_parked(&self) -> Option<Arc<Entry<B>>> {

@@ -9,20 +9,20 @@
 
 // Who may import whom, each only what stands before it: stats, error, events, backend, permits, slot,
 // ledger, cache, keeper, shared, sqlite, lease, pool, builder.
-mod stats;
+mod backend;
+mod builder;
+mod cache;
 mod error;
 mod events;
-mod backend;
-mod permits;
-mod slot;
-mod cache;
 mod keeper;
-mod shared;
-mod sqlite;
 mod lease;
 mod ledger;
+mod permits;
 mod pool;
-mod builder;
+mod shared;
+mod slot;
+mod sqlite;
+mod stats;
 
 pub use backend::{Backend, Ending, Fate, NotClosed};
 pub use builder::Builder;

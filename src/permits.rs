@@ -256,10 +256,7 @@ mod tests {
         let permits = Permits::new(2);
         assert_eq!(permits.acquire(None), Ok(()));
         assert_eq!(permits.acquire(None), Ok(()));
-        assert_eq!(
-            permits.acquire(None),
-            Err(Refusal::TimedOut { waiting: 0 })
-        );
+        assert_eq!(permits.acquire(None), Err(Refusal::TimedOut { waiting: 0 }));
         permits.release();
         assert_eq!(permits.acquire(None), Ok(()));
     }
@@ -282,10 +279,7 @@ mod tests {
             permits.release();
         });
         drop(tell);
-        assert_eq!(
-            told.iter().collect::<Vec<_>>(),
-            (0..16).collect::<Vec<_>>()
-        );
+        assert_eq!(told.iter().collect::<Vec<_>>(), (0..16).collect::<Vec<_>>());
     }
 
     #[test]
@@ -307,10 +301,7 @@ mod tests {
         let permits = Permits::new(1);
         permits.acquire(None).unwrap();
         let soon = Some(Instant::now() + Duration::from_millis(5));
-        assert_eq!(
-            permits.acquire(soon),
-            Err(Refusal::TimedOut { waiting: 0 })
-        );
+        assert_eq!(permits.acquire(soon), Err(Refusal::TimedOut { waiting: 0 }));
         assert_eq!(permits.waiting(), 0);
         permits.release();
         assert_eq!(permits.acquire(None), Ok(()));

@@ -432,11 +432,10 @@ impl<B: Backend> Shared<B> {
     fn close_unfit(&self) {
         // A slot in hand needs a permit, as it does everywhere: whoever holds one counts on finding
         // a slot. What is lent now is closed when it comes back.
-        let permits: Vec<_> = std::iter::from_fn(|| {
-            self.permits.acquire_free().then(|| Permit(self))
-        })
-        .take(self.options.max_connections)
-        .collect();
+        let permits: Vec<_> =
+            std::iter::from_fn(|| self.permits.acquire_free().then(|| Permit(self)))
+                .take(self.options.max_connections)
+                .collect();
         let mut slots = self.cache.take_parked(permits.len(), |connection, agent| {
             !self.backend.fits(connection, Some(agent))
         });

@@ -55,10 +55,7 @@ impl fmt::Display for Database {
 /// among the connections that open the same name, if it starts with a slash.
 pub(crate) fn memory_name() -> String {
     static MADE: AtomicU64 = AtomicU64::new(0);
-    format!(
-        "file:/leasepool-{}?vfs=memdb",
-        MADE.fetch_add(1, Relaxed)
-    )
+    format!("file:/leasepool-{}?vfs=memdb", MADE.fetch_add(1, Relaxed))
 }
 
 /// How old the last look at the file may be when a connection is lent. A look costs a microsecond,
@@ -121,7 +118,10 @@ impl File {
             looked_at: AtomicU64::new(0),
             seen: Mutex::new(Seen {
                 identity: None,
-                generation: Generation { number: 0, lost: None },
+                generation: Generation {
+                    number: 0,
+                    lost: None,
+                },
             }),
             number: AtomicU64::new(0),
             path,
@@ -235,7 +235,13 @@ impl Identity {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
         let length = std::fs::metadata(path)?.len();
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(path);
-        Ok((Identity { device: u64::MAX, inode: hash }, length))
+        Ok((
+            Identity {
+                device: u64::MAX,
+                inode: hash,
+            },
+            length,
+        ))
     }
 }
 

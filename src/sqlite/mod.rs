@@ -92,7 +92,9 @@ impl Sqlite {
                 let creator = SqliteConnectionManager::file(&file.path)
                     .with_flags(flags | OpenFlags::SQLITE_OPEN_CREATE);
                 file.check_path()?;
-                let connection = creator.connect().map_err(|e| open_error(&file.target(), e))?;
+                let connection = creator
+                    .connect()
+                    .map_err(|e| open_error(&file.target(), e))?;
                 let sqlite = Sqlite {
                     settings,
                     source: Source::File { file, opener },
@@ -141,7 +143,10 @@ impl Sqlite {
         discard(connection);
         file.mark_set_up(generation.number);
         // Whatever else can fail at opening a connection shall fail now.
-        discard(self.configured(&target, opener, generation.number)?.into_inner());
+        discard(
+            self.configured(&target, opener, generation.number)?
+                .into_inner(),
+        );
         Ok(())
     }
 
@@ -213,7 +218,11 @@ impl Sqlite {
         }
     }
 
-    fn open_file(&self, file: &File, opener: &SqliteConnectionManager) -> Result<Connection, Error> {
+    fn open_file(
+        &self,
+        file: &File,
+        opener: &SqliteConnectionManager,
+    ) -> Result<Connection, Error> {
         let target = file.target();
         for _ in 0..OPEN_ATTEMPTS {
             let generation = file.look();
@@ -310,22 +319,20 @@ impl Backend for Sqlite {
         connection.reset()
     }
 
-    fn close(
-        &self,
-        connection: Connection,
-        ending: Ending,
-    ) -> Result<(), NotClosed<Connection>> {
+    fn close(&self, connection: Connection, ending: Ending) -> Result<(), NotClosed<Connection>> {
         if ending == Ending::Faulty {
             // The last connection to a file would otherwise run a checkpoint as it closes.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
-        connection.close().map_err(|(connection, source)| NotClosed {
-            connection: Some(connection),
-            error: Error::NotClosed {
-                target: self.target(),
-                source: Box::new(source),
-            },
-        })
+        connection
+            .close()
+            .map_err(|(connection, source)| NotClosed {
+                connection: Some(connection),
+                error: Error::NotClosed {
+                    target: self.target(),
+                    source: Box::new(source),
+                },
+            })
     }
 
     fn fd_ceiling(&self, max_connections: usize) -> usize {

@@ -55,10 +55,7 @@ fn sentinel(connection: &Connection) -> rusqlite::Result<(bool, i32)> {
     let mut statement = connection.prepare_cached(SENTINEL)?;
     let run_before = statement.get_status(StatementStatus::Run) > 0;
     statement.query_row([], |_| Ok(()))?;
-    Ok((
-        run_before,
-        statement.get_status(StatementStatus::RePrepare),
-    ))
+    Ok((run_before, statement.get_status(StatementStatus::RePrepare)))
 }
 
 fn list_if(wanted: bool, connection: &Connection, pragma: &str) -> rusqlite::Result<Listed> {

@@ -1,0 +1,157 @@
+//! P1: connections never exceed `max_connections`, descriptors never exceed `fd_ceiling()`. P18: the
+//! stats say what the kernel says.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use leasepool::Error;
+
+use crate::common::*;
+
+#[test]
+fn sixty_four_threads_share_eight_connections() {
+    const THREADS: usize = 64;
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(8)
+        .lease_timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let (start, peak, done) = (Barrier::new(THREADS), Barrier::new(9), Barrier::new(9));
+    let results: Vec<bool> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|i| {
+                let (pool, start, peak, done) = (&pool, &start, &peak, &done);
+                scope.spawn(move || {
+                    start.wait();
+                    match pool.lease(format!("agent-{i}")) {
+                        Ok(lease) => {
+                            insert(&lease);
+                            peak.wait();
+                            done.wait();
+                            true
+                        }
+                        Err(Error::Exhausted { holders, .. }) => {
+                            assert!(!holders.is_empty());
+                            false
+                        }
+                        Err(other) => panic!("{other}"),
+                    }
+                })
+            })
+            .collect();
+        // Eight hold a lease that has read and written; nobody else can have one.
+        peak.wait();
+        let found = fixture.descriptors();
+        assert!(found.db <= 8 && found.wal == 8 && found.shm == 1, "{found:?}");
+        assert!(found.all() <= pool.fd_ceiling());
+        assert_eq!(pool.stats().lent, 8);
+        eventually("all others gave up", || pool.stats().timeouts == 56);
+        done.wait();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(results.iter().filter(|served| **served).count(), 8);
+    assert_whole(&pool);
+}
+
+#[test]
+fn ten_thousand_turns_of_a_thousand_agents_under_an_exact_limit() {
+    in_child(
+        "cap::ten_thousand_turns_of_a_thousand_agents_under_an_exact_limit",
+        || {
+            let fixture = Fixture::new();
+            let pool = fixture
+                .builder(8)
+                .synchronous(leasepool::Synchronous::Off)
+                .build()
+                .unwrap();
+            // The pool has no connection open now: what it will need is the ceiling.
+            assert_eq!(fixture.descriptors().all(), 0);
+            limit_descriptors(open_descriptors() + pool.fd_ceiling() + 4);
+            thread::scope(|scope| {
+                for t in 0..8 {
+                    let pool = &pool;
+                    let unrelated = fixture.in_folder(&format!("unrelated-{t}"));
+                    scope.spawn(move || {
+                        for turn in 0..1_250 {
+                            let agent = format!("agent-{}", (turn * 7 + t * 131) % 1_000);
+                            let lease = pool.lease(agent).unwrap();
+                            insert(&lease);
+                            if turn % 125 == 0 && t == 0 {
+                                drop(std::fs::File::create(&unrelated).unwrap());
+                            }
+                        }
+                    });
+                }
+            });
+            assert!(fixture.descriptors().all() <= pool.fd_ceiling());
+            let lease = pool.lease("counter").unwrap();
+            assert_eq!(count(&lease), 10_000);
+        },
+    );
+}
+
+#[test]
+fn stats_say_what_the_kernel_says() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(4);
+    let check = |open: usize, lent: usize, parked: usize| {
+        let stats = pool.stats();
+        assert_eq!(
+            (stats.open, stats.lent, stats.parked),
+            (open, lent, parked),
+            "{stats:?}"
+        );
+        assert_eq!(fixture.descriptors().wal, open);
+    };
+    check(0, 0, 0);
+    let read = |agent: &str| {
+        let lease = pool.lease(agent).unwrap();
+        count(&lease);
+        lease
+    };
+    let a = read("a");
+    check(1, 1, 0);
+    let b = read("b");
+    check(2, 2, 0);
+    drop(a);
+    check(2, 1, 1);
+    assert!(pool.release("a"));
+    check(2, 1, 0);
+    let c = read("c");
+    check(2, 2, 0);
+    leasepool::Lease::discard(c);
+    check(1, 1, 0);
+    drop(b);
+    check(1, 0, 1);
+    pool.close().unwrap();
+    check(0, 0, 0);
+    let stats = pool.stats();
+    assert_eq!((stats.opens, stats.closes), (2, 2), "{stats:?}");
+    assert_eq!((stats.leases, stats.hits, stats.misses), (3, 0, 3));
+}
+
+#[test]
+fn a_pool_in_memory_costs_no_descriptor() {
+    let before = open_descriptors_named("leasepool-");
+    let pool = leasepool::Pool::builder(leasepool::Database::memory())
+        .max_connections(4)
+        .setup(|conn| conn.execute_batch("CREATE TABLE t (x)"))
+        .build()
+        .unwrap();
+    assert_eq!(pool.fd_ceiling(), 0);
+    let leases: Vec<_> = (0..4).map(|i| pool.lease(format!("{i}")).unwrap()).collect();
+    insert(&leases[0]);
+    assert!(leases.iter().all(|lease| count(lease) == 1));
+    assert_eq!(open_descriptors_named("leasepool-"), before);
+}
+
+fn open_descriptors_named(part: &str) -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.path().read_link().ok())
+        .filter(|target| target.to_string_lossy().contains(part))
+        .count()
+}

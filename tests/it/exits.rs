@@ -1,0 +1,306 @@
+//! P2: every exit returns the connection. P3: a lent connection is never taken away or closed.
+//! P7: a parked connection never starves another agent. P9: an idle process obeys `idle_timeout`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::{Lease, Pool};
+
+use crate::common::*;
+
+#[test]
+fn eviction_by_size_gives_the_connection_back() {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(4).cached_agents(1).build().unwrap();
+    let a = pool.lease("a").unwrap();
+    let b = pool.lease("b").unwrap();
+    drop(a);
+    drop(b);
+    let stats = pool.stats();
+    assert_eq!((stats.parked, stats.evicted_by_size), (1, 1), "{stats:?}");
+    assert_eq!(stats.open, 2);
+    assert_whole(&pool);
+}
+
+#[test]
+fn size_evicts_the_least_recently_used() {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(4).cached_agents(2).build().unwrap();
+    for agent in ["a", "b", "a", "c"] {
+        drop(pool.lease(agent).unwrap());
+    }
+    // b is the one that had not been used for longest.
+    assert!(!pool.release("b"));
+    assert!(pool.release("a"));
+    assert!(pool.release("c"));
+}
+
+#[test]
+fn a_pool_that_caches_nobody_works() {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(2).cached_agents(0).build().unwrap();
+    for _ in 0..10 {
+        insert(&pool.lease("a").unwrap());
+    }
+    let stats = pool.stats();
+    assert_eq!((stats.hits, stats.parked, stats.opens), (0, 0, 1));
+    assert_whole(&pool);
+}
+
+#[test]
+fn an_idle_process_obeys_the_idle_timeout() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(2)
+        .idle_timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    drop(pool.lease("a").unwrap());
+    let parked = Instant::now();
+    assert_eq!(pool.stats().parked, 1);
+    // Nothing but looking at the stats, which evicts nothing.
+    eventually("the connection is back in r2d2", || pool.stats().parked == 0);
+    let took = parked.elapsed();
+    assert!(took >= Duration::from_millis(250), "{took:?}");
+    assert!(took <= Duration::from_millis(1_300), "{took:?}");
+    assert_eq!(pool.stats().evicted_by_idle, 1);
+    assert_eq!(pool.stats().open, 1);
+    assert_whole(&pool);
+}
+
+#[test]
+fn an_agent_that_keeps_coming_is_not_idle() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(2)
+        .idle_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(800) {
+        drop(pool.lease("a").unwrap());
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(pool.stats().evicted_by_idle, 0);
+    assert_eq!(pool.stats().misses, 1);
+}
+
+#[test]
+fn release_gives_the_connection_back() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    assert!(!pool.release("a"));
+    drop(pool.lease("a").unwrap());
+    assert!(pool.release("a"));
+    assert!(!pool.release("a"));
+    let stats = pool.stats();
+    assert_eq!((stats.parked, stats.open, stats.released), (0, 1, 1));
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_second_lease_of_an_agent_replaces_the_first_when_both_are_back() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(3);
+    let (first, second) = (pool.lease("a").unwrap(), pool.lease("a").unwrap());
+    drop(first);
+    drop(second);
+    let stats = pool.stats();
+    assert_eq!((stats.parked, stats.open, stats.replaced), (1, 2, 1));
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_panic_in_user_code_gives_the_connection_back() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let lease = pool.lease("a").unwrap();
+        lease.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)").unwrap();
+        panic!("user code");
+    }));
+    assert!(panicked.is_err());
+    let lease = pool.try_lease("b").unwrap();
+    assert!(lease.is_autocommit());
+    assert_eq!(count(&lease), 0);
+}
+
+#[test]
+fn a_panic_in_on_open_gives_the_slot_back() {
+    let fixture = Fixture::new();
+    let armed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let pool = {
+        let armed = std::sync::Arc::clone(&armed);
+        fixture
+            .builder(2)
+            .on_open(move |_| {
+                assert!(!armed.load(std::sync::atomic::Ordering::Relaxed), "on_open broke");
+                Ok(())
+            })
+            .build()
+            .unwrap()
+    };
+    armed.store(true, std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..6 {
+        let error = pool.try_lease("a").unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(source, "on_open panicked: on_open broke");
+    }
+    armed.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_pool_dropped_while_a_lease_is_out_closes_when_it_comes_back() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(3);
+    let lease = pool.lease("a").unwrap();
+    drop(pool.lease("b").unwrap());
+    drop(pool);
+    // The parked one is closed at once, the lent one works on.
+    insert(&lease);
+    assert_eq!(fixture.descriptors().wal, 1);
+    assert_eq!(count(&lease), 1);
+    drop(lease);
+    assert_eq!(fixture.descriptors().all(), 0);
+    assert_eq!(count(&fixture.pool(1).lease("c").unwrap()), 1);
+}
+
+/// Everything that ends an agent's stay in the cache, done while the agent holds its connection.
+#[test]
+fn a_lent_connection_survives_every_eviction() {
+    type Cause = fn(&Pool);
+    let causes: [(&str, Cause); 5] = [
+        ("release", |pool| {
+            assert!(!pool.release("writer"));
+        }),
+        ("size", |pool| {
+            for i in 0..5 {
+                drop(pool.lease(format!("other-{i}")).unwrap());
+            }
+        }),
+        ("idle", |_| thread::sleep(Duration::from_millis(300))),
+        ("reclaim", |pool| {
+            let others: Vec<_> = (0..3)
+                .map(|i| pool.lease(format!("needy-{i}")).unwrap())
+                .collect();
+            assert!(pool.try_lease("too many").is_err());
+            drop(others);
+        }),
+        ("close", |pool| {
+            assert!(pool.close_timeout(Duration::from_millis(20)).is_err());
+        }),
+    ];
+    for (name, cause) in causes {
+        let fixture = Fixture::new();
+        let pool = fixture
+            .builder(4)
+            .cached_agents(2)
+            .idle_timeout(Duration::from_millis(50))
+            .synchronous(leasepool::Synchronous::Off)
+            .build()
+            .unwrap();
+        // So that the writer's entry is in the cache while it is lent.
+        drop(pool.lease("writer").unwrap());
+        let (go, wait) = mpsc::channel::<()>();
+        let mut lease = pool.lease("writer").unwrap();
+        thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                let transaction = lease.transaction().unwrap();
+                for i in 0..1_000 {
+                    if i == 500 {
+                        wait.recv().unwrap();
+                    }
+                    insert(&transaction);
+                }
+                transaction.commit().unwrap();
+                lease
+            });
+            cause(&pool);
+            assert!(pool.stats().lent >= 1, "{name}");
+            go.send(()).unwrap();
+            let lease = writer.join().unwrap();
+            assert_eq!(count(&lease), 1_000, "{name}");
+            let before = pool.stats();
+            drop(lease);
+            assert_eq!(pool.stats().lent, before.lent - 1, "{name}");
+        });
+        if name != "close" {
+            assert_eq!(count(&pool.lease("reader").unwrap()), 1_000, "{name}");
+            assert_whole(&pool);
+        }
+        drop(pool);
+        assert_eq!(fixture.descriptors().all(), 0, "{name}");
+    }
+}
+
+#[test]
+fn an_agent_evicted_while_lent_goes_straight_to_r2d2() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    drop(pool.lease("a").unwrap());
+    let lease = pool.lease("a").unwrap();
+    assert!(!pool.release("a"));
+    drop(lease);
+    assert_eq!((pool.stats().parked, pool.stats().open), (0, 1));
+}
+
+#[test]
+fn parked_connections_never_starve_another_agent() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(4);
+    for i in 0..4 {
+        drop(pool.lease(format!("parked-{i}")).unwrap());
+    }
+    // Every connection is open and free for the taking only by reclaim.
+    let leases: Vec<_> = (0..4).map(|i| pool.lease(format!("{i}")).unwrap()).collect();
+    drop(leases);
+    assert_eq!(pool.stats().parked, 4);
+    let start = Instant::now();
+    let lease = pool.lease("newcomer").unwrap();
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(5), "{took:?}");
+    drop(lease);
+    // The one reclaimed is the one that had been parked for longest.
+    assert!(!pool.release("0"));
+    assert!(pool.release("1"));
+}
+
+#[test]
+fn an_interrupt_handle_ends_with_its_lease() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let lease = pool.lease("a").unwrap();
+    let handle = Lease::interrupt_handle(&lease);
+    let endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) \
+                   SELECT count(*) FROM c";
+    thread::scope(|scope| {
+        let (stop, stopped) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while stopped.recv_timeout(Duration::from_millis(1)).is_err() {
+                handle.interrupt();
+            }
+        });
+        let interrupted = lease.query_row(endless, [], |row| row.get::<_, i64>(0));
+        assert!(interrupted.is_err());
+        // The other thread goes on interrupting: nobody else feels it.
+        drop(lease);
+        let other = pool.lease("b").unwrap();
+        let finite = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 300000) \
+                      SELECT count(*) FROM c";
+        let counted: i64 = other.query_row(finite, [], |row| row.get(0)).unwrap();
+        assert_eq!(counted, 300_000);
+        stop.send(()).unwrap();
+    });
+}
+
+#[test]
+fn leases_move_between_threads() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let lease = pool.lease("a").unwrap();
+    thread::spawn(move || insert(&lease)).join().unwrap();
+    assert_eq!(count(&pool.try_lease("b").unwrap()), 1);
+}

@@ -1,0 +1,15 @@
+//! The promises of the crate, each with tests that fail when it is broken.
+
+mod cap;
+mod clean;
+mod close;
+mod common;
+mod errors;
+mod exits;
+mod fairness;
+mod model;
+mod options;
+mod processes;
+mod regression;
+mod replaced;
+mod stress;
