@@ -1,0 +1,423 @@
+//! P5: clean or gone. Nothing of one agent is seen by another; the same agent finds what it left.
+
+use std::time::Duration;
+
+use leasepool::rusqlite::config::DbConfig;
+use leasepool::rusqlite::hooks::{Action, Authorization};
+use leasepool::rusqlite::limits::Limit;
+use leasepool::rusqlite::{Connection, Result};
+use leasepool::{Pool, rusqlite};
+
+use crate::common::*;
+
+/// Lets A do something on the only connection, and B look. Returns the pool for what follows.
+fn handed_over(leave: impl Fn(&mut Connection), look: impl Fn(&Connection)) -> (Fixture, Pool) {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(1).attach_limit(1).build().unwrap();
+    for round in 0..3 {
+        leave(&mut pool.lease(format!("a-{round}")).unwrap());
+        look(&pool.lease(format!("b-{round}")).unwrap());
+    }
+    (fixture, pool)
+}
+
+fn one<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> T {
+    conn.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn an_open_transaction_is_rolled_back_at_the_end_of_the_lease() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let lease = pool.lease("a").unwrap();
+    lease
+        .execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)")
+        .unwrap();
+    drop(lease);
+    // Parked, not handed over: the lock is gone all the same, for other processes, too.
+    let shell = std::process::Command::new("sqlite3")
+        .arg(&fixture.path)
+        .arg("BEGIN IMMEDIATE; SELECT count(*) FROM t; COMMIT;")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&shell.stdout).trim(), "0");
+    let lease = pool.lease("a").unwrap();
+    assert!(lease.is_autocommit());
+    assert_eq!(pool.stats().hits, 1);
+}
+
+#[test]
+fn a_transaction_forgotten_is_rolled_back() {
+    let (_fixture, pool) = handed_over(
+        |conn| {
+            let transaction = conn.transaction().unwrap();
+            insert(&transaction);
+            std::mem::forget(transaction);
+        },
+        |conn| {
+            assert!(conn.is_autocommit());
+            assert_eq!(count(conn), 0);
+        },
+    );
+    assert_eq!(pool.stats().opens, 1);
+}
+
+#[test]
+fn temporary_tables_views_and_triggers() {
+    handed_over(
+        |conn| {
+            conn.execute_batch(
+                "CREATE TEMP TABLE mine AS SELECT 1 AS secret;
+                 CREATE TEMP VIEW also_mine AS SELECT * FROM mine;
+                 CREATE TEMP TRIGGER spy AFTER INSERT ON t BEGIN INSERT INTO mine VALUES (new.x); END",
+            )
+            .unwrap();
+        },
+        |conn| {
+            assert!(conn.prepare("SELECT * FROM mine").is_err());
+            assert!(conn.prepare("SELECT * FROM also_mine").is_err());
+            assert_eq!(one::<i64>(conn, "SELECT count(*) FROM sqlite_temp_schema WHERE name NOT LIKE 'leasepool%'"), 0);
+            insert(conn);
+        },
+    );
+}
+
+#[test]
+fn rows_in_a_temporary_table_of_on_open() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(1)
+        .on_open(|conn| conn.execute_batch("CREATE TEMP TABLE scratch (x)"))
+        .build()
+        .unwrap();
+    let lease = pool.lease("a").unwrap();
+    lease.execute("INSERT INTO scratch VALUES (1)", []).unwrap();
+    drop(lease);
+    let lease = pool.lease("b").unwrap();
+    assert_eq!(one::<i64>(&lease, "SELECT count(*) FROM scratch"), 0);
+}
+
+#[test]
+fn attached_databases() {
+    let fixture = Fixture::new();
+    let other = fixture.in_folder("other.db");
+    handed_over(
+        |conn| {
+            conn.execute("ATTACH ?1 AS other", [other.to_str().unwrap()])
+                .unwrap();
+        },
+        |conn| {
+            assert_eq!(one::<i64>(conn, "SELECT count(*) FROM pragma_database_list WHERE name = 'other'"), 0);
+        },
+    );
+    assert_eq!(Descriptors::on(&other).all(), 0);
+}
+
+#[test]
+fn changed_pragmas() {
+    let pragmas = [
+        ("foreign_keys", "0", "1"),
+        ("cache_size", "17", "-2000"),
+        ("synchronous", "0", "2"),
+        ("recursive_triggers", "1", "0"),
+        ("query_only", "1", "0"),
+        ("read_uncommitted", "1", "0"),
+        ("wal_autocheckpoint", "7", "1000"),
+        ("busy_timeout", "1", "5000"),
+        ("ignore_check_constraints", "1", "0"),
+    ];
+    for (pragma, left, found) in pragmas {
+        handed_over(
+            |conn| conn.pragma_update(None, pragma, left).unwrap(),
+            |conn| {
+                let now = conn
+                    .pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
+                    .unwrap();
+                assert_eq!(now.to_string(), found, "{pragma}");
+            },
+        );
+    }
+}
+
+#[test]
+fn harmless_pragmas_do_not_cost_the_connection() {
+    let (_fixture, pool) = handed_over(
+        |conn| {
+            conn.execute_batch("PRAGMA table_info(t); PRAGMA user_version = 3; PRAGMA optimize; PRAGMA integrity_check(1)")
+                .unwrap();
+        },
+        |conn| assert_eq!(one::<i64>(conn, "PRAGMA user_version"), 3),
+    );
+    assert_eq!((pool.stats().opens, pool.stats().discarded_by_reset), (1, 0));
+}
+
+#[test]
+fn limits_and_switches_and_the_size_of_the_statement_cache() {
+    let (_fixture, pool) = handed_over(
+        |conn| {
+            conn.set_limit(Limit::SQLITE_LIMIT_VARIABLE_NUMBER, 1).unwrap();
+            conn.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0).unwrap();
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).unwrap();
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true).unwrap();
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+            conn.set_prepared_statement_cache_capacity(0);
+        },
+        |conn| {
+            assert!(conn.limit(Limit::SQLITE_LIMIT_VARIABLE_NUMBER).unwrap() > 1);
+            assert_eq!(conn.limit(Limit::SQLITE_LIMIT_ATTACHED).unwrap(), 1);
+            assert!(conn.db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER).unwrap());
+            assert!(!conn.db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA).unwrap());
+            assert!(!conn.db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE).unwrap());
+        },
+    );
+    assert_eq!(pool.stats().opens, 1);
+}
+
+#[test]
+fn hooks() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (_fixture, pool) = handed_over(
+        |conn| {
+            let seen = Arc::clone(&calls);
+            conn.commit_hook(Some(move || seen.fetch_add(1, Relaxed) > usize::MAX - 1)).unwrap();
+            let seen = Arc::clone(&calls);
+            conn.rollback_hook(Some(move || _ = seen.fetch_add(1, Relaxed))).unwrap();
+            let seen = Arc::clone(&calls);
+            conn.update_hook(Some(move |_: Action, _: &str, _: &str, _: i64| {
+                seen.fetch_add(1, Relaxed);
+            }))
+            .unwrap();
+            let seen = Arc::clone(&calls);
+            conn.progress_handler(1, Some(move || seen.fetch_add(1, Relaxed) > usize::MAX - 1)).unwrap();
+            conn.busy_handler(Some(|_| panic!("another agent's busy handler"))).unwrap();
+            conn.wal_hook(Some(|_, _| panic!("another agent's WAL hook")));
+            insert(conn);
+            assert!(calls.swap(0, Relaxed) > 0);
+        },
+        |conn| {
+            insert(conn);
+            conn.execute_batch("BEGIN; INSERT INTO t VALUES (2); ROLLBACK").unwrap();
+            assert_eq!(calls.load(Relaxed), 0);
+        },
+    );
+    assert_eq!(pool.stats().opens, 1, "hooks are removed, not a reason to reopen");
+}
+
+#[test]
+fn a_wal_hook_does_not_stop_checkpoints_for_the_next_agent() {
+    let (fixture, pool) = handed_over(
+        |conn| conn.wal_hook(Some(|_, _| Ok(()))),
+        |conn| insert(conn),
+    );
+    let lease = pool.lease("writer").unwrap();
+    let blob = vec![7_u8; 64 * 1024];
+    for _ in 0..200 {
+        lease.execute("INSERT INTO t VALUES (?1)", [&blob]).unwrap();
+    }
+    // 12 MB were written; SQLite starts the WAL again after a checkpoint of all of it.
+    let wal = std::fs::metadata(fixture.path.with_extension("db-wal")).unwrap().len();
+    assert!(wal < 8 << 20, "{wal}");
+}
+
+#[test]
+fn an_authorizer() {
+    handed_over(
+        |conn| {
+            conn.authorizer(Some(|_: rusqlite::hooks::AuthContext<'_>| Authorization::Deny)).unwrap();
+        },
+        |conn| assert!(count(conn) >= 0),
+    );
+}
+
+#[test]
+fn an_authorizer_that_hides_a_pragma() {
+    handed_over(
+        |conn| {
+            conn.authorizer(None::<fn(rusqlite::hooks::AuthContext<'_>) -> Authorization>).unwrap();
+            conn.pragma_update(None, "foreign_keys", 0).unwrap();
+        },
+        |conn| assert_eq!(one::<i64>(conn, "PRAGMA foreign_keys"), 1),
+    );
+}
+
+#[test]
+fn last_insert_rowid_and_changes() {
+    let (_fixture, pool) = handed_over(
+        |conn| {
+            for _ in 0..7 {
+                insert(conn);
+            }
+            conn.execute("UPDATE t SET x = 2", []).unwrap();
+            assert!(conn.last_insert_rowid() >= 7 && conn.changes() >= 7);
+        },
+        |conn| {
+            assert_eq!(conn.last_insert_rowid(), 0);
+            assert!(conn.changes() <= 1);
+        },
+    );
+    assert_eq!(pool.stats().opens, 1);
+}
+
+#[test]
+fn a_cached_pragma_of_an_earlier_lease() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let set = |lease: &Connection| -> Result<()> {
+        lease.prepare_cached("PRAGMA foreign_keys = 0")?.execute([])?;
+        Ok(())
+    };
+    set(&pool.lease("a").unwrap()).unwrap();
+    set(&pool.lease("a").unwrap()).unwrap();
+    assert_eq!(one::<i64>(&pool.lease("b").unwrap(), "PRAGMA foreign_keys"), 1);
+}
+
+#[test]
+fn the_same_agent_finds_what_it_left() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let lease = pool.lease("a").unwrap();
+    lease
+        .execute_batch("CREATE TEMP TABLE mine (x); INSERT INTO mine VALUES (7); PRAGMA cache_size = 17")
+        .unwrap();
+    drop(lease);
+    drop(pool.lease("b").unwrap());
+    let lease = pool.lease("a").unwrap();
+    assert_eq!(one::<i64>(&lease, "SELECT x FROM mine"), 7);
+    assert_eq!(one::<i64>(&lease, "PRAGMA cache_size"), 17);
+    assert_eq!((pool.stats().resets, pool.stats().discarded_by_reset), (0, 0));
+}
+
+#[test]
+fn a_database_swapped_for_another() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let mut lease = pool.lease("a").unwrap();
+    let foreign = Connection::open_in_memory().unwrap();
+    let ours = std::mem::replace(&mut *lease, foreign);
+    drop(lease);
+    drop(ours);
+    assert_eq!(count(&pool.lease("b").unwrap()), 0);
+    assert_eq!(pool.stats().discarded_by_reset, 1);
+}
+
+/// Hooks of `on_open` cannot be read back, so they are there for everybody by opening anew.
+#[test]
+fn a_hook_of_on_open_is_there_for_every_agent() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    let calls = Arc::new(AtomicUsize::new(0));
+    let fixture = Fixture::new();
+    let pool = {
+        let calls = Arc::clone(&calls);
+        fixture
+            .builder(1)
+            .on_open(move |conn| {
+                let calls = Arc::clone(&calls);
+                conn.update_hook(Some(move |_: Action, _: &str, _: &str, _: i64| {
+                    calls.fetch_add(1, Relaxed);
+                }))
+            })
+            .build()
+            .unwrap()
+    };
+    for agent in ["a", "b", "c"] {
+        let lease = pool.lease(agent).unwrap();
+        insert(&lease);
+        lease.update_hook(None::<fn(Action, &str, &str, i64)>).unwrap();
+    }
+    assert_eq!(calls.load(Relaxed), 3);
+}
+
+/// A statement that runs for ever keeps its connection from being cleaned, and from being closed.
+/// The connection is given up, and counted.
+#[test]
+fn a_statement_forgotten_while_it_runs() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let lease = pool.lease("a").unwrap();
+    insert(&lease);
+    insert(&lease);
+    {
+        let mut statement = lease.prepare("SELECT * FROM t").unwrap();
+        let mut rows = statement.query([]).unwrap();
+        assert!(rows.next().unwrap().is_some());
+        std::mem::forget(rows);
+        std::mem::forget(statement);
+    }
+    drop(lease);
+    let (b, c) = (pool.lease("b").unwrap(), pool.lease_timeout("c", Duration::from_millis(20)));
+    assert!(!b.is_busy());
+    assert_eq!(count(&b), 2);
+    // One connection is left of two.
+    let error = c.unwrap_err().to_string();
+    assert!(error.contains("1 cannot be closed"), "{error}");
+    drop(b);
+    let stats = pool.stats();
+    assert_eq!((stats.stuck, stats.open, stats.close_failures), (1, 2, 1), "{stats:?}");
+    for i in 0..10 {
+        drop(pool.try_lease(format!("{i}")).unwrap());
+    }
+    assert!(pool.close().is_err());
+}
+
+#[cfg(feature = "functions")]
+mod functions {
+    use super::*;
+    use leasepool::rusqlite::functions::FunctionFlags;
+
+    fn register(conn: &Connection, name: &str, answer: i64) {
+        conn.create_scalar_function(name, 1, FunctionFlags::SQLITE_UTF8, move |_| Ok(answer))
+            .unwrap();
+    }
+
+    #[test]
+    fn a_new_function() {
+        handed_over(
+            |conn| register(conn, "secret", 42),
+            |conn| assert!(conn.prepare("SELECT secret(1)").is_err()),
+        );
+    }
+
+    #[test]
+    fn a_function_that_replaces_one_of_sqlites() {
+        handed_over(
+            |conn| register(conn, "abs", 42),
+            |conn| assert_eq!(one::<i64>(conn, "SELECT abs(-1)"), 1),
+        );
+    }
+
+    #[test]
+    fn a_function_that_replaces_one_of_on_open() {
+        let fixture = Fixture::new();
+        let pool = fixture
+            .builder(1)
+            .on_open(|conn| {
+                conn.create_scalar_function("mine", 1, FunctionFlags::SQLITE_UTF8, |_| Ok(1))
+            })
+            .build()
+            .unwrap();
+        register(&pool.lease("a").unwrap(), "mine", 42);
+        assert_eq!(one::<i64>(&pool.lease("b").unwrap(), "SELECT mine(0)"), 1);
+    }
+
+    #[test]
+    fn a_pool_that_registers_nothing_keeps_its_connection() {
+        let (_fixture, pool) = handed_over(|conn| insert(conn), |conn| assert!(count(conn) > 0));
+        assert_eq!(pool.stats().opens, 1);
+    }
+}
+
+#[cfg(feature = "collation")]
+#[test]
+fn collations() {
+    handed_over(
+        |conn| conn.create_collation("mine", |a, b| b.cmp(a)).unwrap(),
+        |conn| assert!(conn.prepare("SELECT x FROM t ORDER BY x COLLATE mine").is_err()),
+    );
+    handed_over(
+        |conn| conn.create_collation("NOCASE", |_, _| std::cmp::Ordering::Equal).unwrap(),
+        |conn| assert!(!one::<bool>(conn, "SELECT 'a' = 'b' COLLATE NOCASE")),
+    );
+}

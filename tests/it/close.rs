@@ -1,0 +1,153 @@
+//! P11: close means closed.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::{Error, Pool};
+
+use crate::common::*;
+
+fn wal_exists(fixture: &Fixture) -> bool {
+    fixture.path.with_extension("db-wal").exists()
+}
+
+#[test]
+fn it_ends_with_no_descriptor_and_a_checkpoint() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(3);
+    let leases: Vec<_> = (0..3).map(|i| pool.lease(format!("{i}")).unwrap()).collect();
+    leases.iter().for_each(|lease| insert(lease));
+    drop(leases);
+    assert!(wal_exists(&fixture));
+    for _ in 0..3 {
+        pool.close().unwrap();
+        assert_eq!(fixture.descriptors().all(), 0);
+        assert!(!wal_exists(&fixture));
+    }
+    let stats = pool.stats();
+    assert_eq!((stats.open, stats.parked, stats.lent), (0, 0, 0));
+    assert!(matches!(pool.lease("a"), Err(Error::Closed)));
+    assert!(matches!(pool.try_lease("a"), Err(Error::Closed)));
+    assert_eq!(count(&fixture.pool(1).lease("a").unwrap()), 3);
+}
+
+#[test]
+fn dropping_the_last_handle_closes() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(3);
+    let other = pool.clone();
+    insert(&pool.lease("a").unwrap());
+    drop(pool);
+    assert_eq!(fixture.descriptors().wal, 1);
+    insert(&other.lease("a").unwrap());
+    drop(other);
+    assert_eq!(fixture.descriptors().all(), 0);
+    assert!(!wal_exists(&fixture));
+}
+
+#[test]
+fn it_waits_for_what_is_lent() {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(2).lease_timeout(LONG).build().unwrap();
+    let lease = pool.lease("a").unwrap();
+    thread::scope(|scope| {
+        let closers: Vec<_> = (0..4).map(|_| scope.spawn(|| pool.close())).collect();
+        eventually("it is closing", || matches!(pool.try_lease("b"), Err(Error::Closed)));
+        insert(&lease);
+        assert!(closers.iter().all(|closer| !closer.is_finished()));
+        drop(lease);
+        for closer in closers {
+            closer.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(fixture.descriptors().all(), 0);
+}
+
+#[test]
+fn it_waits_no_longer_than_it_may() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let lease = pool.lease("late").unwrap();
+    let start = Instant::now();
+    let error = pool.close_timeout(Duration::from_millis(100)).unwrap_err();
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(100) && took < Duration::from_millis(400), "{took:?}");
+    let Error::Exhausted { holders, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(holders[0].agent, "late");
+    insert(&lease);
+    drop(lease);
+    assert_eq!(fixture.descriptors().all(), 0);
+    pool.close().unwrap();
+}
+
+#[test]
+fn it_wakes_those_who_wait() {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(1).lease_timeout(LONG).build().unwrap();
+    let lease = pool.lease("holder").unwrap();
+    thread::scope(|scope| {
+        let waiters: Vec<_> = (0..8)
+            .map(|i| {
+                let pool = &pool;
+                scope.spawn(move || pool.lease(format!("{i}")).map(drop))
+            })
+            .collect();
+        eventually("all wait", || pool.stats().waiting == 8);
+        assert!(pool.close_timeout(Duration::ZERO).is_err());
+        for waiter in waiters {
+            assert!(matches!(waiter.join().unwrap(), Err(Error::Closed)));
+        }
+    });
+    drop(lease);
+    pool.close().unwrap();
+}
+
+/// Leases come and go from many threads while others close: at the end all is closed, every time.
+#[test]
+fn under_load() {
+    for _ in 0..20 {
+        let fixture = Fixture::new();
+        let pool = fixture
+            .builder(4)
+            .lease_timeout(LONG)
+            .synchronous(leasepool::Synchronous::Off)
+            .build()
+            .unwrap();
+        thread::scope(|scope| {
+            for t in 0..6 {
+                let pool = pool.clone();
+                scope.spawn(move || {
+                    for i in 0.. {
+                        match pool.lease(format!("{}", (t + i) % 9)) {
+                            Ok(lease) => assert!(count(&lease) >= 0),
+                            Err(Error::Closed) => return,
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                });
+            }
+            for _ in 0..2 {
+                let pool = pool.clone();
+                scope.spawn(move || {
+                    eventually("they are at work", || pool.stats().leases > 100);
+                    pool.close().unwrap();
+                    assert_eq!(pool.stats().open, 0);
+                });
+            }
+        });
+        assert_eq!(fixture.descriptors().all(), 0);
+        assert_eq!(pool.stats().lent, 0);
+        drop(pool);
+        drop(fixture.pool(1));
+    }
+}
+
+#[test]
+fn a_pool_in_memory_closes_too() {
+    let pool = Pool::builder(leasepool::Database::memory()).build().unwrap();
+    drop(pool.lease("a").unwrap());
+    pool.close().unwrap();
+    pool.close().unwrap();
+}

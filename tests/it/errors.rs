@@ -1,0 +1,402 @@
+//! P6: exhaustion is typed, timed and explains itself. P10: a fault in opening costs nothing.
+//! P13: bad connections do not come back. P17: slow work of one agent does not block another.
+
+use std::error::Error as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::{Database, Error, Lease, Pool, rusqlite};
+
+use crate::common::*;
+
+/// The whole chain of messages.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += ": ";
+        text += &error.to_string();
+        source = error.source();
+    }
+    text
+}
+
+fn fails_at_once(path: &Path, expected: &str) {
+    let start = Instant::now();
+    let error = Pool::builder(Database::file(path)).build().unwrap_err();
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    assert!(matches!(error, Error::Open { .. }), "{error:?}");
+    let text = chain(&error);
+    assert!(text.contains(expected), "{text}");
+    assert!(text.contains(path.to_str().unwrap()), "{text}");
+}
+
+#[test]
+fn exhausted_names_every_holder_and_comes_in_time() {
+    let fixture = Fixture::new();
+    let timeout = Duration::from_millis(400);
+    let pool = fixture.builder(2).lease_timeout(timeout).build().unwrap();
+    let (line, _first) = (line!(), pool.lease("first").unwrap());
+    let _second = pool.lease("second").unwrap();
+    let start = Instant::now();
+    let error = pool.lease("third").unwrap_err();
+    let took = start.elapsed();
+    assert!(took >= timeout && took < timeout + timeout / 10, "{took:?}");
+    let text = error.to_string();
+    let Error::Exhausted {
+        waited,
+        max_connections: 2,
+        waiting: 0,
+        holders,
+        ..
+    } = error
+    else {
+        panic!("{error:?}");
+    };
+    assert!(waited >= timeout && waited <= took);
+    let agents: Vec<_> = holders.iter().map(|holder| &*holder.agent).collect();
+    assert_eq!(agents, ["first", "second"]);
+    assert_eq!(holders[0].borrowed_at.file(), file!());
+    assert_eq!(holders[0].borrowed_at.line(), line);
+    assert!(holders[0].age >= holders[1].age && holders[1].age >= timeout);
+    assert!(text.contains(&format!("{}:{line}:", file!())), "{text}");
+    assert!(text.contains("\"first\""), "{text}");
+}
+
+#[test]
+fn exhausted_counts_who_waits() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let held = pool.lease("holder").unwrap();
+    thread::scope(|scope| {
+        for i in 0..3 {
+            let pool = &pool;
+            scope.spawn(move || drop(pool.lease_timeout(format!("{i}"), LONG).unwrap()));
+        }
+        eventually("three wait", || pool.stats().waiting == 3);
+        let Err(Error::Exhausted { waiting: 3, .. }) = pool.try_lease("fourth") else {
+            panic!("no honest error");
+        };
+        drop(held);
+    });
+    assert_eq!(pool.stats().waiting, 0);
+}
+
+#[test]
+fn a_missing_folder() {
+    let fixture = Fixture::new();
+    fails_at_once(&fixture.in_folder("no/such/agents.db"), "No such file or directory");
+}
+
+#[test]
+fn a_folder_given_as_a_file() {
+    let fixture = Fixture::new();
+    fails_at_once(fixture.folder.path(), "the path is a folder");
+}
+
+#[test]
+fn a_file_given_as_a_folder() {
+    let fixture = Fixture::new();
+    std::fs::write(fixture.in_folder("file"), "text").unwrap();
+    let path = fixture.in_folder("file/agents.db");
+    let error = Pool::builder(Database::file(&path)).build().unwrap_err();
+    assert!(chain(&error).contains("ot a directory"), "{}", chain(&error));
+}
+
+#[test]
+fn a_file_that_is_no_database() {
+    let fixture = Fixture::new();
+    std::fs::write(&fixture.path, "this is not a database, but a text. ".repeat(200)).unwrap();
+    fails_at_once(&fixture.path, "file is not a database");
+}
+
+/// Permissions mean nothing to root, so this runs as somebody else.
+#[test]
+fn permissions() {
+    fn as_nobody(name: &str, body: impl FnOnce()) {
+        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::process::CommandExt;
+        if !rustix::process::geteuid().is_root() {
+            return body();
+        }
+        // The test's own folder need not be open to others.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let exe = folder.path().join("test");
+        std::fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
+        let output = std::process::Command::new(exe)
+            .args(["--exact", name, "--nocapture"])
+            .uid(65_534)
+            .gid(65_534)
+            .current_dir("/")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
+    as_nobody("errors::permissions", || {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        let fixture = Fixture::new();
+        drop(fixture.pool(1));
+        mode(&fixture.path, 0o444);
+        fails_at_once(&fixture.path, "the file is read-only");
+        mode(&fixture.path, 0o000);
+        fails_at_once(&fixture.path, "unable to open database file");
+        mode(&fixture.path, 0o644);
+        mode(fixture.folder.path(), 0o555);
+        let new = fixture.in_folder("new.db");
+        fails_at_once(&new, "unable to open database file");
+        assert!(!new.exists());
+        mode(fixture.folder.path(), 0o755);
+
+        // The same for a pool that was built when all was well: each lease fails at once, and
+        // costs nothing.
+        let pool = fixture.pool(2);
+        mode(&fixture.path, 0o000);
+        for _ in 0..6 {
+            let start = Instant::now();
+            let error = pool.lease("a").unwrap_err();
+            assert!(matches!(error, Error::Open { .. }), "{error:?}");
+            assert!(start.elapsed() < Duration::from_millis(100));
+        }
+        mode(&fixture.path, 0o644);
+        assert_whole(&pool);
+    });
+}
+
+#[test]
+fn a_setup_that_fails() {
+    let fixture = Fixture::new();
+    let error = Pool::builder(Database::file(&fixture.path))
+        .setup(|conn| conn.execute_batch("CREATE TABLE a (x); CREATE NONSENSE"))
+        .build()
+        .unwrap_err();
+    assert!(matches!(error, Error::Setup { .. }), "{error:?}");
+    assert!(chain(&error).contains("NONSENSE"), "{}", chain(&error));
+    let error = Pool::builder(Database::file(&fixture.path))
+        .setup(|_| panic!("no schema today"))
+        .build()
+        .unwrap_err();
+    assert!(chain(&error).ends_with("setup panicked: no schema today"), "{}", chain(&error));
+    // Nothing is left open or claimed.
+    assert_eq!(fixture.descriptors().all(), 0);
+    assert_whole(&fixture.pool(2));
+}
+
+#[test]
+fn an_on_open_that_fails_later() {
+    let fixture = Fixture::new();
+    let broken = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&broken);
+    let pool = fixture
+        .builder(2)
+        .on_open(move |conn| match seen.load(Relaxed) {
+            true => conn.execute_batch("SELECT nonsense"),
+            false => Ok(()),
+        })
+        .build()
+        .unwrap();
+    broken.store(true, Relaxed);
+    for _ in 0..6 {
+        let start = Instant::now();
+        let error = pool.lease("a").unwrap_err();
+        assert!(chain(&error).contains("no such column: nonsense"), "{}", chain(&error));
+        assert!(start.elapsed() < Duration::from_millis(100));
+    }
+    let stats = pool.stats();
+    assert_eq!((stats.open, stats.open_failures), (0, 6));
+    assert_eq!(fixture.descriptors().all(), 0);
+    broken.store(false, Relaxed);
+    assert_whole(&pool);
+}
+
+#[test]
+fn no_descriptors_left() {
+    in_child("errors::no_descriptors_left", || {
+        let fixture = Fixture::new();
+        let pool = fixture.pool(2);
+        let before = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        limit_descriptors(open_descriptors());
+        for _ in 0..6 {
+            let start = Instant::now();
+            let error = pool.lease("a").unwrap_err();
+            assert!(matches!(error, Error::Open { .. }), "{error:?}");
+            assert!(start.elapsed() < Duration::from_millis(100));
+        }
+        limit_descriptors(usize::try_from(before.unwrap()).unwrap());
+        assert_whole(&pool);
+    });
+}
+
+#[test]
+fn slow_work_of_one_agent_does_not_block_another() {
+    let fixture = Fixture::new();
+    let slow = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&slow);
+    let pool = fixture
+        .builder(3)
+        .on_open(move |_| {
+            if seen.swap(false, Relaxed) {
+                thread::sleep(Duration::from_secs(2));
+            }
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    drop(pool.lease("warm").unwrap());
+    slow.store(true, Relaxed);
+    let warm = pool.lease("warm").unwrap();
+    thread::scope(|scope| {
+        let slow_lease = scope.spawn(|| drop(pool.lease("slow").unwrap()));
+        eventually("the slow one is opening", || !slow.load(Relaxed));
+        let start = Instant::now();
+        drop(pool.lease("quick").unwrap());
+        drop(warm);
+        drop(pool.lease("warm").unwrap());
+        pool.stats();
+        pool.holders();
+        let took = start.elapsed();
+        assert!(took < Duration::from_millis(100), "{took:?}");
+        assert!(!slow_lease.is_finished());
+    });
+}
+
+#[test]
+fn a_lease_in_doubt_can_be_discarded() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let lease = pool.lease("a").unwrap();
+    lease.execute_batch("CREATE TEMP TABLE mine (x)").unwrap();
+    Lease::discard(lease);
+    assert_eq!((pool.stats().open, pool.stats().discarded_by_lease), (0, 1));
+    let lease = pool.lease("a").unwrap();
+    assert!(lease.prepare("SELECT * FROM mine").is_err());
+}
+
+/// The disk fills up in the middle of a transaction: what was committed stays, the pool works on.
+#[test]
+fn a_full_disk() {
+    let fixture = Fixture::new();
+    // As full as a disk: SQLite says SQLITE_FULL at a page count, too.
+    let pool = fixture.builder(2).pragma("max_page_count", 50).build().unwrap();
+    let blob = vec![1_u8; 20_000];
+    let mut lease = pool.lease("a").unwrap();
+    insert(&lease);
+    let transaction = lease.transaction().unwrap();
+    let error = loop {
+        if let Err(error) = transaction.execute("INSERT INTO t VALUES (?1)", [&blob]) {
+            break error;
+        }
+    };
+    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull));
+    drop(transaction);
+    drop(lease);
+    for agent in ["a", "b", "c"] {
+        let lease = pool.lease(agent).unwrap();
+        assert_eq!(count(&lease), 1);
+    }
+    assert_whole(&pool);
+}
+
+#[test]
+fn hostile_agent_ids() {
+    let pool = Pool::builder(Database::memory()).build().unwrap();
+    assert!(matches!(pool.lease(""), Err(Error::InvalidAgent { .. })));
+    assert!(matches!(pool.lease("x".repeat(1025)), Err(Error::InvalidAgent { .. })));
+    for id in ["../x", "\0", "a b", "é", &"x".repeat(1024)] {
+        assert_eq!(Lease::agent(&pool.lease(id).unwrap()), id);
+    }
+    assert!(!pool.release(""));
+}
+
+/// An overdue lease is reported once while it is held, and once when it comes back.
+#[test]
+fn overdue_leases_are_reported_twice() {
+    let events = tracing_events::capture(|| {
+        let fixture = Fixture::new();
+        let pool = fixture
+            .builder(2)
+            .overdue_after(Duration::from_millis(50))
+            .build()
+            .unwrap();
+        let late = pool.lease("late").unwrap();
+        eventually("it is overdue", || pool.stats().overdue == 1);
+        // Several more rounds of the keeper.
+        thread::sleep(Duration::from_millis(100));
+        drop(pool.lease("in time").unwrap());
+        drop(late);
+        assert_eq!(pool.stats().overdue, 1);
+    });
+    let overdue: Vec<_> = events
+        .iter()
+        .filter(|event| event.contains("overdue"))
+        .collect();
+    assert_eq!(overdue.len(), 2, "{events:?}");
+    for event in &overdue {
+        assert!(event.contains("late") && event.contains("errors.rs:"), "{event}");
+    }
+    assert!(overdue[0].starts_with("WARN lease overdue"), "{overdue:?}");
+    assert!(overdue[1].starts_with("INFO overdue lease returned"), "{overdue:?}");
+}
+
+mod tracing_events {
+    use std::fmt::{Debug, Write};
+    use std::sync::{Arc, Mutex};
+    use tracing::field::{Field, Visit};
+    use tracing::{Event, Metadata, Subscriber, span};
+
+    #[derive(Clone, Default)]
+    struct Recorder(Arc<Mutex<Vec<String>>>);
+
+    struct Text(String, String);
+
+    impl Visit for Text {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            if field.name() == "message" {
+                self.0 = format!("{value:?}");
+            } else {
+                write!(self.1, " {}={value:?}", field.name()).unwrap();
+            }
+        }
+    }
+
+    impl Subscriber for Recorder {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.target().starts_with("leasepool")
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, event: &Event<'_>) {
+            let mut text = Text(String::new(), String::new());
+            event.record(&mut text);
+            let line = format!("{} {}{}", event.metadata().level(), text.0, text.1);
+            self.0.lock().unwrap().push(line);
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    /// The events of the whole process while `body` runs: the keeper has a thread of its own.
+    /// Other tests run in the same process, so look for your own.
+    pub fn capture(body: impl FnOnce()) -> Vec<String> {
+        static RECORDER: std::sync::OnceLock<Recorder> = std::sync::OnceLock::new();
+        let recorder = RECORDER.get_or_init(|| {
+            let recorder = Recorder::default();
+            tracing::subscriber::set_global_default(recorder.clone()).unwrap();
+            recorder
+        });
+        body();
+        recorder.0.lock().unwrap().clone()
+    }
+}
