@@ -1,0 +1,228 @@
+//! Every option is checked in `build`, with an error that names option, value and range; and P16: one
+//! pool on a file.
+
+use std::time::Duration;
+
+use leasepool::{Builder, Database, Error, Pool, Synchronous};
+use proptest::prelude::*;
+
+use crate::common::*;
+
+fn config_error(builder: Builder) -> (&'static str, String) {
+    let error = builder.build().unwrap_err();
+    let text = error.to_string();
+    match error {
+        Error::Config { option, .. } => (option, text),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_option_out_of_range_is_named() {
+    let memory = || Pool::builder(Database::memory());
+    let day = Duration::from_secs(24 * 60 * 60);
+    let (option, text) = config_error(memory().max_connections(0));
+    assert_eq!(option, "max_connections");
+    assert_eq!(text, "max_connections = 0: expected 1 to 10000");
+    let cases = [
+        ("max_connections", memory().max_connections(usize::MAX)),
+        ("idle_timeout", memory().idle_timeout(Duration::ZERO)),
+        ("idle_timeout", memory().idle_timeout(Duration::MAX)),
+        ("max_lifetime", memory().max_lifetime(Duration::ZERO)),
+        ("overdue_after", memory().overdue_after(Duration::MAX)),
+        ("lease_timeout", memory().lease_timeout(day * 2)),
+        ("busy_timeout", memory().busy_timeout(Duration::MAX)),
+        ("statement_cache", memory().statement_cache(10_001)),
+        ("attach_limit", memory().attach_limit(11)),
+        ("mmap_size", memory().mmap_size(u64::MAX)),
+        ("pragma", memory().pragma("journal_mode", "delete")),
+        ("pragma", memory().pragma("x; DROP TABLE t", 1)),
+        ("pragma", memory().pragma("", 1)),
+        ("database", Pool::builder(Database::file(""))),
+        ("database", Pool::builder(Database::file(":memory:"))),
+        ("database", Pool::builder(Database::file("a\0b"))),
+    ];
+    for (expected, builder) in cases {
+        assert_eq!(config_error(builder).0, expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Any setting either builds a pool that works, or is an error; none panics.
+    #[test]
+    fn no_setting_panics(
+        connections in prop_oneof![0_usize..20, any::<usize>()],
+        budget in prop::option::of(prop_oneof![0_usize..100, any::<usize>()]),
+        cached in any::<usize>(),
+        idle in prop::option::of(any::<Duration>()),
+        lifetime in prop::option::of(any::<Duration>()),
+        overdue in prop::option::of(any::<Duration>()),
+        lease in any::<Duration>(),
+        busy in any::<Duration>(),
+        statements in any::<usize>(),
+        attach in 0_usize..20,
+        mmap in any::<u64>(),
+        pragma in "[a-z_]{0,12}",
+    ) {
+        let mut builder = Pool::builder(Database::memory())
+            .max_connections(connections)
+            .cached_agents(cached)
+            .idle_timeout(idle)
+            .max_lifetime(lifetime)
+            .overdue_after(overdue)
+            .lease_timeout(lease)
+            .busy_timeout(busy)
+            .statement_cache(statements)
+            .attach_limit(attach)
+            .mmap_size(mmap)
+            .pragma(pragma, 1);
+        if let Some(budget) = budget {
+            builder = builder.fd_budget(budget);
+        }
+        if let Ok(pool) = builder.build() {
+            drop(pool.try_lease("a").unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_options_reach_the_connections() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(1)
+        .synchronous(Synchronous::Normal)
+        .mmap_size(1 << 20)
+        .busy_timeout(Duration::from_millis(123))
+        .pragma("cache_size", -4_000)
+        .build()
+        .unwrap();
+    let lease = pool.lease("a").unwrap();
+    let pragma = |name| {
+        lease
+            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+            .unwrap()
+    };
+    assert_eq!(pragma("synchronous"), 1);
+    assert_eq!(pragma("mmap_size"), 1 << 20);
+    assert_eq!(pragma("busy_timeout"), 123);
+    assert_eq!(pragma("cache_size"), -4_000);
+    assert_eq!(pragma("temp_store"), 2);
+    let mode: String = lease
+        .pragma_query_value(None, "journal_mode", |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, "wal");
+}
+
+#[test]
+fn max_lifetime_is_obeyed_at_the_next_lease() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(1)
+        .max_lifetime(Duration::from_millis(30))
+        .build()
+        .unwrap();
+    drop(pool.lease("a").unwrap());
+    drop(pool.lease("a").unwrap());
+    assert_eq!(pool.stats().opens, 1);
+    std::thread::sleep(Duration::from_millis(40));
+    drop(pool.lease("a").unwrap());
+    let stats = pool.stats();
+    assert_eq!((stats.opens, stats.discarded_by_age, stats.open), (2, 1, 1));
+}
+
+#[test]
+fn a_descriptor_budget_decides_the_size() {
+    let fixture = Fixture::new();
+    let build = |budget: usize| {
+        Pool::builder(Database::file(&fixture.path))
+            .fd_budget(budget)
+            .build()
+    };
+    let pool = build(20).unwrap();
+    assert!(pool.fd_ceiling() <= 20);
+    assert_eq!(pool.stats().max_connections, 8);
+    drop(pool);
+    let Err(Error::Budget { ceiling, available: 4, .. }) = build(4) else {
+        panic!("a pool of nothing");
+    };
+    assert_eq!(ceiling, 5);
+    let error = Pool::builder(Database::file(&fixture.path))
+        .max_connections(100)
+        .fd_budget(20)
+        .build()
+        .unwrap_err();
+    assert!(matches!(error, Error::Budget { max_connections: 100, .. }));
+}
+
+#[test]
+fn the_process_limit_is_checked_and_left_alone() {
+    in_child("options::the_process_limit_is_checked_and_left_alone", || {
+        let fixture = Fixture::new();
+        let limit = open_descriptors() + 20;
+        limit_descriptors(limit);
+        let error = fixture.builder(20).build().unwrap_err();
+        let Error::Budget { ceiling: 43, available: 20, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert_whole(&fixture.pool(8));
+        let now = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        assert_eq!(now, Some(limit as u64));
+    });
+}
+
+#[test]
+fn attach_and_vacuum() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let lease = pool.lease("a").unwrap();
+    assert!(lease.execute_batch("ATTACH ':memory:' AS other").is_err());
+    assert!(lease.execute_batch("VACUUM").is_err());
+    drop(lease);
+    pool.vacuum().unwrap();
+    let lease = pool.lease("a").unwrap();
+    assert!(lease.execute_batch("ATTACH ':memory:' AS other").is_err());
+    drop((lease, pool));
+
+    let pool = fixture.builder(2).attach_limit(1).build().unwrap();
+    assert_eq!(pool.fd_ceiling(), 2 * 2 + 1 + 2 * 3 + 2);
+    let lease = pool.lease("a").unwrap();
+    lease.execute_batch("ATTACH ':memory:' AS other").unwrap();
+    assert!(lease.execute_batch("ATTACH ':memory:' AS another").is_err());
+}
+
+#[test]
+fn one_pool_on_a_file_whatever_its_name() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let link = fixture.in_folder("link.db");
+    let hard = fixture.in_folder("hard.db");
+    let folder = fixture.in_folder("folder");
+    std::os::unix::fs::symlink(&fixture.path, &link).unwrap();
+    std::fs::hard_link(&fixture.path, &hard).unwrap();
+    std::os::unix::fs::symlink(fixture.folder.path(), &folder).unwrap();
+    let dotted = fixture.in_folder("./folder/../agents.db");
+    for name in [&fixture.path, &link, &hard, &folder.join("agents.db"), &dotted] {
+        let error = Pool::builder(Database::file(name)).build().unwrap_err();
+        assert!(matches!(error, Error::AlreadyPooled { .. }), "{name:?}: {error:?}");
+    }
+    // A clone is the way to have two.
+    let clone = pool.clone();
+    drop(pool);
+    assert!(Pool::builder(Database::file(&link)).build().is_err());
+    clone.close().unwrap();
+    drop(Pool::builder(Database::file(&link)).build().unwrap());
+}
+
+#[test]
+fn a_file_not_yet_there_is_claimed_too() {
+    let fixture = Fixture::new();
+    let link = fixture.in_folder("link.db");
+    std::os::unix::fs::symlink("agents.db", &link).unwrap();
+    let pool = Pool::builder(Database::file(&link)).build().unwrap();
+    assert!(fixture.path.exists());
+    assert!(matches!(fixture.builder(1).build(), Err(Error::AlreadyPooled { .. })));
+    drop(pool);
+    drop(fixture.pool(1));
+}

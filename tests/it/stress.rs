@@ -1,0 +1,101 @@
+//! The stress test: many threads, random actions, while a sampler checks P1 and P18.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::{Error, Lease, Synchronous};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::common::*;
+
+#[test]
+fn random_actions_from_many_threads() {
+    const CONNECTIONS: usize = 5;
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(CONNECTIONS)
+        .cached_agents(4)
+        .idle_timeout(Duration::from_millis(20))
+        .max_lifetime(Duration::from_millis(100))
+        .lease_timeout(LONG)
+        .busy_timeout(LONG)
+        .synchronous(Synchronous::Off)
+        .build()
+        .unwrap();
+    let (done, rows) = (AtomicBool::new(false), AtomicI64::new(0));
+    let peak = thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut peak = Descriptors::default();
+            while !done.load(Relaxed) {
+                let stats = pool.stats();
+                assert!(stats.open <= CONNECTIONS, "{stats:?}");
+                assert!(stats.lent <= CONNECTIONS, "{stats:?}");
+                let found = fixture.descriptors();
+                assert!(found.wal <= CONNECTIONS && found.shm <= 1, "{found:?}");
+                assert!(found.all() <= pool.fd_ceiling(), "{found:?}");
+                peak = peak.max(found);
+                thread::sleep(Duration::from_micros(200));
+            }
+            peak
+        });
+        let workers: Vec<_> = (0..12)
+            .map(|seed| {
+                let (pool, rows) = (&pool, &rows);
+                scope.spawn(move || {
+                    let mut rng = SmallRng::seed_from_u64(seed);
+                    let end = Instant::now() + Duration::from_secs(3);
+                    while Instant::now() < end {
+                        let agent = format!("agent-{}", rng.random_range(0..20));
+                        let lease = match rng.random_range(0..10) {
+                            0 => match pool.try_lease(&agent) {
+                                Ok(lease) => lease,
+                                Err(Error::Exhausted { .. }) => continue,
+                                Err(other) => panic!("{other}"),
+                            },
+                            1 => match pool.lease_timeout(&agent, Duration::from_micros(50)) {
+                                Ok(lease) => lease,
+                                Err(Error::Exhausted { .. }) => continue,
+                                Err(other) => panic!("{other}"),
+                            },
+                            _ => pool.lease(&agent).unwrap(),
+                        };
+                        assert!(lease.is_autocommit());
+                        match rng.random_range(0..12) {
+                            0 => Lease::discard(lease),
+                            1 => {
+                                lease.execute_batch("CREATE TEMP TABLE IF NOT EXISTS s (x)").unwrap();
+                            }
+                            2 => {
+                                lease.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (0)").unwrap();
+                            }
+                            3 => {
+                                pool.release(&agent);
+                            }
+                            4 => thread::yield_now(),
+                            5..8 => {
+                                insert(&lease);
+                                rows.fetch_add(1, Relaxed);
+                            }
+                            _ => assert!(count(&lease) >= 0),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        done.store(true, Relaxed);
+        sampler.join().unwrap()
+    });
+    assert!(peak.wal > 1, "the sampler saw nothing: {peak:?}");
+    let stats = pool.stats();
+    assert_eq!(stats.lent, 0);
+    assert_eq!(stats.opens - stats.closes, stats.open as u64, "{stats:?}");
+    assert_whole(&pool);
+    assert_eq!(count(&pool.lease("counter").unwrap()), rows.load(Relaxed));
+    pool.close().unwrap();
+    assert_eq!(fixture.descriptors().all(), 0);
+}
