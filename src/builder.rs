@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rusqlite::types::Value;
+use rusqlite::types::{ToSqlOutput, Value};
 
 use crate::error::Error;
 use crate::pool::Pool;
@@ -186,7 +186,8 @@ impl Builder {
     }
 
     /// How many databases a lease may ATTACH; 0 to 10. Each raises the ceiling by three descriptors
-    /// for every connection. `VACUUM` counts as one; see [`Pool::vacuum`].
+    /// for every connection. A file to be attached must exist. `VACUUM` counts as one; see
+    /// [`Pool::vacuum`].
     ///
     /// Defaults to 0: ATTACH fails.
     pub fn attach_limit(mut self, databases: usize) -> Self {
@@ -209,8 +210,18 @@ impl Builder {
     /// again for others. SQLite ignores pragmas it does not know.
     ///
     /// Defaults to none.
-    pub fn pragma(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.settings.pragmas.push((name.into(), value.into()));
+    pub fn pragma(
+        mut self,
+        name: impl Into<String>,
+        value: impl Into<ToSqlOutput<'static>>,
+    ) -> Self {
+        let value = match value.into() {
+            ToSqlOutput::Owned(value) => value,
+            ToSqlOutput::Borrowed(value) => Value::try_from(value).unwrap_or(Value::Null),
+            // Blobs of zeros, pointers: no pragma takes one.
+            _ => Value::Null,
+        };
+        self.settings.pragmas.push((name.into(), value));
         self
     }
 

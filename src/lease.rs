@@ -170,7 +170,9 @@ impl<B: Backend> fmt::Debug for Lease<B> {
 
 /// Interrupts the statement running on a lease: [`Lease::interrupt_handle`].
 #[derive(Clone)]
-pub struct InterruptHandle(Arc<Mutex<Option<Box<dyn Fn() + Send>>>>);
+pub struct InterruptHandle(Arc<Mutex<Option<Interrupt>>>);
+
+type Interrupt = Box<dyn Fn() + Send>;
 
 impl InterruptHandle {
     /// Makes the statement that is running on the lease return an error. It does nothing if none

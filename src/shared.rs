@@ -110,8 +110,9 @@ impl<B: Backend> Shared<B> {
             Ok(()) => Ok((Permit(self), Instant::now())),
             Err(Refusal::Closed) => Err(Error::Closed),
             Err(Refusal::TimedOut { waiting }) => {
+                let error = self.exhausted(asked_at, waiting);
                 count(&self.counters.timeouts);
-                Err(self.exhausted(asked_at, waiting))
+                Err(error)
             }
         }
     }

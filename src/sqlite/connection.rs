@@ -75,7 +75,7 @@ impl Connection {
 
     /// # Errors
     /// With the connection, if statements or blob handles that were forgotten keep it open.
-    pub(super) fn close(self) -> Result<(), (Connection, rusqlite::Error)> {
+    pub(super) fn close(self) -> Result<(), (Box<Connection>, rusqlite::Error)> {
         let Connection {
             inner,
             baseline,
@@ -87,7 +87,7 @@ impl Connection {
                 baseline,
                 generation,
             };
-            (connection, error)
+            (Box::new(connection), error)
         })
     }
 }

@@ -327,7 +327,7 @@ impl Backend for Sqlite {
         connection
             .close()
             .map_err(|(connection, source)| NotClosed {
-                connection: Some(connection),
+                connection: Some(*connection),
                 error: Error::NotClosed {
                     target: self.target(),
                     source: Box::new(source),

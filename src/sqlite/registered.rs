@@ -32,6 +32,12 @@ impl Registered {
         })
     }
 
+    /// Takes note that SQLite invalidates prepared statements for something the pool itself does.
+    pub(super) fn expect_invalidation(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        (_, self.prepared_again) = sentinel(connection)?;
+        Ok(())
+    }
+
     /// `Fate::Discard` if anything was registered since, or that cannot be told.
     pub(super) fn check(&mut self, connection: &Connection) -> rusqlite::Result<Fate> {
         let (functions, collations) = (has_functions(connection), has_collations(connection));
@@ -85,11 +91,13 @@ fn list_if(wanted: bool, connection: &Connection, pragma: &str) -> rusqlite::Res
 }
 
 fn has_functions(connection: &Connection) -> bool {
+    #[allow(unused_imports, reason = "unused where rusqlite has the method")]
     use absent::Functions;
     !absent::is(|| connection.remove_function("", 0))
 }
 
 fn has_collations(connection: &Connection) -> bool {
+    #[allow(unused_imports, reason = "unused where rusqlite has the method")]
     use absent::Collations;
     !absent::is(|| connection.remove_collation(""))
 }

@@ -99,7 +99,9 @@ impl Watch {
     /// Called as a statement is being prepared, by the thread that has the connection.
     fn see(&self, context: &AuthContext<'_>) {
         let changes = match context.action {
-            AuthAction::Attach { .. }
+            // ATTACH with a parameter for a name comes as `Unknown`, since it has no name to tell.
+            AuthAction::Unknown { .. }
+            | AuthAction::Attach { .. }
             | AuthAction::Detach { .. }
             | AuthAction::CreateTempIndex { .. }
             | AuthAction::CreateTempTable { .. }
@@ -287,8 +289,29 @@ impl Baseline {
         }
         connection.set_prepared_statement_cache_capacity(self.statement_cache);
         self.restore_wal_hook(connection)?;
-        forget_rowid(connection)?;
-        self.registered.check(connection)
+        if self.registered.check(connection)? == Fate::Discard {
+            return Ok(Fate::Discard);
+        }
+        self.forget_rowid(connection)?;
+        Ok(Fate::Reuse)
+    }
+
+    /// The only way to change `last_insert_rowid()` is to insert a row.
+    fn forget_rowid(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        const FORGET: &str = "REPLACE INTO temp.leasepool_rowid (rowid) VALUES (0)";
+        if connection.last_insert_rowid() == 0 {
+            return Ok(());
+        }
+        let mut forget = match connection.prepare_cached(FORGET) {
+            Ok(forget) => forget,
+            Err(_) => {
+                connection.execute_batch("CREATE TEMP TABLE leasepool_rowid (x)")?;
+                self.registered.expect_invalidation(connection)?;
+                connection.prepare_cached(FORGET)?
+            }
+        };
+        forget.execute([])?;
+        Ok(())
     }
 
     /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's hook removes them.
@@ -323,23 +346,6 @@ fn remove_hooks(connection: &Connection) -> rusqlite::Result<()> {
     connection.rollback_hook(None::<fn()>)?;
     connection.update_hook(None::<fn(Action, &str, &str, i64)>)?;
     connection.progress_handler(0, None::<fn() -> bool>)?;
-    Ok(())
-}
-
-/// The only way to change `last_insert_rowid()` is to insert a row.
-fn forget_rowid(connection: &Connection) -> rusqlite::Result<()> {
-    const FORGET: &str = "REPLACE INTO temp.leasepool_rowid (rowid) VALUES (0)";
-    if connection.last_insert_rowid() == 0 {
-        return Ok(());
-    }
-    let mut forget = match connection.prepare_cached(FORGET) {
-        Ok(forget) => forget,
-        Err(_) => {
-            connection.execute_batch("CREATE TEMP TABLE leasepool_rowid (x)")?;
-            connection.prepare_cached(FORGET)?
-        }
-    };
-    forget.execute([])?;
     Ok(())
 }
 

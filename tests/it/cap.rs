@@ -44,7 +44,10 @@ fn sixty_four_threads_share_eight_connections() {
         // Eight hold a lease that has read and written; nobody else can have one.
         peak.wait();
         let found = fixture.descriptors();
-        assert!(found.db <= 8 && found.wal == 8 && found.shm == 1, "{found:?}");
+        assert!(
+            found.db <= 8 && found.wal == 8 && found.shm == 1,
+            "{found:?}"
+        );
         assert!(found.all() <= pool.fd_ceiling());
         assert_eq!(pool.stats().lent, 8);
         eventually("all others gave up", || pool.stats().timeouts == 56);
@@ -141,7 +144,9 @@ fn a_pool_in_memory_costs_no_descriptor() {
         .build()
         .unwrap();
     assert_eq!(pool.fd_ceiling(), 0);
-    let leases: Vec<_> = (0..4).map(|i| pool.lease(format!("{i}")).unwrap()).collect();
+    let leases: Vec<_> = (0..4)
+        .map(|i| pool.lease(format!("{i}")).unwrap())
+        .collect();
     insert(&leases[0]);
     assert!(leases.iter().all(|lease| count(lease) == 1));
     assert_eq!(open_descriptors_named("leasepool-"), before);

@@ -15,7 +15,9 @@ fn wal_exists(fixture: &Fixture) -> bool {
 fn it_ends_with_no_descriptor_and_a_checkpoint() {
     let fixture = Fixture::new();
     let pool = fixture.pool(3);
-    let leases: Vec<_> = (0..3).map(|i| pool.lease(format!("{i}")).unwrap()).collect();
+    let leases: Vec<_> = (0..3)
+        .map(|i| pool.lease(format!("{i}")).unwrap())
+        .collect();
     leases.iter().for_each(|lease| insert(lease));
     drop(leases);
     assert!(wal_exists(&fixture));
@@ -52,7 +54,9 @@ fn it_waits_for_what_is_lent() {
     let lease = pool.lease("a").unwrap();
     thread::scope(|scope| {
         let closers: Vec<_> = (0..4).map(|_| scope.spawn(|| pool.close())).collect();
-        eventually("it is closing", || matches!(pool.try_lease("b"), Err(Error::Closed)));
+        eventually("it is closing", || {
+            matches!(pool.try_lease("b"), Err(Error::Closed))
+        });
         insert(&lease);
         assert!(closers.iter().all(|closer| !closer.is_finished()));
         drop(lease);
@@ -71,7 +75,10 @@ fn it_waits_no_longer_than_it_may() {
     let start = Instant::now();
     let error = pool.close_timeout(Duration::from_millis(100)).unwrap_err();
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(100) && took < Duration::from_millis(400), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(100) && took < Duration::from_millis(400),
+        "{took:?}"
+    );
     let Error::Exhausted { holders, .. } = error else {
         panic!("{error:?}");
     };
@@ -146,7 +153,9 @@ fn under_load() {
 
 #[test]
 fn a_pool_in_memory_closes_too() {
-    let pool = Pool::builder(leasepool::Database::memory()).build().unwrap();
+    let pool = Pool::builder(leasepool::Database::memory())
+        .build()
+        .unwrap();
     drop(pool.lease("a").unwrap());
     pool.close().unwrap();
     pool.close().unwrap();

@@ -8,54 +8,54 @@ use leasepool::{Builder, Database, Pool};
 use tempfile::TempDir;
 
 /// Longer than anything may take; only a failing test waits for so long.
-pub const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// A fresh folder with the path of a database in it.
-pub struct Fixture {
-    pub folder: TempDir,
-    pub path: PathBuf,
+pub(crate) struct Fixture {
+    pub(crate) folder: TempDir,
+    pub(crate) path: PathBuf,
 }
 
 impl Fixture {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("agents.db");
         Fixture { folder, path }
     }
 
     /// A builder with a table `t (x)`, and with N connections.
-    pub fn builder(&self, connections: usize) -> Builder {
+    pub(crate) fn builder(&self, connections: usize) -> Builder {
         Pool::builder(Database::file(&self.path))
             .max_connections(connections)
             .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
     }
 
-    pub fn pool(&self, connections: usize) -> Pool {
+    pub(crate) fn pool(&self, connections: usize) -> Pool {
         self.builder(connections).build().unwrap()
     }
 
-    pub fn descriptors(&self) -> Descriptors {
+    pub(crate) fn descriptors(&self) -> Descriptors {
         Descriptors::on(&self.path)
     }
 
-    pub fn in_folder(&self, name: &str) -> PathBuf {
+    pub(crate) fn in_folder(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 }
 
 /// The descriptors that this process has open on a database, as the kernel tells.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Descriptors {
-    pub db: usize,
-    pub wal: usize,
-    pub shm: usize,
-    pub journal: usize,
+pub(crate) struct Descriptors {
+    pub(crate) db: usize,
+    pub(crate) wal: usize,
+    pub(crate) shm: usize,
+    pub(crate) journal: usize,
     /// On any of these files after it was deleted.
-    pub deleted: usize,
+    pub(crate) deleted: usize,
 }
 
 impl Descriptors {
-    pub fn on(path: &Path) -> Self {
+    pub(crate) fn on(path: &Path) -> Self {
         let name = path.to_str().unwrap();
         let mut found = Descriptors::default();
         for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
@@ -77,11 +77,11 @@ impl Descriptors {
         found
     }
 
-    pub fn all(self) -> usize {
+    pub(crate) fn all(self) -> usize {
         self.db + self.wal + self.shm + self.journal + self.deleted
     }
 
-    pub fn max(self, other: Self) -> Self {
+    pub(crate) fn max(self, other: Self) -> Self {
         Descriptors {
             db: self.db.max(other.db),
             wal: self.wal.max(other.wal),
@@ -93,7 +93,7 @@ impl Descriptors {
 }
 
 /// Runs `body` in a process of its own: this test, started again. `name` is the test's full name.
-pub fn in_child(name: &str, body: impl FnOnce()) {
+pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
     const VARIABLE: &str = "LEASEPOOL_TEST_CHILD";
     if std::env::var(VARIABLE).is_ok_and(|child| child == name) {
         return body();
@@ -106,14 +106,17 @@ pub fn in_child(name: &str, body: impl FnOnce()) {
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "child failed:\n{stdout}\n{stderr}");
-    assert!(stdout.contains("1 passed"), "no such test: {name}\n{stdout}");
+    assert!(
+        stdout.contains("1 passed"),
+        "no such test: {name}\n{stdout}"
+    );
 }
 
-pub fn open_descriptors() -> usize {
+pub(crate) fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count() - 1
 }
 
-pub fn limit_descriptors(n: usize) {
+pub(crate) fn limit_descriptors(n: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = Rlimit {
         current: Some(n as u64),
@@ -123,7 +126,7 @@ pub fn limit_descriptors(n: usize) {
 }
 
 /// Waits until `condition` holds; panics if it takes too long.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < LONG, "still not so: {what}");
@@ -132,21 +135,21 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Long enough for a change of the file to be seen by the next lease: the documented 100 µs.
-pub fn let_a_change_show() {
+pub(crate) fn let_a_change_show() {
     std::thread::sleep(Duration::from_millis(1));
 }
 
-pub fn count(conn: &leasepool::rusqlite::Connection) -> i64 {
+pub(crate) fn count(conn: &leasepool::rusqlite::Connection) -> i64 {
     conn.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
         .unwrap()
 }
 
-pub fn insert(conn: &leasepool::rusqlite::Connection) {
+pub(crate) fn insert(conn: &leasepool::rusqlite::Connection) {
     conn.execute("INSERT INTO t VALUES (1)", []).unwrap();
 }
 
 /// All N connections can be lent at once: nothing was lost on the way here.
-pub fn assert_whole(pool: &Pool) {
+pub(crate) fn assert_whole(pool: &Pool) {
     let n = pool.stats().max_connections;
     let leases: Vec<_> = (0..n)
         .map(|i| pool.try_lease(format!("whole-{i}")).unwrap())

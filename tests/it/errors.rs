@@ -1,7 +1,6 @@
 //! P6: exhaustion is typed, timed and explains itself. P10: a fault in opening costs nothing.
 //! P13: bad connections do not come back. P17: slow work of one agent does not block another.
 
-use std::error::Error as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -89,7 +88,10 @@ fn exhausted_counts_who_waits() {
 #[test]
 fn a_missing_folder() {
     let fixture = Fixture::new();
-    fails_at_once(&fixture.in_folder("no/such/agents.db"), "No such file or directory");
+    fails_at_once(
+        &fixture.in_folder("no/such/agents.db"),
+        "No such file or directory",
+    );
 }
 
 #[test]
@@ -104,13 +106,21 @@ fn a_file_given_as_a_folder() {
     std::fs::write(fixture.in_folder("file"), "text").unwrap();
     let path = fixture.in_folder("file/agents.db");
     let error = Pool::builder(Database::file(&path)).build().unwrap_err();
-    assert!(chain(&error).contains("ot a directory"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("ot a directory"),
+        "{}",
+        chain(&error)
+    );
 }
 
 #[test]
 fn a_file_that_is_no_database() {
     let fixture = Fixture::new();
-    std::fs::write(&fixture.path, "this is not a database, but a text. ".repeat(200)).unwrap();
+    std::fs::write(
+        &fixture.path,
+        "this is not a database, but a text. ".repeat(200),
+    )
+    .unwrap();
     fails_at_once(&fixture.path, "file is not a database");
 }
 
@@ -137,7 +147,10 @@ fn permissions() {
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
     }
     as_nobody("errors::permissions", || {
         use std::os::unix::fs::PermissionsExt;
@@ -185,7 +198,11 @@ fn a_setup_that_fails() {
         .setup(|_| panic!("no schema today"))
         .build()
         .unwrap_err();
-    assert!(chain(&error).ends_with("setup panicked: no schema today"), "{}", chain(&error));
+    assert!(
+        chain(&error).ends_with("setup panicked: no schema today"),
+        "{}",
+        chain(&error)
+    );
     // Nothing is left open or claimed.
     assert_eq!(fixture.descriptors().all(), 0);
     assert_whole(&fixture.pool(2));
@@ -208,7 +225,11 @@ fn an_on_open_that_fails_later() {
     for _ in 0..6 {
         let start = Instant::now();
         let error = pool.lease("a").unwrap_err();
-        assert!(chain(&error).contains("no such column: nonsense"), "{}", chain(&error));
+        assert!(
+            chain(&error).contains("no such column: nonsense"),
+            "{}",
+            chain(&error)
+        );
         assert!(start.elapsed() < Duration::from_millis(100));
     }
     let stats = pool.stats();
@@ -286,7 +307,11 @@ fn a_lease_in_doubt_can_be_discarded() {
 fn a_full_disk() {
     let fixture = Fixture::new();
     // As full as a disk: SQLite says SQLITE_FULL at a page count, too.
-    let pool = fixture.builder(2).pragma("max_page_count", 50).build().unwrap();
+    let pool = fixture
+        .builder(2)
+        .pragma("max_page_count", 50)
+        .build()
+        .unwrap();
     let blob = vec![1_u8; 20_000];
     let mut lease = pool.lease("a").unwrap();
     insert(&lease);
@@ -296,7 +321,10 @@ fn a_full_disk() {
             break error;
         }
     };
-    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull));
+    assert_eq!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DiskFull)
+    );
     drop(transaction);
     drop(lease);
     for agent in ["a", "b", "c"] {
@@ -310,7 +338,10 @@ fn a_full_disk() {
 fn hostile_agent_ids() {
     let pool = Pool::builder(Database::memory()).build().unwrap();
     assert!(matches!(pool.lease(""), Err(Error::InvalidAgent { .. })));
-    assert!(matches!(pool.lease("x".repeat(1025)), Err(Error::InvalidAgent { .. })));
+    assert!(matches!(
+        pool.lease("x".repeat(1025)),
+        Err(Error::InvalidAgent { .. })
+    ));
     for id in ["../x", "\0", "a b", "é", &"x".repeat(1024)] {
         assert_eq!(Lease::agent(&pool.lease(id).unwrap()), id);
     }
@@ -341,10 +372,16 @@ fn overdue_leases_are_reported_twice() {
         .collect();
     assert_eq!(overdue.len(), 2, "{events:?}");
     for event in &overdue {
-        assert!(event.contains("late") && event.contains("errors.rs:"), "{event}");
+        assert!(
+            event.contains("late") && event.contains("errors.rs:"),
+            "{event}"
+        );
     }
     assert!(overdue[0].starts_with("WARN lease overdue"), "{overdue:?}");
-    assert!(overdue[1].starts_with("INFO overdue lease returned"), "{overdue:?}");
+    assert!(
+        overdue[1].starts_with("INFO overdue lease returned"),
+        "{overdue:?}"
+    );
 }
 
 mod tracing_events {
@@ -389,7 +426,7 @@ mod tracing_events {
 
     /// The events of the whole process while `body` runs: the keeper has a thread of its own.
     /// Other tests run in the same process, so look for your own.
-    pub fn capture(body: impl FnOnce()) -> Vec<String> {
+    pub(crate) fn capture(body: impl FnOnce()) -> Vec<String> {
         static RECORDER: std::sync::OnceLock<Recorder> = std::sync::OnceLock::new();
         let recorder = RECORDER.get_or_init(|| {
             let recorder = Recorder::default();

@@ -61,7 +61,9 @@ fn an_idle_process_obeys_the_idle_timeout() {
     let parked = Instant::now();
     assert_eq!(pool.stats().parked, 1);
     // Nothing but looking at the stats, which evicts nothing.
-    eventually("the connection is back in r2d2", || pool.stats().parked == 0);
+    eventually("the connection is back in r2d2", || {
+        pool.stats().parked == 0
+    });
     let took = parked.elapsed();
     assert!(took >= Duration::from_millis(250), "{took:?}");
     assert!(took <= Duration::from_millis(1_300), "{took:?}");
@@ -118,7 +120,9 @@ fn a_panic_in_user_code_gives_the_connection_back() {
     let pool = fixture.pool(1);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         let lease = pool.lease("a").unwrap();
-        lease.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)").unwrap();
+        lease
+            .execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)")
+            .unwrap();
         panic!("user code");
     }));
     assert!(panicked.is_err());
@@ -136,7 +140,10 @@ fn a_panic_in_on_open_gives_the_slot_back() {
         fixture
             .builder(2)
             .on_open(move |_| {
-                assert!(!armed.load(std::sync::atomic::Ordering::Relaxed), "on_open broke");
+                assert!(
+                    !armed.load(std::sync::atomic::Ordering::Relaxed),
+                    "on_open broke"
+                );
                 Ok(())
             })
             .build()
@@ -255,7 +262,9 @@ fn parked_connections_never_starve_another_agent() {
         drop(pool.lease(format!("parked-{i}")).unwrap());
     }
     // Every connection is open and free for the taking only by reclaim.
-    let leases: Vec<_> = (0..4).map(|i| pool.lease(format!("{i}")).unwrap()).collect();
+    let leases: Vec<_> = (0..4)
+        .map(|i| pool.lease(format!("{i}")).unwrap())
+        .collect();
     drop(leases);
     assert_eq!(pool.stats().parked, 4);
     let start = Instant::now();

@@ -56,18 +56,30 @@ struct Model {
 struct Held {
     lease: Lease,
     agent: u8,
-    retired: bool,
+    place: Place,
+}
+
+/// Where the connection goes when its lease ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// To its agent's place in the cache, instead of whatever has that place then.
+    New,
+    /// Back to its agent's place in the cache.
+    Kept,
+    /// To r2d2: the agent was evicted, or its place given to another of its connections.
+    Lost,
 }
 
 impl Model {
-    fn lease(&mut self, agent: u8) {
+    fn lease(&mut self, agent: u8) -> Place {
         if let Some(at) = self.parked.iter().position(|parked| *parked == agent) {
             self.parked.remove(at);
             self.hits += 1;
-            return;
+            return Place::Kept;
         }
         self.misses += 1;
         self.take_any();
+        Place::New
     }
 
     fn take_any(&mut self) {
@@ -98,11 +110,15 @@ fn run(actions: Vec<Action>) {
         match action {
             Action::Lease(agent) => match pool.try_lease(agent.to_string()) {
                 Ok(lease) => {
-                    model.lease(agent);
+                    let place = model.lease(agent);
                     // A lease is usable, whatever happened before.
                     assert_eq!(count(&lease), model.rows);
                     assert!(lease.is_autocommit());
-                    held.push(Held { lease, agent, retired: false });
+                    held.push(Held {
+                        lease,
+                        agent,
+                        place,
+                    });
                 }
                 Err(leasepool::Error::Exhausted { holders, .. }) => {
                     assert_eq!(holders.len(), CONNECTIONS);
@@ -111,19 +127,27 @@ fn run(actions: Vec<Action>) {
                 Err(other) => panic!("{other}"),
             },
             Action::Drop(i) if i < held.len() => {
-                let Held { lease, agent, retired } = held.remove(i);
+                let Held {
+                    lease,
+                    agent,
+                    place,
+                } = held.remove(i);
                 drop(lease);
-                give_back(&mut model, &mut held, agent, retired);
+                give_back(&mut model, &mut held, agent, place);
             }
             Action::Panic(i) if i < held.len() => {
-                let Held { lease, agent, retired } = held.remove(i);
+                let Held {
+                    lease,
+                    agent,
+                    place,
+                } = held.remove(i);
                 let panicked = catch_unwind(AssertUnwindSafe(move || {
                     lease.execute_batch("BEGIN").unwrap();
                     insert(&lease);
                     std::panic::resume_unwind(Box::new("user code"));
                 }));
                 assert!(panicked.is_err());
-                give_back(&mut model, &mut held, agent, retired);
+                give_back(&mut model, &mut held, agent, place);
             }
             Action::Discard(i) if i < held.len() => {
                 let gone = held.remove(i);
@@ -150,7 +174,7 @@ fn run(actions: Vec<Action>) {
                     model.released += 1;
                 }
                 for held in held.iter_mut().filter(|held| held.agent == agent) {
-                    held.retired = true;
+                    held.place = Place::Lost;
                 }
             }
             Action::Vacuum if held.is_empty() => {
@@ -168,19 +192,27 @@ fn run(actions: Vec<Action>) {
     assert_eq!(fixture.descriptors().all(), 0);
 }
 
-fn give_back(model: &mut Model, held: &mut [Held], agent: u8, retired: bool) {
-    if retired {
-        model.free += 1;
-        return;
-    }
-    // Whoever parks last for an agent replaces the one parked before.
-    if let Some(at) = model.parked.iter().position(|parked| *parked == agent) {
-        model.parked.remove(at);
-        model.free += 1;
-        model.replaced += 1;
+fn give_back(model: &mut Model, held: &mut [Held], agent: u8, place: Place) {
+    match place {
+        Place::Lost => {
+            model.free += 1;
+            return;
+        }
+        Place::Kept => {}
+        Place::New => {
+            if let Some(at) = model.parked.iter().position(|parked| *parked == agent) {
+                model.parked.remove(at);
+                model.free += 1;
+                model.replaced += 1;
+            }
+            for other in held.iter_mut() {
+                if other.agent == agent && other.place == Place::Kept {
+                    other.place = Place::Lost;
+                }
+            }
+        }
     }
     model.parked.push(agent);
-    let _ = held;
 }
 
 fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
@@ -192,10 +224,14 @@ fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
         CONNECTIONS,
         "{stats:?}"
     );
-    assert_eq!((stats.hits, stats.misses), (model.hits, model.misses), "{stats:?}");
     assert_eq!(
-        (stats.reclaims, stats.released),
-        (model.reclaims, model.released),
+        (stats.hits, stats.misses),
+        (model.hits, model.misses),
+        "{stats:?}"
+    );
+    assert_eq!(
+        (stats.reclaims, stats.released, stats.replaced),
+        (model.reclaims, model.released, model.replaced),
         "{stats:?}"
     );
     assert_eq!(stats.opens - stats.closes, stats.open as u64, "{stats:?}");

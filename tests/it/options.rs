@@ -144,7 +144,12 @@ fn a_descriptor_budget_decides_the_size() {
     assert!(pool.fd_ceiling() <= 20);
     assert_eq!(pool.stats().max_connections, 8);
     drop(pool);
-    let Err(Error::Budget { ceiling, available: 4, .. }) = build(4) else {
+    let Err(Error::Budget {
+        ceiling,
+        available: 4,
+        ..
+    }) = build(4)
+    else {
         panic!("a pool of nothing");
     };
     assert_eq!(ceiling, 5);
@@ -153,23 +158,37 @@ fn a_descriptor_budget_decides_the_size() {
         .fd_budget(20)
         .build()
         .unwrap_err();
-    assert!(matches!(error, Error::Budget { max_connections: 100, .. }));
+    assert!(matches!(
+        error,
+        Error::Budget {
+            max_connections: 100,
+            ..
+        }
+    ));
 }
 
 #[test]
 fn the_process_limit_is_checked_and_left_alone() {
-    in_child("options::the_process_limit_is_checked_and_left_alone", || {
-        let fixture = Fixture::new();
-        let limit = open_descriptors() + 20;
-        limit_descriptors(limit);
-        let error = fixture.builder(20).build().unwrap_err();
-        let Error::Budget { ceiling: 43, available: 20, .. } = error else {
-            panic!("{error:?}");
-        };
-        assert_whole(&fixture.pool(8));
-        let now = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        assert_eq!(now, Some(limit as u64));
-    });
+    in_child(
+        "options::the_process_limit_is_checked_and_left_alone",
+        || {
+            let fixture = Fixture::new();
+            let limit = open_descriptors() + 20;
+            limit_descriptors(limit);
+            let error = fixture.builder(20).build().unwrap_err();
+            let Error::Budget {
+                ceiling: 43,
+                available: 20,
+                ..
+            } = error
+            else {
+                panic!("{error:?}");
+            };
+            assert_whole(&fixture.pool(8));
+            let now = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+            assert_eq!(now, Some(limit as u64));
+        },
+    );
 }
 
 #[test]
@@ -202,10 +221,20 @@ fn one_pool_on_a_file_whatever_its_name() {
     std::os::unix::fs::symlink(&fixture.path, &link).unwrap();
     std::fs::hard_link(&fixture.path, &hard).unwrap();
     std::os::unix::fs::symlink(fixture.folder.path(), &folder).unwrap();
-    let dotted = fixture.in_folder("./folder/../agents.db");
-    for name in [&fixture.path, &link, &hard, &folder.join("agents.db"), &dotted] {
+    let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+    let relative = std::path::Path::new(&up).join(fixture.path.strip_prefix("/").unwrap());
+    for name in [
+        &fixture.path,
+        &link,
+        &hard,
+        &folder.join("./agents.db"),
+        &relative,
+    ] {
         let error = Pool::builder(Database::file(name)).build().unwrap_err();
-        assert!(matches!(error, Error::AlreadyPooled { .. }), "{name:?}: {error:?}");
+        assert!(
+            matches!(error, Error::AlreadyPooled { .. }),
+            "{name:?}: {error:?}"
+        );
     }
     // A clone is the way to have two.
     let clone = pool.clone();
@@ -222,7 +251,10 @@ fn a_file_not_yet_there_is_claimed_too() {
     std::os::unix::fs::symlink("agents.db", &link).unwrap();
     let pool = Pool::builder(Database::file(&link)).build().unwrap();
     assert!(fixture.path.exists());
-    assert!(matches!(fixture.builder(1).build(), Err(Error::AlreadyPooled { .. })));
+    assert!(matches!(
+        fixture.builder(1).build(),
+        Err(Error::AlreadyPooled { .. })
+    ));
     drop(pool);
     drop(fixture.pool(1));
 }

@@ -48,7 +48,10 @@ fn sidecars_stay_while_others_come_and_go() {
     };
     let before = (inode("db-wal"), inode("db-shm"));
     for i in 0..30 {
-        assert_eq!(shell(&fixture, "SELECT count(*) FROM t"), (i * 2 + 1).to_string());
+        assert_eq!(
+            shell(&fixture, "SELECT count(*) FROM t"),
+            (i * 2 + 1).to_string()
+        );
         shell(&fixture, "INSERT INTO t VALUES (2)");
         insert(&pool.lease("a").unwrap());
         assert_eq!((inode("db-wal"), inode("db-shm")), before);
@@ -74,7 +77,10 @@ fn a_foreign_write_lock_delays_a_write() {
         std::thread::sleep(hold);
         writeln!(other.stdin.take().unwrap(), "COMMIT;").unwrap();
         let took = writer.join().unwrap();
-        assert!(took >= hold && took < hold + Duration::from_secs(2), "{took:?}");
+        assert!(
+            took >= hold && took < hold + Duration::from_secs(2),
+            "{took:?}"
+        );
     });
     assert!(other.wait().unwrap().success());
     assert_eq!(count(&pool.lease("reader").unwrap()), 2);
@@ -90,11 +96,18 @@ fn a_foreign_write_lock_is_an_error_after_busy_timeout() {
     let start = Instant::now();
     let error = lease.execute("INSERT INTO t VALUES (1)", []).unwrap_err();
     let took = start.elapsed();
-    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
+    assert_eq!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseBusy)
+    );
     assert!(took >= busy / 2 && took < busy * 4, "{took:?}");
     // What is wrong for good fails at once.
     let start = Instant::now();
-    assert!(lease.execute("INSERT INTO no_such_table VALUES (1)", []).is_err());
+    assert!(
+        lease
+            .execute("INSERT INTO no_such_table VALUES (1)", [])
+            .is_err()
+    );
     assert!(start.elapsed() < busy / 2);
     drop(other.stdin.take());
     other.wait().unwrap();

@@ -64,7 +64,11 @@ fn returning_twice_is_impossible_or_harmless() {
 #[test]
 fn a_failing_checkpoint_or_close_does_not_stop_the_next_lease() {
     let fixture = Fixture::new();
-    let pool = fixture.builder(3).busy_timeout(Duration::from_millis(20)).build().unwrap();
+    let pool = fixture
+        .builder(3)
+        .busy_timeout(Duration::from_millis(20))
+        .build()
+        .unwrap();
     let reader = pool.lease("reader").unwrap();
     insert(&reader);
     reader.execute_batch("BEGIN; SELECT * FROM t").unwrap();
@@ -125,7 +129,10 @@ fn two_hundred_messages_under_a_limit_of_256_descriptors() {
                     Err(error) => break error,
                 }
             };
-            assert_eq!(died.sqlite_error_code(), Some(rusqlite::ErrorCode::CannotOpen));
+            assert_eq!(
+                died.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::CannotOpen)
+            );
             assert!(handles.len() < MESSAGES, "{}", handles.len());
         },
     );

@@ -73,7 +73,9 @@ fn the_new_file_is_set_up() {
 fn idle_connections_to_the_old_file_are_closed_without_a_lease() {
     let fixture = Fixture::new();
     let pool = fixture.pool(4);
-    let leases: Vec<_> = (0..4).map(|i| pool.lease(format!("{i}")).unwrap()).collect();
+    let leases: Vec<_> = (0..4)
+        .map(|i| pool.lease(format!("{i}")).unwrap())
+        .collect();
     leases.iter().for_each(|lease| insert(lease));
     let mut leases = leases.into_iter();
     let lent = leases.next().unwrap();
@@ -150,7 +152,13 @@ fn a_truncated_file_is_an_error() {
     for agent in ["a", "b"] {
         let error = pool.lease(agent).unwrap_err();
         assert!(
-            matches!(error, Error::FileReplaced { found: FileState::Truncated, .. }),
+            matches!(
+                error,
+                Error::FileReplaced {
+                    found: FileState::Truncated,
+                    ..
+                }
+            ),
             "{error:?}"
         );
     }
@@ -180,7 +188,10 @@ fn a_file_copied_over_loses_no_connection() {
             Ok(lease) => {
                 let counted =
                     lease.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
-                assert!(counted.is_err() || matches!(counted, Ok(1 | 9)), "{counted:?}");
+                assert!(
+                    counted.is_err() || matches!(counted, Ok(1 | 9)),
+                    "{counted:?}"
+                );
             }
             Err(Error::Open { .. } | Error::Setup { .. }) => {}
             Err(other) => panic!("{other:?}"),

@@ -65,10 +65,14 @@ fn random_actions_from_many_threads() {
                         match rng.random_range(0..12) {
                             0 => Lease::discard(lease),
                             1 => {
-                                lease.execute_batch("CREATE TEMP TABLE IF NOT EXISTS s (x)").unwrap();
+                                lease
+                                    .execute_batch("CREATE TEMP TABLE IF NOT EXISTS s (x)")
+                                    .unwrap();
                             }
                             2 => {
-                                lease.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (0)").unwrap();
+                                lease
+                                    .execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (0)")
+                                    .unwrap();
                             }
                             3 => {
                                 pool.release(&agent);
