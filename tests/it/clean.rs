@@ -21,6 +21,10 @@ fn handed_over(leave: impl Fn(&mut Connection), look: impl Fn(&Connection)) -> (
     (fixture, pool)
 }
 
+/// Where functions or collations can be registered, a reset must take any invalidation of prepared
+/// statements for a sign of that.
+const TOLD_APART: bool = !cfg!(any(feature = "functions", feature = "collation"));
+
 fn one<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> T {
     conn.query_row(sql, [], |row| row.get(0)).unwrap()
 }
@@ -164,9 +168,11 @@ fn harmless_pragmas_do_not_cost_the_connection() {
         },
         |conn| assert_eq!(one::<i64>(conn, "PRAGMA user_version"), 3),
     );
-    assert_eq!(
-        (pool.stats().opens, pool.stats().discarded_by_reset),
-        (1, 0)
+    // PRAGMA optimize invalidates prepared statements, as a function that replaces another does.
+    let stats = pool.stats();
+    assert!(
+        (stats.opens, stats.discarded_by_reset) == (1, 0) || !TOLD_APART,
+        "{stats:?}"
     );
 }
 
@@ -204,9 +210,8 @@ fn limits_and_switches_and_the_size_of_the_statement_cache() {
             );
         },
     );
-    // A switch invalidates prepared statements, as a function that replaces another does.
-    let told_apart = !cfg!(any(feature = "functions", feature = "collation"));
-    assert!(pool.stats().opens == 1 || !told_apart);
+    // A switch invalidates prepared statements, too.
+    assert!(pool.stats().opens == 1 || !TOLD_APART);
 }
 
 #[test]
