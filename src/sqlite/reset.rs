@@ -206,7 +206,7 @@ const LIMITS: [Limit; 12] = [
 ];
 
 /// All that are switches of the connection. A SQLite too old for one says so, and it is left out.
-const SWITCHES: [DbConfig; 16] = [
+const SWITCHES: &[DbConfig] = &[
     DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY,
     DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER,
     DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER,
@@ -222,7 +222,16 @@ const SWITCHES: [DbConfig; 16] = [
     DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW,
     DbConfig::SQLITE_DBCONFIG_LEGACY_FILE_FORMAT,
     DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+    #[cfg(feature = "bundled")]
     DbConfig::SQLITE_DBCONFIG_STMT_SCANSTATUS,
+    #[cfg(feature = "bundled")]
+    DbConfig::SQLITE_DBCONFIG_REVERSE_SCANORDER,
+    #[cfg(feature = "bundled")]
+    DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE,
+    #[cfg(feature = "bundled")]
+    DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE,
+    #[cfg(feature = "bundled")]
+    DbConfig::SQLITE_DBCONFIG_ENABLE_COMMENTS,
 ];
 
 impl Baseline {
