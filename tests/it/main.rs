@@ -5,6 +5,7 @@ mod clean;
 mod close;
 mod common;
 mod errors;
+mod example;
 mod exits;
 mod fairness;
 mod model;

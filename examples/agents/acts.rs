@@ -1,0 +1,362 @@
+//! The three acts, each played in a process of its own, which tells on stdout how it goes: a line of
+//! JSON for every sample, and one for the end.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::rusqlite::{self, Connection};
+use leasepool::{Database, Pool, Stats, Synchronous};
+use r2d2_sqlite::SqliteConnectionManager;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand_distr::{Distribution, Zipf};
+
+use crate::args::{Act, Args};
+use crate::probe::{Descriptors, limit_descriptors};
+use crate::report::{Report, Sample};
+use crate::transcript::{Transcript, word_of};
+use crate::workload::{self, Turn};
+
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the pinned act waits for a connection: long enough to see that none will come.
+const PINNED_WAIT: Duration = Duration::from_secs(2);
+const SAMPLE_EVERY: Duration = Duration::from_millis(2);
+const TELL_EVERY: Duration = Duration::from_millis(50);
+/// One turn in so many searches.
+const SEARCH_EVERY: u64 = 50;
+
+/// One way of giving agents their connections.
+trait Server: Sync {
+    /// Runs `work` on the agent's connection.
+    fn with(
+        &self,
+        agent: &str,
+        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
+    ) -> Result<(), String>;
+
+    /// How many agents have a connection to themselves.
+    fn agents(&self) -> Option<usize>;
+}
+
+/// As servers do it today.
+struct Owned<'a> {
+    path: &'a Path,
+    agents: Mutex<HashMap<String, Arc<Mutex<Connection>>>>,
+}
+
+/// A pool whose guards the agents keep.
+struct Pinned {
+    pool: r2d2::Pool<SqliteConnectionManager>,
+    agents: Mutex<HashMap<String, Arc<Mutex<r2d2::PooledConnection<SqliteConnectionManager>>>>>,
+}
+
+struct Leased(Pool);
+
+fn configure(conn: &mut Connection) -> rusqlite::Result<()> {
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+}
+
+impl Server for Owned<'_> {
+    fn with(
+        &self,
+        agent: &str,
+        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
+    ) -> Result<(), String> {
+        let known = lock(&self.agents).get(agent).cloned();
+        let conn = match known {
+            Some(conn) => conn,
+            None => {
+                let mut conn = Connection::open(self.path).map_err(|e| e.to_string())?;
+                configure(&mut conn).map_err(|e| e.to_string())?;
+                let conn = Arc::new(Mutex::new(conn));
+                lock(&self.agents).insert(agent.to_owned(), Arc::clone(&conn));
+                conn
+            }
+        };
+        let mut conn = lock(&conn);
+        work(&mut conn).map_err(|e| e.to_string())
+    }
+
+    fn agents(&self) -> Option<usize> {
+        Some(lock(&self.agents).len())
+    }
+}
+
+impl Server for Pinned {
+    fn with(
+        &self,
+        agent: &str,
+        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
+    ) -> Result<(), String> {
+        let known = lock(&self.agents).get(agent).cloned();
+        let conn = match known {
+            Some(conn) => conn,
+            None => {
+                let asked = Instant::now();
+                let conn = self.pool.get().map_err(|error| {
+                    format!("{error}, after {:.1} s", asked.elapsed().as_secs_f64())
+                })?;
+                let conn = Arc::new(Mutex::new(conn));
+                lock(&self.agents).insert(agent.to_owned(), Arc::clone(&conn));
+                conn
+            }
+        };
+        let mut conn = lock(&conn);
+        work(&mut conn).map_err(|e| e.to_string())
+    }
+
+    fn agents(&self) -> Option<usize> {
+        Some(lock(&self.agents).len())
+    }
+}
+
+impl Server for Leased {
+    fn with(
+        &self,
+        agent: &str,
+        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
+    ) -> Result<(), String> {
+        let mut lease = self.0.lease(agent).map_err(|e| e.to_string())?;
+        work(&mut lease).map_err(|e| e.to_string())
+    }
+
+    fn agents(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// Plays one act in this process.
+pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
+    let path = args.db().ok_or("no database given")?;
+    let transcript = match args.transcript() {
+        Some(file) => Transcript::read(file)?,
+        None => Transcript::default(),
+    };
+    limit_descriptors(args.fd_limit())?;
+    let stage = Stage::new(args, path, &transcript);
+    let report = match act {
+        Act::Owned => {
+            set_up(path)?;
+            stage.perform(&Owned {
+                path,
+                agents: Mutex::default(),
+            })
+        }
+        Act::Pinned => {
+            set_up(path)?;
+            let pool = r2d2::Pool::builder()
+                .max_size(args.connections() as u32)
+                .connection_timeout(PINNED_WAIT)
+                .build(SqliteConnectionManager::file(path).with_init(configure))
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+            stage.perform(&Pinned {
+                pool,
+                agents: Mutex::default(),
+            })
+        }
+        Act::Leased => {
+            let pool = Pool::builder(Database::file(path))
+                .max_connections(args.connections())
+                .busy_timeout(BUSY_TIMEOUT)
+                .lease_timeout(Duration::from_secs(60))
+                .synchronous(Synchronous::Normal)
+                .setup(|conn| workload::set_up(conn))
+                .build()
+                .map_err(|error| with_sources(&error))?;
+            let ceiling = pool.fd_ceiling() as u64;
+            let server = Leased(pool);
+            let report = stage.perform(&server);
+            let report = report.with_pool(ceiling, &server.0.stats());
+            server.0.close().map_err(|error| with_sources(&error))?;
+            report
+        }
+    };
+    tell(&report.examined(path, act));
+    Ok(())
+}
+
+fn set_up(path: &Path) -> Result<(), String> {
+    Connection::open(path)
+        .and_then(|mut conn| {
+            configure(&mut conn)?;
+            workload::set_up(&conn)
+        })
+        .map_err(|error| error.to_string())
+}
+
+/// What all acts have in common: who asks for what, and who watches.
+struct Stage<'a> {
+    args: &'a Args,
+    path: &'a Path,
+    transcript: &'a Transcript,
+    started: Instant,
+    next_turn: AtomicU64,
+    turns: AtomicU64,
+    rows: AtomicU64,
+    errors: AtomicU64,
+    first_error: Mutex<Option<(String, Option<usize>)>>,
+    over: AtomicBool,
+}
+
+impl<'a> Stage<'a> {
+    fn new(args: &'a Args, path: &'a Path, transcript: &'a Transcript) -> Self {
+        Stage {
+            args,
+            path,
+            transcript,
+            started: Instant::now(),
+            next_turn: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            first_error: Mutex::default(),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    /// Serves all turns, or as many as come before the first error.
+    fn perform(&self, server: &impl Server) -> Report {
+        let peak = thread::scope(|scope| {
+            let watcher = scope.spawn(|| self.watch());
+            let threads: Vec<_> = (0..self.args.threads())
+                .map(|thread| scope.spawn(move || self.serve(server, thread as u64)))
+                .collect();
+            for thread in threads {
+                if thread.join().is_err() {
+                    self.errors.fetch_add(1, Relaxed);
+                }
+            }
+            self.over.store(true, Relaxed);
+            watcher.join().unwrap_or_default()
+        });
+        let first_error = lock(&self.first_error).clone();
+        Report {
+            agents: self.args.agents(),
+            turns: self.turns.load(Relaxed),
+            turns_wanted: self.args.turns(),
+            errors: self.errors.load(Relaxed),
+            elapsed_s: self.started.elapsed().as_secs_f64(),
+            fd_limit: self.args.fd_limit(),
+            peak,
+            rows_expected: self.rows.load(Relaxed),
+            error: first_error.as_ref().map(|(error, _)| error.clone()),
+            agents_held: first_error.and_then(|(_, agents)| agents),
+            ..Report::default()
+        }
+    }
+
+    fn serve(&self, server: &impl Server, thread: u64) {
+        let mut rng = SmallRng::seed_from_u64(self.args.seed().wrapping_add(thread << 32));
+        let Ok(zipf) = Zipf::new(self.args.agents() as f64, 1.0) else {
+            return;
+        };
+        while !self.over.load(Relaxed) {
+            let number = self.next_turn.fetch_add(1, Relaxed);
+            if number >= self.args.turns() {
+                return;
+            }
+            let agent = format!("agent-{}", zipf.sample(&mut rng) as u64);
+            let (message, reply) = self.transcript.draw(&mut rng);
+            let turn = Turn {
+                agent: &agent,
+                message: &message,
+                reply: &reply,
+                search: number
+                    .is_multiple_of(SEARCH_EVERY)
+                    .then(|| word_of(&message))
+                    .flatten(),
+            };
+            let served = server.with(&agent, &mut |conn| {
+                turn.take(conn, || _ = self.rows.fetch_add(1, Relaxed))
+            });
+            match served {
+                Ok(()) => _ = self.turns.fetch_add(1, Relaxed),
+                Err(error) => {
+                    self.errors.fetch_add(1, Relaxed);
+                    let agents = server.agents();
+                    lock(&self.first_error).get_or_insert((error, agents));
+                    self.over.store(true, Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Samples the descriptors until it is over, and tells the stage now and then.
+    fn watch(&self) -> Descriptors {
+        let mut peak = Descriptors::default();
+        let mut told = Instant::now();
+        loop {
+            let over = self.over.load(Relaxed);
+            if let Some(now) = Descriptors::on(self.path) {
+                peak = peak.max(now);
+                // An act may be over before long: its first moments are told in full.
+                let young = self.started.elapsed() < TELL_EVERY * 4;
+                if over || young || told.elapsed() >= TELL_EVERY {
+                    told = Instant::now();
+                    tell(&Sample {
+                        at_s: self.started.elapsed().as_secs_f64(),
+                        turns: self.turns.load(Relaxed),
+                        descriptors: now,
+                    });
+                }
+            }
+            if over {
+                return peak;
+            }
+            thread::sleep(SAMPLE_EVERY);
+        }
+    }
+}
+
+fn tell(what: &impl crate::report::Told) {
+    let mut line = what.to_json().to_string();
+    line.push('\n');
+    // Nobody listens any more: then nobody misses it.
+    let _ = std::io::stdout().write_all(line.as_bytes());
+}
+
+impl Report {
+    fn with_pool(self, fd_ceiling: u64, stats: &Stats) -> Report {
+        Report {
+            fd_ceiling: Some(fd_ceiling),
+            hits: stats.hits,
+            misses: stats.misses,
+            reclaims: stats.reclaims,
+            evictions: stats.evictions(),
+            ..self
+        }
+    }
+
+    /// Counts the rows back, over a connection of its own.
+    fn examined(mut self, path: &Path, act: Act) -> Report {
+        self.act = act.name().to_owned();
+        match Connection::open(path).and_then(|conn| workload::examine(&conn)) {
+            Ok((rows, integrity)) => {
+                self.rows_found = rows;
+                self.integrity = integrity;
+            }
+            Err(error) => self.integrity = error.to_string(),
+        }
+        self
+    }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
