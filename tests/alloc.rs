@@ -1,0 +1,41 @@
+//! A warm lease allocates nothing. In a binary of its own, for its allocator counts for the whole
+//! process; so there is one test.
+
+use leasepool::{Database, Pool};
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = dhat::HeapStats::get().total_blocks;
+    work();
+    dhat::HeapStats::get().total_blocks - before
+}
+
+#[test]
+fn a_warm_lease_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = Pool::builder(Database::file(folder.path().join("agents.db")))
+        .max_connections(4)
+        // The keeper allocates now and then; it is not on the path.
+        .idle_timeout(None)
+        .overdue_after(None)
+        .build()
+        .unwrap();
+    let agents = ["a", "b", "c", "d"];
+    for agent in agents {
+        drop(pool.lease(agent).unwrap());
+    }
+    let _profiler = dhat::Profiler::builder().testing().build();
+    // The counter counts.
+    assert!(allocations(|| drop(std::hint::black_box(Box::new(1)))) >= 1);
+    // Other threads of the process (the keeper, the test harness) may allocate meanwhile, a few times.
+    // One allocation for each lease would be ten thousand.
+    let made = allocations(|| {
+        for i in 0..10_000 {
+            drop(pool.lease(agents[i % 4]).unwrap());
+        }
+    });
+    assert!(made < 100, "{made} allocations in 10,000 leases");
+    assert_eq!(pool.stats().hits, 10_000);
+}
