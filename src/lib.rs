@@ -14,6 +14,8 @@ mod builder;
 mod cache;
 mod error;
 mod events;
+#[cfg(test)]
+mod fake;
 mod keeper;
 mod lease;
 mod ledger;

@@ -212,23 +212,15 @@ impl<B: Backend> Shared<B> {
     fn occupy(&self, agent: &str, slot: &mut TakenSlot<B>, now: Instant) -> Result<(), Error> {
         // Counted before it is opened, and not counted any more only after it is closed, so that the
         // count is never below the truth.
-        self.counters.open.fetch_add(1, AcqRel);
-        match self.backend.open(agent) {
-            Ok(connection) => {
-                count(&self.counters.opens);
-                slot.occupant = Some(Box::new(Occupant {
-                    connection,
-                    opened_at: now,
-                    used: true,
-                }));
-                Ok(())
-            }
-            Err(error) => {
-                count(&self.counters.open_failures);
-                self.counters.open.fetch_sub(1, AcqRel);
-                Err(error)
-            }
-        }
+        let opening = Opening::new(&self.counters);
+        let connection = self.backend.open(agent)?;
+        opening.succeeded();
+        slot.occupant = Some(Box::new(Occupant {
+            connection,
+            opened_at: now,
+            used: true,
+        }));
+        Ok(())
     }
 
     /// Closes the connection in a slot, in place.
@@ -459,6 +451,28 @@ impl<B: Backend> Shared<B> {
             drop(slot);
             drop(permit);
         }
+    }
+}
+
+/// Counts a connection as open while it is being opened, and afterwards if that succeeded.
+struct Opening<'a>(&'a Counters);
+
+impl<'a> Opening<'a> {
+    fn new(counters: &'a Counters) -> Self {
+        counters.open.fetch_add(1, AcqRel);
+        Opening(counters)
+    }
+
+    fn succeeded(self) {
+        count(&self.0.opens);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        count(&self.0.open_failures);
+        self.0.open.fetch_sub(1, AcqRel);
     }
 }
 
