@@ -1,4 +1,6 @@
-//! Connection-pool middleware for SQLite: agents borrow connections, descriptors stay capped.
+//! The crate's documentation, and what it exports. Nothing else is here.
+//!
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Tests may unwrap; no reachable path of the library may.

@@ -94,11 +94,18 @@ impl Descriptors {
 
 /// Runs `body` in a process of its own: this test, started again. `name` is the test's full name.
 pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
+    in_child_of_shell(":", name, body);
+}
+
+/// The same, after a command of the shell's that the process inherits something from.
+pub(crate) fn in_child_of_shell(command: &str, name: &str, body: impl FnOnce()) {
     const VARIABLE: &str = "LEASEPOOL_TEST_CHILD";
     if std::env::var(VARIABLE).is_ok_and(|child| child == name) {
         return body();
     }
-    let output = Command::new(std::env::current_exe().unwrap())
+    let output = Command::new("sh")
+        .args(["-c", &format!("{command}; exec \"$0\" \"$@\"")])
+        .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(VARIABLE, name)
         .output()

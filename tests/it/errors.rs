@@ -334,6 +334,69 @@ fn a_full_disk() {
     assert_whole(&pool);
 }
 
+/// Writes fail with EFBIG, as they do with EIO when a disk dies; then they work again.
+#[test]
+fn an_io_error() {
+    // The signal that comes with it would kill the process; a shell lets its child ignore it.
+    in_child_of_shell("trap '' XFSZ", "errors::an_io_error", || {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let fixture = Fixture::new();
+        let pool = fixture.pool(2);
+        insert(&pool.lease("before").unwrap());
+        let whole = getrlimit(Resource::Fsize);
+        let small = Rlimit {
+            current: Some(100_000),
+            maximum: whole.maximum,
+        };
+        setrlimit(Resource::Fsize, small).unwrap();
+        let blob = vec![1_u8; 20_000];
+        let mut lease = pool.lease("a").unwrap();
+        let error = loop {
+            let transaction = lease.transaction().unwrap();
+            let result = transaction
+                .execute("INSERT INTO t VALUES (?1)", [&blob])
+                .and_then(|_| transaction.commit());
+            if let Err(error) = result {
+                break error;
+            }
+        };
+        assert_eq!(
+            error.sqlite_error_code(),
+            Some(rusqlite::ErrorCode::SystemIoFailure)
+        );
+        let committed = count(&lease);
+        Lease::discard(lease);
+        setrlimit(Resource::Fsize, whole).unwrap();
+        for agent in ["a", "b", "before"] {
+            let lease = pool.lease(agent).unwrap();
+            assert_eq!(count(&lease), committed);
+            let integrity: String = lease
+                .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(integrity, "ok");
+        }
+        insert(&pool.lease("a").unwrap());
+        assert_whole(&pool);
+    });
+}
+
+#[test]
+fn a_connection_in_doubt_runs_no_last_checkpoint() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let wal = || std::fs::metadata(fixture.path.with_extension("db-wal")).map_or(0, |m| m.len());
+    let lease = pool.lease("a").unwrap();
+    insert(&lease);
+    let before = wal();
+    assert!(before > 0);
+    Lease::discard(lease);
+    assert_eq!(fixture.descriptors().all(), 0);
+    assert_eq!(wal(), before);
+    assert_eq!(count(&pool.lease("b").unwrap()), 1);
+    pool.close().unwrap();
+    assert_eq!(wal(), 0);
+}
+
 #[test]
 fn hostile_agent_ids() {
     let pool = Pool::builder(Database::memory()).build().unwrap();
