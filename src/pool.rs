@@ -57,10 +57,12 @@ impl Pool<Sqlite> {
     /// Like [`Pool::lease`], and then for as long as SQLite takes to write the whole database again.
     #[track_caller]
     pub fn vacuum(&self) -> Result<(), Error> {
-        let lease = self.lease("leasepool: vacuum")?;
-        // The connection goes back as it came: a changed limit is restored by the reset that every
-        // connection gets before another agent has it.
-        Sqlite::vacuum(&lease)
+        const AGENT: &str = "leasepool: vacuum";
+        let lease = self.lease(AGENT)?;
+        let vacuumed = Sqlite::vacuum(&lease);
+        drop(lease);
+        self.release(AGENT);
+        vacuumed
     }
 }
 

@@ -58,8 +58,10 @@ pub(crate) fn pool<B: Backend>(n: usize) -> Result<r2d2::Pool<Slots<B>>, Error> 
         expected: format!("a number of slots that can be made: {found}"),
     };
     let size = u32::try_from(n).map_err(|e| unbuilt(&e))?;
-    r2d2::Pool::builder()
+    let pool = r2d2::Pool::builder()
         .max_size(size)
+        // With more, r2d2 counts idle slots up to that number under its lock, at every `try_get`.
+        .min_idle(Some(0))
         .test_on_check_out(false)
         .idle_timeout(None)
         .max_lifetime(None)
@@ -69,7 +71,11 @@ pub(crate) fn pool<B: Backend>(n: usize) -> Result<r2d2::Pool<Slots<B>>, Error> 
             made: AtomicUsize::new(0),
             backend: std::marker::PhantomData,
         })
-        .map_err(|e| unbuilt(&e))
+        .map_err(|e| unbuilt(&e))?;
+    // Makes them all. From now on, every slot is in r2d2 or taken, and none is ever made again.
+    let slots: Result<Vec<_>, _> = (0..n).map(|_| pool.get()).collect();
+    drop(slots.map_err(|e| unbuilt(&e))?);
+    Ok(pool)
 }
 
 impl<B: Backend> r2d2::ManageConnection for Slots<B> {

@@ -200,6 +200,11 @@ impl File {
                 lost,
             };
             self.number.store(seen.generation.number, Relaxed);
+            if lost == Some(FileState::Deleted) {
+                // The file system may give the number to another file, as soon as nobody has this
+                // one open; then it is no business of ours.
+                self.claim.lock().forget_identity();
+            }
         }
         seen.generation
     }
@@ -317,16 +322,19 @@ impl Claim {
         if self.keys.contains(&new) {
             return Ok(());
         }
-        self.add(path, new.clone())?;
+        self.forget_identity();
+        self.add(path, new)
+    }
+
+    fn forget_identity(&mut self) {
         let mut claimed = CLAIMED.lock();
         self.keys.retain(|key| {
-            let keep = matches!(key, Key::Path(_)) || *key == new;
+            let keep = matches!(key, Key::Path(_));
             if !keep {
                 claimed.remove(key);
             }
             keep
         });
-        Ok(())
     }
 
     fn add(&mut self, path: &Path, key: Key) -> Result<(), Error> {

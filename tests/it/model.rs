@@ -180,7 +180,8 @@ fn run(actions: Vec<Action>) {
             Action::Vacuum if held.is_empty() => {
                 pool.vacuum().unwrap();
                 model.lease(u8::MAX);
-                model.parked.push(u8::MAX);
+                model.free += 1;
+                model.released += 1;
             }
             _ => continue,
         }
