@@ -66,8 +66,7 @@ fn play(args: &Args, act: Act, db: &Path) -> Result<(Report, Vec<Sample>), Strin
         .spawn()
         .map_err(|e| failed(&e))?;
     let bar = ProgressBar::new(args.turns());
-    if let Ok(style) =
-        ProgressStyle::with_template("{prefix:<7} {bar:30} {pos}/{len} turns  {per_sec}  {msg}")
+    if let Ok(style) = ProgressStyle::with_template("{prefix:<7} {bar:30} {pos}/{len} turns  {msg}")
     {
         bar.set_style(style);
     }
@@ -84,8 +83,11 @@ fn play(args: &Args, act: Act, db: &Path) -> Result<(Report, Vec<Sample>), Strin
                 let found = sample.descriptors;
                 bar.set_position(sample.turns);
                 bar.set_message(format!(
-                    "db {} wal {} shm {}",
-                    found.db, found.wal, found.shm
+                    "{:.0} turns/s  descriptors: db {} wal {} shm {}",
+                    sample.turns as f64 / sample.at_s.max(1e-3),
+                    found.db,
+                    found.wal,
+                    found.shm
                 ));
                 samples.push(sample);
             } else if let Some(found) = Report::from_json(&value) {
