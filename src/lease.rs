@@ -38,6 +38,21 @@ use crate::sqlite::Sqlite;
 /// # }
 /// ```
 ///
+/// There is no way to close a lent connection, or to give it back twice:
+///
+/// ```compile_fail,E0507
+/// # let pool = leasepool::Pool::builder(leasepool::Database::memory()).build().unwrap();
+/// let lease = pool.lease("alice").unwrap();
+/// lease.close(); // rusqlite's `close` takes the connection itself, which is not ours to give
+/// ```
+///
+/// ```compile_fail,E0382
+/// # let pool = leasepool::Pool::builder(leasepool::Database::memory()).build().unwrap();
+/// let lease = pool.lease("alice").unwrap();
+/// drop(lease);
+/// drop(lease);
+/// ```
+///
 /// # Caveats
 /// A lease given to [`std::mem::forget`] keeps its connection for as long as the pool lives; it shows
 /// in [`Pool::holders`](crate::Pool::holders). Never `std::mem::swap` the connection for another: the

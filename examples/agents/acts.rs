@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::ops::DerefMut;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,16 +44,11 @@ trait Server: Sync {
     fn agents(&self) -> Option<usize>;
 }
 
-/// As servers do it today.
-struct Owned<'a> {
-    path: &'a Path,
-    agents: Mutex<HashMap<String, Arc<Mutex<Connection>>>>,
-}
-
-/// A pool whose guards the agents keep.
-struct Pinned {
-    pool: r2d2::Pool<SqliteConnectionManager>,
-    agents: Mutex<HashMap<String, Arc<Mutex<r2d2::PooledConnection<SqliteConnectionManager>>>>>,
+/// Every agent that was ever served keeps what it was given: a connection of its own, as servers do it
+/// today, or a guard of a pool.
+struct Kept<C, F> {
+    give: F,
+    agents: Mutex<HashMap<String, Arc<Mutex<C>>>>,
 }
 
 struct Leased(Pool);
@@ -62,7 +58,11 @@ fn configure(conn: &mut Connection) -> rusqlite::Result<()> {
     conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
 }
 
-impl Server for Owned<'_> {
+impl<C, F> Server for Kept<C, F>
+where
+    C: DerefMut<Target = Connection> + Send,
+    F: Fn() -> Result<C, String> + Sync,
+{
     fn with(
         &self,
         agent: &str,
@@ -72,37 +72,7 @@ impl Server for Owned<'_> {
         let conn = match known {
             Some(conn) => conn,
             None => {
-                let mut conn = Connection::open(self.path).map_err(|e| e.to_string())?;
-                configure(&mut conn).map_err(|e| e.to_string())?;
-                let conn = Arc::new(Mutex::new(conn));
-                lock(&self.agents).insert(agent.to_owned(), Arc::clone(&conn));
-                conn
-            }
-        };
-        let mut conn = lock(&conn);
-        work(&mut conn).map_err(|e| e.to_string())
-    }
-
-    fn agents(&self) -> Option<usize> {
-        Some(lock(&self.agents).len())
-    }
-}
-
-impl Server for Pinned {
-    fn with(
-        &self,
-        agent: &str,
-        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
-    ) -> Result<(), String> {
-        let known = lock(&self.agents).get(agent).cloned();
-        let conn = match known {
-            Some(conn) => conn,
-            None => {
-                let asked = Instant::now();
-                let conn = self.pool.get().map_err(|error| {
-                    format!("{error}, after {:.1} s", asked.elapsed().as_secs_f64())
-                })?;
-                let conn = Arc::new(Mutex::new(conn));
+                let conn = Arc::new(Mutex::new((self.give)()?));
                 lock(&self.agents).insert(agent.to_owned(), Arc::clone(&conn));
                 conn
             }
@@ -143,8 +113,8 @@ pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
     let report = match act {
         Act::Owned => {
             set_up(path)?;
-            stage.perform(&Owned {
-                path,
+            stage.perform(&Kept {
+                give: || open(path).map(Box::new),
                 agents: Mutex::default(),
             })
         }
@@ -155,8 +125,13 @@ pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
                 .connection_timeout(PINNED_WAIT)
                 .build(SqliteConnectionManager::file(path).with_init(configure))
                 .map_err(|error| format!("{}: {error}", path.display()))?;
-            stage.perform(&Pinned {
-                pool,
+            stage.perform(&Kept {
+                give: || {
+                    let asked = Instant::now();
+                    pool.get().map_err(|error| {
+                        format!("{error}, after {:.1} s", asked.elapsed().as_secs_f64())
+                    })
+                },
                 agents: Mutex::default(),
             })
         }
@@ -181,13 +156,15 @@ pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
     Ok(())
 }
 
+fn open(path: &Path) -> Result<Connection, String> {
+    let mut conn = Connection::open(path).map_err(|e| e.to_string())?;
+    configure(&mut conn).map_err(|e| e.to_string())?;
+    Ok(conn)
+}
+
 fn set_up(path: &Path) -> Result<(), String> {
-    Connection::open(path)
-        .and_then(|mut conn| {
-            configure(&mut conn)?;
-            workload::set_up(&conn)
-        })
-        .map_err(|error| error.to_string())
+    let conn = open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    workload::set_up(&conn).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// What all acts have in common: who asks for what, and who watches.

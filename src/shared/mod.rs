@@ -6,14 +6,17 @@
 //! that is neither lent nor stuck: there are as many permits as such slots, and a permit is returned
 //! only after the slot is.
 
+mod closing;
+mod keeping;
+
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed},
+    Ordering::{AcqRel, Relaxed},
 };
 use std::time::{Duration, Instant};
 
-use event_listener::{Event, Listener};
+use event_listener::Event;
 use parking_lot::Mutex;
 
 use crate::backend::{Backend, Ending, Fate, NotClosed};
@@ -313,144 +316,6 @@ impl<B: Backend> Shared<B> {
         stats.leases += levels.hits;
         stats.waiting = self.permits.waiting();
         stats
-    }
-
-    /// Refuses new leases and closes every idle connection.
-    pub(crate) fn begin_close(&self) {
-        self.permits.close();
-        self.keeper.stop();
-        self.wind_up();
-    }
-
-    pub(crate) fn close(&self, timeout: Duration) -> Result<(), Error> {
-        let asked_at = Instant::now();
-        self.begin_close();
-        loop {
-            let emptied = self.emptied.listen();
-            if self.is_empty() {
-                break;
-            }
-            if emptied.wait_deadline(asked_at + timeout).is_none() && !self.is_empty() {
-                return Err(self.exhausted(asked_at, 0));
-            }
-        }
-        self.close_stuck()
-    }
-
-    /// Closes every idle connection of a closed pool.
-    fn wind_up(&self) {
-        let mut idle = self.cache.take_parked(usize::MAX, |_, _| true);
-        idle.extend(std::iter::from_fn(|| self.slots.try_get()));
-        for mut slot in idle {
-            if let Err(Stuck) = self.vacate(&mut slot, Ending::Retired) {
-                self.permits.withdraw();
-                self.strand_slot(slot);
-            }
-        }
-        if self.is_empty() {
-            if self.counters.open.load(Acquire) == 0 {
-                self.backend.closed();
-            }
-            self.emptied.notify(usize::MAX);
-        }
-    }
-
-    /// Nothing is lent, being lent, or idle: all that may be left is stuck.
-    fn is_empty(&self) -> bool {
-        let stuck = self.counters.stuck.load(Acquire);
-        self.permits.free() + stuck >= self.options.max_connections
-            && self.counters.open.load(Acquire) <= stuck
-    }
-
-    fn close_stuck(&self) -> Result<(), Error> {
-        let stuck = std::mem::take(&mut *self.stuck.lock());
-        let mut result = Ok(());
-        for mut slot in stuck {
-            let Some(occupant) = slot.occupant.take() else {
-                continue;
-            };
-            match self.backend.close(occupant.connection, Ending::Retired) {
-                Err(NotClosed {
-                    connection: Some(connection),
-                    error,
-                }) => {
-                    slot.occupant = Some(Box::new(Occupant {
-                        connection,
-                        ..*occupant
-                    }));
-                    self.stuck.lock().push(slot);
-                    result = Err(error);
-                }
-                _ => {
-                    count(&self.counters.closes);
-                    self.counters.stuck.fetch_sub(1, AcqRel);
-                    self.counters.open.fetch_sub(1, AcqRel);
-                }
-            }
-        }
-        result
-    }
-
-    /// How often the keeper must call, so that every timeout is obeyed to within a second.
-    fn keeper_period(&self) -> Duration {
-        let shortest = [self.options.idle_timeout, self.options.overdue_after]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(Duration::MAX);
-        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(250))
-    }
-
-    /// The keeper's work: everything that must happen in time even if nobody calls.
-    pub(crate) fn keep(&self) {
-        let now = Instant::now();
-        self.backend.refresh(now);
-        if let Some(timeout) = self.options.idle_timeout {
-            self.cache.evict_idle(now, timeout);
-        }
-        if let Some(limit) = self.options.overdue_after {
-            for holder in self.cache.ledger.newly_overdue(now, limit) {
-                count(&self.counters.overdue);
-                events::overdue(&holder);
-            }
-        }
-        let generation = self.backend.generation();
-        if self.swept_generation.swap(generation, AcqRel) != generation {
-            self.close_unfit();
-        }
-        self.cache.maintain();
-    }
-
-    /// Closes the idle connections that can serve nobody any more, after the file was replaced.
-    fn close_unfit(&self) {
-        // A slot in hand needs a permit, as it does everywhere: whoever holds one counts on finding
-        // a slot. What is lent now is closed when it comes back.
-        let permits: Vec<_> =
-            std::iter::from_fn(|| self.permits.acquire_free().then(|| Permit(self)))
-                .take(self.options.max_connections)
-                .collect();
-        let mut slots = self.cache.take_parked(permits.len(), |connection, agent| {
-            !self.backend.fits(connection, Some(agent))
-        });
-        while slots.len() < permits.len()
-            && let Some(slot) = self.slots.try_get()
-        {
-            slots.push(slot);
-        }
-        for (mut slot, permit) in slots.into_iter().zip(permits) {
-            if let Some(occupant) = &slot.occupant
-                && !self.backend.fits(&occupant.connection, None)
-            {
-                let ending = self.discard(&self.counters.discarded_by_file, "file replaced");
-                if let Err(Stuck) = self.vacate(&mut slot, ending) {
-                    std::mem::forget(permit);
-                    self.strand_slot(slot);
-                    continue;
-                }
-            }
-            drop(slot);
-            drop(permit);
-        }
     }
 }
 

@@ -1,0 +1,74 @@
+//! The keeper's work: everything that must happen in time even if nobody calls.
+//! It waits for nobody: what is busy now is looked at again the next time.
+
+use std::sync::atomic::Ordering::AcqRel;
+use std::time::{Duration, Instant};
+
+use super::{Permit, Shared, Stuck};
+use crate::backend::Backend;
+use crate::events;
+use crate::stats::count;
+
+impl<B: Backend> Shared<B> {
+    /// How often the keeper must call, so that every timeout is obeyed to within a second.
+    pub(super) fn keeper_period(&self) -> Duration {
+        let shortest = [self.options.idle_timeout, self.options.overdue_after]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Duration::MAX);
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(250))
+    }
+
+    /// The keeper's work: everything that must happen in time even if nobody calls.
+    pub(super) fn keep(&self) {
+        let now = Instant::now();
+        self.backend.refresh(now);
+        if let Some(timeout) = self.options.idle_timeout {
+            self.cache.evict_idle(now, timeout);
+        }
+        if let Some(limit) = self.options.overdue_after {
+            for holder in self.cache.ledger.newly_overdue(now, limit) {
+                count(&self.counters.overdue);
+                events::overdue(&holder);
+            }
+        }
+        let generation = self.backend.generation();
+        if self.swept_generation.swap(generation, AcqRel) != generation {
+            self.close_unfit();
+        }
+        self.cache.maintain();
+    }
+
+    /// Closes the idle connections that can serve nobody any more, after the file was replaced.
+    fn close_unfit(&self) {
+        // A slot in hand needs a permit, as it does everywhere: whoever holds one counts on finding
+        // a slot. What is lent now is closed when it comes back.
+        let permits: Vec<_> =
+            std::iter::from_fn(|| self.permits.acquire_free().then(|| Permit(self)))
+                .take(self.options.max_connections)
+                .collect();
+        let mut slots = self.cache.take_parked(permits.len(), |connection, agent| {
+            !self.backend.fits(connection, Some(agent))
+        });
+        while slots.len() < permits.len()
+            && let Some(slot) = self.slots.try_get()
+        {
+            slots.push(slot);
+        }
+        for (mut slot, permit) in slots.into_iter().zip(permits) {
+            if let Some(occupant) = &slot.occupant
+                && !self.backend.fits(&occupant.connection, None)
+            {
+                let ending = self.discard(&self.counters.discarded_by_file, "file replaced");
+                if let Err(Stuck) = self.vacate(&mut slot, ending) {
+                    std::mem::forget(permit);
+                    self.strand_slot(slot);
+                    continue;
+                }
+            }
+            drop(slot);
+            drop(permit);
+        }
+    }
+}
