@@ -246,6 +246,7 @@ fn a_connection_that_cannot_be_closed_keeps_its_slot() {
     pool.close().unwrap();
     assert_eq!(switches.open.load(SeqCst), 0);
     assert_eq!(pool.stats().stuck, 0);
+    assert!(switches.closed.load(SeqCst) > 0);
 }
 
 #[test]

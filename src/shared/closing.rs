@@ -86,6 +86,9 @@ impl<B: Backend> Shared<B> {
                 }
             }
         }
+        if self.counters.open.load(Acquire) == 0 {
+            self.backend.closed();
+        }
         result
     }
 }
