@@ -257,6 +257,7 @@ impl<'a> Stage<'a> {
                 Err(error) => {
                     self.errors.fetch_add(1, Relaxed);
                     let agents = server.agents();
+                    let error = with_errno(error);
                     lock(&self.first_error).get_or_insert((error, agents));
                     self.over.store(true, Relaxed);
                 }
@@ -321,6 +322,14 @@ impl Report {
             Err(error) => self.integrity = error.to_string(),
         }
         self
+    }
+}
+
+/// SQLite does not say why it could not open a file. If nobody can open one now, that is why.
+fn with_errno(error: String) -> String {
+    match std::fs::File::open("/dev/null") {
+        Ok(_) => error,
+        Err(why) => format!("{error}: {why}"),
     }
 }
 
