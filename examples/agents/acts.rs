@@ -325,9 +325,11 @@ impl Report {
     }
 }
 
-/// SQLite does not say why it could not open a file. If nobody can open one now, that is why.
+/// SQLite does not say why it could not open a file. If there are not even descriptors enough for one
+/// connection now, that is why; other threads that fail at the same time may just have freed some.
 fn with_errno(error: String) -> String {
-    match std::fs::File::open("/dev/null") {
+    let opened: Result<Vec<_>, _> = (0..3).map(|_| std::fs::File::open("/dev/null")).collect();
+    match opened {
         Ok(_) => error,
         Err(why) => format!("{error}: {why}"),
     }
