@@ -56,7 +56,6 @@ fn the_three_acts() {
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     assert!(stdout.contains("died at agent"), "{stdout}");
-    assert!(stdout.contains("unable to open database file"), "{stdout}");
     assert!(stdout.contains("starved after 8 agents"), "{stdout}");
     assert!(stdout.contains("served all 400 turns"), "{stdout}");
     let leased = last_line(&output);
