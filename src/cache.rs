@@ -46,16 +46,23 @@ impl<B: Backend> AgentCache<B> {
                 evicted(&ledger, &counters, &entry, cause);
             }
         };
+        let evicts_by_size = cached_agents < slots;
+        // moka hears of an insertion before it hears of the removal that made room for it, when two
+        // threads are at it. With as many places as slots, it would then evict somebody for nothing.
+        let places = match evicts_by_size {
+            true => cached_agents,
+            false => slots * 2,
+        };
         AgentCache {
             moka: moka::sync::Cache::builder()
-                .max_capacity(cached_agents as u64)
+                .max_capacity(places as u64)
                 .eviction_policy(EvictionPolicy::lru())
                 .eviction_listener(listener)
                 .build_with_hasher(RandomState::default()),
             ledger,
             counters,
             cached_agents,
-            evicts_by_size: cached_agents < slots,
+            evicts_by_size,
             turns: AtomicU64::new(0),
         }
     }
