@@ -90,6 +90,10 @@ impl<B: Backend> Lease<B> {
         self
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared<B>> {
+        &self.shared
+    }
+
     /// The agent, and the slot to be made ready for it.
     pub(crate) fn parts(&mut self) -> (&str, &mut TakenSlot<B>) {
         match &mut self.slot {

@@ -9,7 +9,7 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-// Who may import whom, each only what stands before it: stats, error, events, backend, permits, slot,
+// Who may import whom, each only what stands before it: stats, error, events, backend, offload, permits, slot,
 // ledger, cache, keeper, shared, sqlite, lease, pool, builder.
 mod backend;
 mod builder;
@@ -21,6 +21,7 @@ mod fake;
 mod keeper;
 mod lease;
 mod ledger;
+mod offload;
 mod permits;
 mod pool;
 mod shared;
@@ -34,6 +35,6 @@ pub use error::{Error, FileState};
 pub use lease::{InterruptHandle, Lease};
 pub use pool::Pool;
 pub use sqlite::{Database, Sqlite, Synchronous};
-pub use stats::{Holder, Stats};
+pub use stats::{Holder, Stats, Waiting};
 
 pub use rusqlite;

@@ -6,15 +6,22 @@
 //! to the first in the queue under the lock, so that no newcomer can overtake.
 
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::panic::Location;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicU8, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
+use std::task::Poll;
 use std::time::Instant;
 
 use event_listener::{Event, Listener};
+use futures_timer::Delay;
 use parking_lot::Mutex;
+
+use crate::stats::Waiting;
 
 /// Somebody queues. While it is set, no permit is free, and only the queue's lock holder may change
 /// the word.
@@ -32,10 +39,27 @@ pub(crate) struct Permits {
 
 /// One caller in the queue. The answer is written under the queue's lock, by whoever takes the
 /// waiter out of the queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiter {
+    claim: Claim,
     answer: AtomicU8,
     answered: Event,
+}
+
+/// Who asks for a permit, since when, and from which line.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    pub(crate) agent: Arc<str>,
+    pub(crate) asked_at: Instant,
+    pub(crate) place: &'static Location<'static>,
+}
+
+/// A place in the queue. Dropping it leaves the queue, and passes on a permit that came meanwhile.
+struct Queued<'a> {
+    permits: &'a Permits,
+    waiter: Arc<Waiter>,
+    /// The caller has the answer: nothing is left to give back.
+    settled: bool,
 }
 
 const NO_ANSWER: u8 = 0;
@@ -59,73 +83,77 @@ impl Permits {
         }
     }
 
-    /// Takes a permit, waiting until `deadline` (`None`: not at all).
+    /// Takes a permit if one is to be had without waiting: to wait for one is to [`queue`](Permits::queue).
     ///
     /// Whoever gets `Ok` owes one [`release`](Permits::release).
-    pub(crate) fn acquire(&self, deadline: Option<Instant>) -> Result<(), Refusal> {
+    pub(crate) fn try_acquire(&self) -> Result<(), Refusal> {
         if self.acquire_free() {
             return Ok(());
         }
-        let waiter = {
-            let mut queue = self.queue.lock();
-            loop {
-                let word = self.word.load(Acquire);
-                if word & CLOSED != 0 {
-                    return Err(Refusal::Closed);
-                }
-                if word & QUEUED == 0 && word & FREE > 0 {
-                    // A permit came back since; others may still take or return one without the lock.
-                    if self.swap(word, word - 1) {
-                        return Ok(());
-                    }
-                    continue;
-                }
-                if deadline.is_none() {
-                    return Err(Refusal::TimedOut {
-                        waiting: queue.len(),
-                    });
-                }
-                if word & QUEUED != 0 || self.swap(word, word | QUEUED) {
-                    break;
-                }
-            }
-            let waiter = Arc::new(Waiter::default());
-            queue.push_back(Arc::clone(&waiter));
-            waiter
-        };
-        self.wait(&waiter, deadline)
-    }
-
-    fn wait(&self, waiter: &Arc<Waiter>, deadline: Option<Instant>) -> Result<(), Refusal> {
-        loop {
-            // Listening before looking: an answer given in between still wakes us.
-            let listener = waiter.answered.listen();
-            if let Some(answer) = waiter.answer() {
-                return answer;
-            }
-            let in_time = match deadline {
-                Some(deadline) => listener.wait_deadline(deadline).is_some(),
-                None => false,
-            };
-            if !in_time {
-                return self.leave(waiter);
-            }
-        }
-    }
-
-    /// The deadline has passed: leaves the queue, or takes the answer that came just before.
-    fn leave(&self, waiter: &Arc<Waiter>) -> Result<(), Refusal> {
-        let mut queue = self.queue.lock();
-        if let Some(answer) = waiter.answer() {
-            return answer;
-        }
-        queue.retain(|other| !Arc::ptr_eq(other, waiter));
-        if queue.is_empty() {
-            self.word.fetch_and(!QUEUED, Release);
+        let word = self.word.load(Acquire);
+        if word & CLOSED != 0 {
+            return Err(Refusal::Closed);
         }
         Err(Refusal::TimedOut {
-            waiting: queue.len(),
+            waiting: self.waiting(),
         })
+    }
+
+    /// Takes a permit, blocking until `deadline` at most.
+    ///
+    /// Whoever gets `Ok` owes one [`release`](Permits::release).
+    pub(crate) fn acquire(&self, claim: Claim, deadline: Instant) -> Result<(), Refusal> {
+        match self.queue(claim)? {
+            Some(queued) => queued.wait(deadline),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a permit, waiting until `deadline` at most. Dropping the future takes none, and leaves
+    /// the queue.
+    ///
+    /// Whoever gets `Ok` owes one [`release`](Permits::release).
+    pub(crate) async fn acquire_async(
+        &self,
+        claim: Claim,
+        deadline: Instant,
+    ) -> Result<(), Refusal> {
+        match self.queue(claim)? {
+            Some(queued) => queued.wait_async(deadline).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A place in the queue, or (`None`) a permit that came free meanwhile.
+    fn queue(&self, claim: Claim) -> Result<Option<Queued<'_>>, Refusal> {
+        let mut queue = self.queue.lock();
+        loop {
+            let word = self.word.load(Acquire);
+            if word & CLOSED != 0 {
+                return Err(Refusal::Closed);
+            }
+            if word & QUEUED == 0 && word & FREE > 0 {
+                // A permit came back since; others may still take or return one without the lock.
+                if self.swap(word, word - 1) {
+                    return Ok(None);
+                }
+                continue;
+            }
+            if word & QUEUED != 0 || self.swap(word, word | QUEUED) {
+                break;
+            }
+        }
+        let waiter = Arc::new(Waiter {
+            claim,
+            answer: AtomicU8::new(NO_ANSWER),
+            answered: Event::new(),
+        });
+        queue.push_back(Arc::clone(&waiter));
+        Ok(Some(Queued {
+            permits: self,
+            waiter,
+            settled: false,
+        }))
     }
 
     /// Takes a permit if one is free and nobody waits. It fails, too, if the permits are closed.
@@ -211,10 +239,105 @@ impl Permits {
         }
     }
 
+    /// Who waits, in the order in which they will be served.
+    pub(crate) fn waiters(&self, now: Instant) -> Vec<Waiting> {
+        let queue = self.queue.lock();
+        queue
+            .iter()
+            .map(|waiter| waiter.claim.waiting(now))
+            .collect()
+    }
+
     fn swap(&self, from: usize, to: usize) -> bool {
         self.word
             .compare_exchange(from, to, AcqRel, Relaxed)
             .is_ok()
+    }
+}
+
+impl Queued<'_> {
+    fn wait(mut self, deadline: Instant) -> Result<(), Refusal> {
+        loop {
+            // Listening before looking: an answer given in between still wakes us.
+            let listener = self.waiter.answered.listen();
+            if let Some(answer) = self.waiter.answer() {
+                return self.take(answer);
+            }
+            if listener.wait_deadline(deadline).is_none() {
+                return self.leave();
+            }
+        }
+    }
+
+    async fn wait_async(mut self, deadline: Instant) -> Result<(), Refusal> {
+        let mut alarm = Delay::new(deadline.saturating_duration_since(Instant::now()));
+        loop {
+            let mut listener = pin!(self.waiter.answered.listen());
+            if let Some(answer) = self.waiter.answer() {
+                return self.take(answer);
+            }
+            let mut alarm = pin!(&mut alarm);
+            let in_time = poll_fn(|cx| {
+                if listener.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(true);
+                }
+                alarm.as_mut().poll(cx).map(|()| false)
+            });
+            if !in_time.await {
+                return self.leave();
+            }
+        }
+    }
+
+    fn take(&mut self, answer: Result<(), Refusal>) -> Result<(), Refusal> {
+        self.settled = true;
+        answer
+    }
+
+    /// The deadline has passed: leaves the queue, or takes the answer that came just before.
+    fn leave(&mut self) -> Result<(), Refusal> {
+        let answer = self.step_out();
+        self.take(answer)
+    }
+
+    fn step_out(&self) -> Result<(), Refusal> {
+        let mut queue = self.permits.queue.lock();
+        if let Some(answer) = self.waiter.answer() {
+            return answer;
+        }
+        queue.retain(|other| !Arc::ptr_eq(other, &self.waiter));
+        if queue.is_empty() {
+            self.permits.word.fetch_and(!QUEUED, Release);
+        }
+        Err(Refusal::TimedOut {
+            waiting: queue.len(),
+        })
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if !self.settled && self.step_out().is_ok() {
+            self.permits.release();
+        }
+    }
+}
+
+impl Claim {
+    pub(crate) fn new(agent: &str, asked_at: Instant, place: &'static Location<'static>) -> Self {
+        Claim {
+            agent: Arc::from(agent),
+            asked_at,
+            place,
+        }
+    }
+
+    fn waiting(&self, now: Instant) -> Waiting {
+        Waiting {
+            agent: self.agent.as_ref().to_owned(),
+            asked_at: self.place,
+            age: now.saturating_duration_since(self.asked_at),
+        }
     }
 }
 
@@ -241,8 +364,16 @@ mod tests {
 
     use super::*;
 
-    fn soon() -> Option<Instant> {
-        Some(Instant::now() + Duration::from_secs(20))
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    fn claim() -> Claim {
+        Claim {
+            agent: Arc::from("agent"),
+            asked_at: Instant::now(),
+            place: Location::caller(),
+        }
     }
 
     fn wait_until_waiting(permits: &Permits, n: usize) {
@@ -254,23 +385,23 @@ mod tests {
     #[test]
     fn there_are_as_many_as_asked_for() {
         let permits = Permits::new(2);
-        assert_eq!(permits.acquire(None), Ok(()));
-        assert_eq!(permits.acquire(None), Ok(()));
-        assert_eq!(permits.acquire(None), Err(Refusal::TimedOut { waiting: 0 }));
+        assert_eq!(permits.try_acquire(), Ok(()));
+        assert_eq!(permits.try_acquire(), Ok(()));
+        assert_eq!(permits.try_acquire(), Err(Refusal::TimedOut { waiting: 0 }));
         permits.release();
-        assert_eq!(permits.acquire(None), Ok(()));
+        assert_eq!(permits.try_acquire(), Ok(()));
     }
 
     #[test]
     fn waiters_are_served_in_the_order_they_came() {
         let permits = Permits::new(1);
-        permits.acquire(None).unwrap();
+        permits.try_acquire().unwrap();
         let (tell, told) = mpsc::channel();
         thread::scope(|scope| {
             for i in 0..16 {
                 let (permits, tell) = (&permits, tell.clone());
                 scope.spawn(move || {
-                    permits.acquire(soon()).unwrap();
+                    permits.acquire(claim(), soon()).unwrap();
                     tell.send(i).unwrap();
                     permits.release();
                 });
@@ -285,13 +416,13 @@ mod tests {
     #[test]
     fn a_newcomer_does_not_overtake_a_waiter() {
         let permits = Permits::new(1);
-        permits.acquire(None).unwrap();
+        permits.try_acquire().unwrap();
         thread::scope(|scope| {
-            let waiter = scope.spawn(|| permits.acquire(soon()));
+            let waiter = scope.spawn(|| permits.acquire(claim(), soon()));
             wait_until_waiting(&permits, 1);
             permits.release();
             // The permit already belongs to the waiter, awake or not.
-            assert!(permits.acquire(None).is_err());
+            assert!(permits.try_acquire().is_err());
             waiter.join().unwrap().unwrap();
         });
     }
@@ -299,21 +430,72 @@ mod tests {
     #[test]
     fn a_waiter_that_gives_up_leaves_nothing_behind() {
         let permits = Permits::new(1);
-        permits.acquire(None).unwrap();
-        let soon = Some(Instant::now() + Duration::from_millis(5));
-        assert_eq!(permits.acquire(soon), Err(Refusal::TimedOut { waiting: 0 }));
+        permits.try_acquire().unwrap();
+        let soon = Instant::now() + Duration::from_millis(5);
+        assert_eq!(permits.acquire(claim(), soon), Err(Refusal::TimedOut { waiting: 0 }));
         assert_eq!(permits.waiting(), 0);
         permits.release();
-        assert_eq!(permits.acquire(None), Ok(()));
+        assert_eq!(permits.try_acquire(), Ok(()));
+    }
+
+    #[test]
+    fn blocking_and_async_waiters_stand_in_one_queue() {
+        let permits = Permits::new(1);
+        permits.try_acquire().unwrap();
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            for i in 0..16 {
+                let (permits, tell) = (&permits, tell.clone());
+                scope.spawn(move || {
+                    match i % 2 {
+                        0 => permits.acquire(claim(), soon()).unwrap(),
+                        _ => smol::block_on(permits.acquire_async(claim(), soon())).unwrap(),
+                    }
+                    tell.send(i).unwrap();
+                    permits.release();
+                });
+                wait_until_waiting(permits, i + 1);
+            }
+            permits.release();
+        });
+        drop(tell);
+        assert_eq!(told.iter().collect::<Vec<_>>(), (0..16).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_dropped_future_passes_its_permit_on() {
+        let permits = Permits::new(1);
+        permits.try_acquire().unwrap();
+        let mut first = Box::pin(permits.acquire_async(claim(), soon()));
+        let mut second = Box::pin(permits.acquire_async(claim(), soon()));
+        assert!(smol::block_on(smol::future::poll_once(&mut first)).is_none());
+        assert!(smol::block_on(smol::future::poll_once(&mut second)).is_none());
+        assert_eq!(permits.waiters(Instant::now()).len(), 2);
+        permits.release();
+        // It has been granted the permit, and does not know it yet.
+        drop(first);
+        assert_eq!(smol::block_on(second), Ok(()));
+        permits.release();
+        assert_eq!((permits.free(), permits.waiting()), (1, 0));
+    }
+
+    #[test]
+    fn an_async_waiter_gives_up_in_time() {
+        let permits = Permits::new(0);
+        let soon = Instant::now() + Duration::from_millis(5);
+        let refused = smol::block_on(permits.acquire_async(claim(), soon));
+        assert_eq!(refused, Err(Refusal::TimedOut { waiting: 0 }));
+        assert!(Instant::now() >= soon);
+        assert_eq!(permits.waiting(), 0);
     }
 
     #[test]
     fn closing_wakes_and_refuses() {
         let permits = Permits::new(1);
-        permits.acquire(None).unwrap();
+        permits.try_acquire().unwrap();
         thread::scope(|scope| {
             let waiters: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| permits.acquire(soon())))
+                .map(|_| scope.spawn(|| permits.acquire(claim(), soon())))
                 .collect();
             wait_until_waiting(&permits, 4);
             permits.close();
@@ -322,7 +504,7 @@ mod tests {
             }
         });
         permits.release();
-        assert_eq!(permits.acquire(None), Err(Refusal::Closed));
+        assert_eq!(permits.try_acquire(), Err(Refusal::Closed));
         assert_eq!(permits.waiting(), 0);
     }
 
@@ -339,8 +521,21 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..4_000 {
                         let wait = Duration::from_micros((seed * 31 + i * 17) % 40);
-                        let deadline = (wait.as_micros() > 4).then(|| Instant::now() + wait);
-                        if permits.acquire(deadline).is_ok() {
+                        let deadline = Instant::now() + wait;
+                        let taken = match i % 4 {
+                            0 => permits.try_acquire(),
+                            1 => permits.acquire(claim(), deadline),
+                            2 => smol::block_on(permits.acquire_async(claim(), deadline)),
+                            _ => {
+                                // Dropped at its first wait, and perhaps with the answer on its way.
+                                let mut asked = pin!(permits.acquire_async(claim(), deadline));
+                                match smol::block_on(smol::future::poll_once(&mut asked)) {
+                                    Some(taken) => taken,
+                                    None => continue,
+                                }
+                            }
+                        };
+                        if taken.is_ok() {
                             assert!(inside.fetch_add(1, AcqRel) < N);
                             inside.fetch_sub(1, AcqRel);
                             permits.release();
@@ -350,9 +545,9 @@ mod tests {
             }
         });
         for _ in 0..N {
-            assert_eq!(permits.acquire(None), Ok(()));
+            assert_eq!(permits.try_acquire(), Ok(()));
         }
-        assert!(permits.acquire(None).is_err());
+        assert!(permits.try_acquire().is_err());
         assert_eq!(permits.waiting(), 0);
     }
 }

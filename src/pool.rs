@@ -2,6 +2,7 @@
 //! It moves no connection itself: `Shared` does.
 
 use std::fmt;
+use std::future::Future;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,9 +10,11 @@ use std::time::{Duration, Instant};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::lease::Lease;
-use crate::shared::{Options, Shared, Stuck};
+use crate::offload::off_thread;
+use crate::permits::Claim;
+use crate::shared::{Need, Options, Permit, Shared, Stuck};
 use crate::sqlite::Sqlite;
-use crate::stats::{Holder, Stats};
+use crate::stats::{Holder, Stats, Waiting};
 
 /// Longest id of an agent, in bytes.
 const MAX_AGENT_LEN: usize = 1024;
@@ -124,6 +127,54 @@ impl<B: Backend> Pool<B> {
         self.lease_within(agent.as_ref(), wait, Location::caller())
     }
 
+    /// Like [`Pool::lease`], for async code: the wait is awaited, on any executor, in one queue with
+    /// those who block. A connection that must be opened is opened on another thread.
+    ///
+    /// Dropping the future at any moment leaves nothing behind: no place in the queue, no permit, no
+    /// connection. The wait is timed from the first poll.
+    ///
+    /// ```
+    /// # use leasepool::{Database, Pool};
+    /// # async fn serve(pool: &Pool) -> Result<(), Box<dyn std::error::Error>> {
+    /// let lease = pool.lease_async("alice").await?;
+    /// let notes: u64 = lease.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The future and the lease are `Send`; `&Lease` is not, as a SQLite connection is for one thread
+    /// at a time: do not keep a reference to it across an `.await`.
+    ///
+    /// # Errors
+    /// Those of [`Pool::lease`].
+    ///
+    /// # Blocking
+    /// Never waits for other leases nor for a disk. The SQL that you run on the lease does block: what
+    /// may take long belongs off the async threads, see the feature `tokio`.
+    #[track_caller]
+    pub fn lease_async(
+        &self,
+        agent: impl AsRef<str>,
+    ) -> impl Future<Output = Result<Lease<B>, Error>> {
+        let (wait, place) = (self.shared.options.lease_timeout, Location::caller());
+        async move { self.lease_within_async(agent.as_ref(), wait, place).await }
+    }
+
+    /// Like [`Pool::lease_async`], but waits for at most `timeout`, instead of the pool's
+    /// `lease_timeout`. More than 24 hours count as 24 hours.
+    ///
+    /// # Errors
+    /// Those of [`Pool::lease`].
+    #[track_caller]
+    pub fn lease_timeout_async(
+        &self,
+        agent: impl AsRef<str>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Lease<B>, Error>> {
+        let (wait, place) = (timeout.min(MAX_WAIT), Location::caller());
+        async move { self.lease_within_async(agent.as_ref(), wait, place).await }
+    }
+
     /// Evicts an agent: gives its parked connection back for others to use, and lets the ones it has
     /// been lent go the same way when they come back. Returns whether a connection was parked.
     ///
@@ -141,6 +192,11 @@ impl<B: Backend> Pool<B> {
     /// Who holds a connection, the oldest lease first.
     pub fn holders(&self) -> Vec<Holder> {
         self.shared.cache.ledger.holders(Instant::now())
+    }
+
+    /// Who waits for a connection, in the order in which they will be served.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        self.shared.waiting()
     }
 
     /// The largest number of descriptors that this pool can ever hold. Arithmetic, not a measurement:
@@ -178,36 +234,116 @@ impl<B: Backend> Pool<B> {
         self.shared.close(timeout.min(MAX_WAIT))
     }
 
-    /// The lease algorithm. The design of each step is told where the step is made.
+    /// Like [`Pool::close`], for async code: the closing is done on another thread. It starts when
+    /// the future is first polled, and goes on if the future is dropped.
+    ///
+    /// # Errors
+    /// Those of [`Pool::close`].
+    pub async fn close_async(&self) -> Result<(), Error> {
+        let (shared, timeout) = (Arc::clone(&self.shared), self.shared.options.lease_timeout);
+        off_thread(move || shared.close(timeout)).await
+    }
+
+    /// The lease algorithm, for a caller that may block.
     fn lease_within(
         &self,
         agent: &str,
         wait: Option<Duration>,
-        at: &'static Location<'static>,
+        place: &'static Location<'static>,
     ) -> Result<Lease<B>, Error> {
         check_agent(agent)?;
-        let shared = &self.shared;
         let asked_at = Instant::now();
         let deadline = wait.map(|wait| asked_at + wait);
         loop {
-            let (permit, now) = shared.permit(asked_at, deadline)?;
-            shared.refresh(now);
-            let (entry, slot, hit) = match shared.cache.take(agent, now, at) {
-                Some((entry, slot)) => (entry, slot, true),
+            let (permit, now) = match self.shared.free_permit() {
+                Some(permit) => (permit, asked_at),
                 None => {
-                    let slot = shared.any_slot()?;
-                    (shared.cache.admit(agent, slot.index, now, at), slot, false)
+                    let claim = Claim::new(agent, asked_at, place);
+                    (self.shared.permit(claim, deadline)?, Instant::now())
                 }
             };
-            permit.pass_on();
-            let mut lease = Lease::unready(shared, entry, slot);
-            let (agent, slot) = lease.parts();
-            match shared.make_ready(agent, slot, now, hit)? {
-                Ok(()) => return Ok(lease.ready()),
-                Err(Stuck) => lease.strand(),
+            let (lease, need) = self.begin(permit, agent, now, place)?;
+            match finish(lease, need, now)? {
+                Some(lease) => return Ok(lease),
+                None => continue,
             }
         }
     }
+
+    /// The same for a caller that may not block: it awaits its turn, and what may do I/O (to open a
+    /// connection) is done on another thread.
+    async fn lease_within_async(
+        &self,
+        agent: &str,
+        wait: Duration,
+        place: &'static Location<'static>,
+    ) -> Result<Lease<B>, Error> {
+        check_agent(agent)?;
+        let asked_at = Instant::now();
+        let deadline = asked_at + wait;
+        loop {
+            let (permit, now) = match self.shared.free_permit() {
+                Some(permit) => (permit, asked_at),
+                None => {
+                    let claim = Claim::new(agent, asked_at, place);
+                    let permit = self.shared.permit_async(claim, deadline).await?;
+                    (permit, Instant::now())
+                }
+            };
+            let (lease, need) = self.begin(permit, agent, now, place)?;
+            let lease = match need {
+                Need::Nothing => finish(lease, need, now)?,
+                Need::Connection(_) => off_thread(move || finish(lease, need, now)).await?,
+            };
+            match lease {
+                Some(lease) => return Ok(lease),
+                None => continue,
+            }
+        }
+    }
+
+    /// Makes a lease of a permit, with the agent's own connection or any other, and says what is still
+    /// to be done to it. Never blocks.
+    fn begin(
+        &self,
+        permit: Permit<'_, B>,
+        agent: &str,
+        now: Instant,
+        place: &'static Location<'static>,
+    ) -> Result<(Lease<B>, Need), Error> {
+        let shared = &self.shared;
+        shared.refresh(now);
+        let (entry, slot, hit) = match shared.cache.take(agent, now, place) {
+            Some((entry, slot)) => (entry, slot, true),
+            None => {
+                let slot = shared.any_slot()?;
+                (shared.cache.admit(agent, slot.index, now, place), slot, false)
+            }
+        };
+        permit.pass_on();
+        let mut lease = Lease::unready(shared, entry, slot);
+        let (agent, slot) = lease.parts();
+        let need = shared.inspect(agent, slot, now, hit);
+        Ok((lease, need))
+    }
+}
+
+/// Gives the lease what it needs. `None`: its old connection could not be closed, and is out of
+/// circulation.
+fn finish<B: Backend>(
+    mut lease: Lease<B>,
+    need: Need,
+    now: Instant,
+) -> Result<Option<Lease<B>>, Error> {
+    if let Need::Connection(ending) = need {
+        let shared = Arc::clone(lease.shared());
+        let (agent, slot) = lease.parts();
+        if let Err(Stuck) = shared.renew(agent, slot, now, ending)? {
+            lease.strand();
+            return Ok(None);
+        }
+    }
+    Ok(Some(lease.ready()))
 }
 
 impl<B: Backend> Drop for Handle<B> {

@@ -87,6 +87,18 @@ pub struct Holder {
     pub age: Duration,
 }
 
+/// A caller that waits for a connection: [`Pool::waiting`](crate::Pool::waiting).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// The agent.
+    pub agent: String,
+    /// Where the lease was asked for.
+    pub asked_at: &'static Location<'static>,
+    /// For how long it has been waiting.
+    pub age: Duration,
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -25,9 +25,9 @@ use crate::error::Error;
 use crate::events;
 use crate::keeper::Keeper;
 use crate::ledger::Entry;
-use crate::permits::{Permits, Refusal};
+use crate::permits::{Claim, Permits, Refusal};
 use crate::slot::{self, Occupant, Slots, TakenSlot};
-use crate::stats::{Counters, Stats, count};
+use crate::stats::{Counters, Stats, Waiting, count};
 
 /// The options that do not depend on the kind of connection. Valid.
 #[derive(Debug)]
@@ -65,6 +65,14 @@ pub(crate) struct Permit<'a, B: Backend>(&'a Shared<B>);
 /// of whoever holds it with it.
 pub(crate) struct Stuck;
 
+/// What a slot needs before it can serve.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Need {
+    Nothing,
+    /// A new connection; the one that is there must be closed, and how.
+    Connection(Option<Ending>),
+}
+
 impl<B: Backend> Shared<B> {
     /// The pool's shared part, with its keeper at work.
     pub(crate) fn start(backend: B, options: Options) -> Result<Arc<Self>, Error> {
@@ -100,17 +108,43 @@ impl<B: Backend> Shared<B> {
         self.backend.fd_ceiling(self.options.max_connections)
     }
 
-    /// Waits for a permit; returns it with the time it was taken.
+    /// A permit that is free, and that nobody waits for.
+    pub(crate) fn free_permit(&self) -> Option<Permit<'_, B>> {
+        self.permits.acquire_free().then(|| Permit(self))
+    }
+
+    /// A permit, waiting for it until `deadline` (`None`: not at all).
     pub(crate) fn permit(
         &self,
-        asked_at: Instant,
+        claim: Claim,
         deadline: Option<Instant>,
-    ) -> Result<(Permit<'_, B>, Instant), Error> {
-        if self.permits.acquire_free() {
-            return Ok((Permit(self), asked_at));
-        }
-        match self.permits.acquire(deadline) {
-            Ok(()) => Ok((Permit(self), Instant::now())),
+    ) -> Result<Permit<'_, B>, Error> {
+        let asked_at = claim.asked_at;
+        let answer = match deadline {
+            None => self.permits.try_acquire(),
+            Some(deadline) => self.permits.acquire(claim, deadline),
+        };
+        self.granted(answer, asked_at)
+    }
+
+    /// A permit, waiting for it until `deadline`.
+    pub(crate) async fn permit_async(
+        &self,
+        claim: Claim,
+        deadline: Instant,
+    ) -> Result<Permit<'_, B>, Error> {
+        let asked_at = claim.asked_at;
+        let answer = self.permits.acquire_async(claim, deadline).await;
+        self.granted(answer, asked_at)
+    }
+
+    fn granted(
+        &self,
+        answer: Result<(), Refusal>,
+        asked_at: Instant,
+    ) -> Result<Permit<'_, B>, Error> {
+        match answer {
+            Ok(()) => Ok(Permit(self)),
             Err(Refusal::Closed) => Err(Error::Closed),
             Err(Refusal::TimedOut { waiting }) => {
                 let error = self.exhausted(asked_at, waiting);
@@ -118,6 +152,10 @@ impl<B: Backend> Shared<B> {
                 Err(error)
             }
         }
+    }
+
+    pub(crate) fn waiting(&self) -> Vec<Waiting> {
+        self.permits.waiters(Instant::now())
     }
 
     fn exhausted(&self, asked_at: Instant, waiting: usize) -> Error {
@@ -150,25 +188,42 @@ impl<B: Backend> Shared<B> {
         }
     }
 
-    /// Sees to it that the slot holds a connection to the right file, not too old, and clean of other
-    /// agents' traces.
-    pub(crate) fn make_ready(
+    /// What the slot needs before `agent` can be served from it. Resets the connection in it, if that
+    /// is all it needs: this takes microseconds, never I/O.
+    pub(crate) fn inspect(
         &self,
         agent: &str,
         slot: &mut TakenSlot<B>,
         now: Instant,
         hit: bool,
+    ) -> Need {
+        let Some(occupant) = &mut slot.occupant else {
+            return Need::Connection(None);
+        };
+        match self.unfit(agent, occupant, now, hit) {
+            Some(ending) => Need::Connection(Some(ending)),
+            None => {
+                occupant.used = true;
+                Need::Nothing
+            }
+        }
+    }
+
+    /// Closes the connection in the slot, if there is one, and opens another. Blocks for as long as
+    /// SQLite and `on_open` do.
+    pub(crate) fn renew(
+        &self,
+        agent: &str,
+        slot: &mut TakenSlot<B>,
+        now: Instant,
+        ending: Option<Ending>,
     ) -> Result<Result<(), Stuck>, Error> {
-        if let Some(occupant) = &mut slot.occupant
-            && let Some(ending) = self.unfit(agent, occupant, now, hit)
+        if let Some(ending) = ending
             && let Err(stuck) = self.vacate(slot, ending)
         {
             return Ok(Err(stuck));
         }
-        match &mut slot.occupant {
-            Some(occupant) => occupant.used = true,
-            None => self.occupy(agent, slot, now)?,
-        }
+        self.occupy(agent, slot, now)?;
         Ok(Ok(()))
     }
 
