@@ -181,6 +181,12 @@ impl<B: Backend> AgentCache<B> {
         parked
     }
 
+    /// Evicts the agent of one lease: its connection goes to r2d2 when it comes back.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn retire(&self, entry: &Arc<Entry<B>>) {
+        self.evict(entry, Leaving::Released);
+    }
+
     /// Evicts what has been parked for `timeout`, as far as can be seen by calling this regularly.
     pub(crate) fn evict_idle(&self, now: Instant, timeout: Duration) {
         for entry in self.ledger.entries() {

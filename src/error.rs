@@ -1,6 +1,7 @@
 //! One enum, one variant for each thing a caller can do something about.
 //! It builds no error itself: the module that finds the fault does.
 
+use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -59,7 +60,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// A callback given to the builder panicked.
+    /// A callback panicked: one given to the builder, or the work given to `run`.
     #[error("{callback} panicked: {message}")]
     #[non_exhaustive]
     Panicked {
@@ -137,9 +138,36 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// The deadline passed while the work given to `run_timeout` was running; it was interrupted, and
+    /// its transaction rolled back.
+    #[error("the work was interrupted after {after:?}")]
+    #[non_exhaustive]
+    Interrupted {
+        /// How long it had been running.
+        after: Duration,
+    },
+
+    /// This must be called within a tokio runtime, and one that is not shutting down.
+    #[error("no tokio runtime is running here")]
+    NoRuntime,
+
     /// An error of SQLite's.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+}
+
+impl Error {
+    /// The error made of a panic in user code.
+    pub(crate) fn panicked(callback: &'static str, panic: &(dyn Any + Send)) -> Error {
+        let message = if let Some(message) = panic.downcast_ref::<&str>() {
+            (*message).to_owned()
+        } else if let Some(message) = panic.downcast_ref::<String>() {
+            message.clone()
+        } else {
+            "no message".to_owned()
+        };
+        Error::Panicked { callback, message }
+    }
 }
 
 /// What was found where the pool's database file used to be.

@@ -1,4 +1,4 @@
-//! The one maintenance thread of a pool: it calls the pool at a steady pace.
+//! The one maintenance thread of a pool: it calls the pool at the pace the pool asks for.
 //! It knows nothing of the pool but a closure, which must not keep the pool alive.
 
 use std::sync::Arc;
@@ -9,41 +9,77 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::events;
 
-/// The handle by which a pool stops its keeper.
+/// The handle by which a pool calls its keeper, and ends it when it is dropped.
 #[derive(Default)]
 pub(crate) struct Keeper(Arc<Signal>);
 
 #[derive(Default)]
 struct Signal {
-    stopped: Mutex<bool>,
+    call: Mutex<Call>,
     changed: Condvar,
 }
 
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    #[default]
+    None,
+    /// There is work now.
+    Work,
+    /// The pool is gone.
+    End,
+}
+
 impl Keeper {
-    /// Starts the thread, which calls `work` until that returns `false`. If none can be started, the
-    /// pool works without: idle connections then stay parked until another agent needs them.
-    pub(crate) fn start(&self, period: Duration, work: impl Fn() -> bool + Send + 'static) {
+    /// Starts the thread. It calls `work` after `pause`, then again after the time that `work`
+    /// returned, until that is `None`. If no thread can be started, the pool works without: idle
+    /// connections then stay parked until another agent needs them.
+    pub(crate) fn start(
+        &self,
+        mut pause: Duration,
+        work: impl Fn() -> Option<Duration> + Send + 'static,
+    ) {
         let signal = Arc::clone(&self.0);
         let started = thread::Builder::new()
             .name("leasepool-keeper".to_owned())
-            .spawn(move || while !signal.stopped_within(period) && work() {});
+            .spawn(move || {
+                while signal.wait(pause) != Call::End {
+                    match work() {
+                        Some(next) => pause = next,
+                        None => break,
+                    }
+                }
+            });
         if let Err(error) = started {
             events::no_keeper(&error);
         }
     }
 
-    pub(crate) fn stop(&self) {
-        *self.0.stopped.lock() = true;
-        self.0.changed.notify_all();
+    /// Lets the thread work now.
+    pub(crate) fn call(&self) {
+        self.0.say(Call::Work);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.say(Call::End);
     }
 }
 
 impl Signal {
-    fn stopped_within(&self, period: Duration) -> bool {
-        let mut stopped = self.stopped.lock();
-        if !*stopped {
-            self.changed.wait_for(&mut stopped, period);
+    fn say(&self, call: Call) {
+        *self.call.lock() = call;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, pause: Duration) -> Call {
+        let mut call = self.call.lock();
+        if *call == Call::None {
+            self.changed.wait_for(&mut call, pause);
         }
-        *stopped
+        match *call {
+            Call::End => Call::End,
+            _ => std::mem::take(&mut *call),
+        }
     }
 }

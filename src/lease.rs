@@ -11,6 +11,8 @@ use crate::backend::{Backend, Fate};
 use crate::ledger::Entry;
 use crate::shared::Shared;
 use crate::slot::{Occupant, TakenSlot};
+#[cfg(feature = "tokio")]
+use crate::sqlite::Cancel;
 use crate::sqlite::Sqlite;
 
 /// A lent connection. It dereferences to [`rusqlite::Connection`], and ends when it is dropped.
@@ -147,6 +149,36 @@ impl Lease<Sqlite> {
     }
 }
 
+#[cfg(feature = "tokio")]
+impl Lease<Sqlite> {
+    /// Runs `work` on the connection, so that `cancel` ends its waits for locks.
+    pub(crate) fn cancellable<R>(
+        &mut self,
+        cancel: &Cancel,
+        work: impl FnOnce(&mut rusqlite::Connection) -> R,
+    ) -> R {
+        let shared = Arc::clone(&self.shared);
+        shared.backend.cancellable(self, cancel, work)
+    }
+
+    /// At the end of the lease, the connection goes through a reset before anybody gets it.
+    pub(crate) fn retire(&self) {
+        self.shared.cache.retire(&self.entry);
+    }
+
+    /// Interrupts what runs on the lease, again and again until the lease ends.
+    pub(crate) fn presser(&self) -> Box<dyn FnOnce() + Send> {
+        let (handle, shared) = (Lease::interrupt_handle(self), Arc::downgrade(&self.shared));
+        Box::new(move || {
+            if handle.press()
+                && let Some(shared) = shared.upgrade()
+            {
+                shared.press(Box::new(move || handle.press()));
+            }
+        })
+    }
+}
+
 impl<B: Backend> Drop for Lease<B> {
     fn drop(&mut self) {
         if let Some(handle) = self.interrupt.get() {
@@ -200,8 +232,17 @@ impl InterruptHandle {
     /// # Blocking
     /// Never for longer than another call of this function takes.
     pub fn interrupt(&self) {
-        if let Some(interrupt) = &*self.0.lock() {
-            interrupt();
+        self.press();
+    }
+
+    /// Whether the lease still lives.
+    fn press(&self) -> bool {
+        match &*self.0.lock() {
+            Some(interrupt) => {
+                interrupt();
+                true
+            }
+            None => false,
         }
     }
 

@@ -24,6 +24,8 @@ mod ledger;
 mod offload;
 mod permits;
 mod pool;
+#[cfg(feature = "tokio")]
+mod run;
 mod shared;
 mod slot;
 mod sqlite;

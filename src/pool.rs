@@ -123,7 +123,7 @@ impl<B: Backend> Pool<B> {
         agent: impl AsRef<str>,
         timeout: Duration,
     ) -> Result<Lease<B>, Error> {
-        let wait = Some(timeout.min(MAX_WAIT));
+        let wait = Some(at_most(timeout));
         self.lease_within(agent.as_ref(), wait, Location::caller())
     }
 
@@ -171,7 +171,7 @@ impl<B: Backend> Pool<B> {
         agent: impl AsRef<str>,
         timeout: Duration,
     ) -> impl Future<Output = Result<Lease<B>, Error>> {
-        let (wait, place) = (timeout.min(MAX_WAIT), Location::caller());
+        let (wait, place) = (at_most(timeout), Location::caller());
         async move { self.lease_within_async(agent.as_ref(), wait, place).await }
     }
 
@@ -231,7 +231,7 @@ impl<B: Backend> Pool<B> {
     /// # Blocking
     /// Like [`Pool::close`].
     pub fn close_timeout(&self, timeout: Duration) -> Result<(), Error> {
-        self.shared.close(timeout.min(MAX_WAIT))
+        self.shared.close(at_most(timeout))
     }
 
     /// Like [`Pool::close`], for async code: the closing is done on another thread. It starts when
@@ -272,7 +272,7 @@ impl<B: Backend> Pool<B> {
 
     /// The same for a caller that may not block: it awaits its turn, and what may do I/O (to open a
     /// connection) is done on another thread.
-    async fn lease_within_async(
+    pub(crate) async fn lease_within_async(
         &self,
         agent: &str,
         wait: Duration,
@@ -300,6 +300,11 @@ impl<B: Backend> Pool<B> {
                 None => continue,
             }
         }
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn default_wait(&self) -> Duration {
+        self.shared.options.lease_timeout
     }
 
     /// Makes a lease of a permit, with the agent's own connection or any other, and says what is still
@@ -367,6 +372,11 @@ impl<B: Backend> fmt::Debug for Pool<B> {
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
+}
+
+/// The longest wait that is allowed, or this one.
+pub(crate) fn at_most(timeout: Duration) -> Duration {
+    timeout.min(MAX_WAIT)
 }
 
 fn check_agent(agent: &str) -> Result<(), Error> {

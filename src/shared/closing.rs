@@ -16,7 +16,6 @@ impl<B: Backend> Shared<B> {
     /// Refuses new leases and closes every idle connection.
     pub(crate) fn begin_close(&self) {
         self.permits.close();
-        self.keeper.stop();
         self.wind_up();
     }
 

@@ -4,10 +4,15 @@
 use std::sync::atomic::Ordering::AcqRel;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "tokio")]
+use super::Press;
 use super::{Permit, Shared, Stuck};
 use crate::backend::Backend;
 use crate::events;
 use crate::stats::count;
+
+/// How often what is to be interrupted is.
+const PRESSING: Duration = Duration::from_millis(1);
 
 impl<B: Backend> Shared<B> {
     /// How often the keeper must call, so that every timeout is obeyed to within a second.
@@ -20,9 +25,31 @@ impl<B: Backend> Shared<B> {
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 
-    /// The keeper's work: everything that must happen in time even if nobody calls.
-    pub(super) fn keep(&self) {
+    /// The keeper's work: everything that must happen in time even if nobody calls. Returns when it
+    /// is to be called again.
+    pub(super) fn keep(&self) -> Duration {
+        self.maintain();
+        let mut pressed = self.pressed.lock();
+        pressed.retain(|press| press());
+        match pressed.is_empty() {
+            true => self.keeper_period(),
+            false => PRESSING,
+        }
+    }
+
+    /// Lets the keeper `press` again and again until there is nothing left to interrupt: SQLite
+    /// forgets an interrupt as soon as the statement has ended, and there may be more of them.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn press(&self, press: Press) {
+        self.pressed.lock().push(press);
+        self.keeper.call();
+    }
+
+    fn maintain(&self) {
         let now = Instant::now();
+        if self.permits.is_closed() {
+            return;
+        }
         self.backend.refresh(now);
         if let Some(timeout) = self.options.idle_timeout {
             self.cache.evict_idle(now, timeout);

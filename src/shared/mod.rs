@@ -42,7 +42,7 @@ pub(crate) struct Options {
 
 /// What all handles and leases of a pool have in common.
 pub(crate) struct Shared<B: Backend> {
-    backend: B,
+    pub(crate) backend: B,
     pub(crate) options: Options,
     permits: Permits,
     slots: r2d2::Pool<Slots<B>>,
@@ -55,8 +55,13 @@ pub(crate) struct Shared<B: Backend> {
     emptied: Event,
     /// The backend's generation that idle connections were last compared with.
     swept_generation: AtomicU64,
+    /// What must be interrupted until it ends.
+    pressed: Mutex<Vec<Press>>,
     keeper: Keeper,
 }
+
+/// Interrupts something; returns whether that is still there.
+pub(crate) type Press = Box<dyn Fn() -> bool + Send>;
 
 /// A permit, which goes back when it is dropped.
 pub(crate) struct Permit<'a, B: Backend>(&'a Shared<B>);
@@ -89,13 +94,14 @@ impl<B: Backend> Shared<B> {
             stuck: Mutex::default(),
             emptied: Event::new(),
             swept_generation: AtomicU64::new(backend.generation()),
+            pressed: Mutex::default(),
             keeper: Keeper::default(),
             backend,
             options,
         });
         let weak = Arc::downgrade(&shared);
         shared.keeper.start(shared.keeper_period(), move || {
-            weak.upgrade().map(|shared| shared.keep()).is_some()
+            weak.upgrade().map(|shared| shared.keep())
         });
         Ok(shared)
     }

@@ -2,12 +2,13 @@
 //! It knows no pools and no agents: any connection serves anybody, once it is reset.
 
 mod budget;
+#[cfg(feature = "tokio")]
+mod busy;
 mod connection;
 mod database;
 mod registered;
 mod reset;
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use crate::error::Error;
 use crate::events;
 
 pub(crate) use budget::Budget;
+#[cfg(feature = "tokio")]
+pub(crate) use busy::Cancel;
 pub use connection::Synchronous;
 pub use database::Database;
 
@@ -274,6 +277,17 @@ impl Sqlite {
         }
     }
 
+    /// Runs `work` on a connection, so that `cancel` ends its waits for locks.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn cancellable<R>(
+        &self,
+        connection: &mut rusqlite::Connection,
+        cancel: &Cancel,
+        work: impl FnOnce(&mut rusqlite::Connection) -> R,
+    ) -> R {
+        busy::cancellable(connection, self.settings.busy_timeout, cancel, work)
+    }
+
     /// `VACUUM`, on a connection whose limits the pool restores afterwards.
     pub(crate) fn vacuum(connection: &rusqlite::Connection) -> Result<(), Error> {
         use rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED;
@@ -369,19 +383,6 @@ fn call(
     // The connection is closed if the callback does not return, so nobody sees what it broke.
     match catch_unwind(AssertUnwindSafe(|| callback(connection))) {
         Ok(result) => Ok(result?),
-        Err(panic) => Err(Box::new(Error::Panicked {
-            callback: name,
-            message: panic_message(&*panic),
-        })),
-    }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    if let Some(message) = panic.downcast_ref::<&str>() {
-        (*message).to_owned()
-    } else if let Some(message) = panic.downcast_ref::<String>() {
-        message.clone()
-    } else {
-        "no message".to_owned()
+        Err(panic) => Err(Box::new(Error::panicked(name, &*panic))),
     }
 }

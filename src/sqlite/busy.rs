@@ -1,0 +1,90 @@
+//! Waiting for another connection's lock in a way that can be called off. SQLite's own busy handler
+//! cannot: `sqlite3_interrupt` does not wake it.
+//! It knows no leases.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+/// Says, from any thread, that what runs on a connection is not wanted any more.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    pub(crate) fn cancel(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// For how long to wait for a lock, and what may end that.
+struct Patience {
+    cancel: Cancel,
+    timeout: Duration,
+    since: Instant,
+}
+
+thread_local! {
+    /// Of the work on this thread. A busy handler of rusqlite's is a plain function, so this is how
+    /// ours knows whose turn it is; SQLite calls it on the thread that runs the statement.
+    static PATIENCE: RefCell<Option<Patience>> = const { RefCell::new(None) };
+}
+
+/// Steps of SQLite's own handler, as far as they may go: a cancelled wait ends within the last.
+const STEPS: [u64; 5] = [1, 2, 5, 10, 15];
+
+/// Runs `work` with locks waited for until `timeout`, or until `cancel`. Afterwards the connection
+/// waits as long as `timeout` by SQLite's own handler, whatever `work` set.
+pub(super) fn cancellable<R>(
+    connection: &mut Connection,
+    timeout: Duration,
+    cancel: &Cancel,
+    work: impl FnOnce(&mut Connection) -> R,
+) -> R {
+    let before = PATIENCE.replace(Some(Patience {
+        cancel: cancel.clone(),
+        timeout,
+        since: Instant::now(),
+    }));
+    let _restored = Restored(before);
+    // It fails only for a connection that is not owned.
+    let _ = connection.busy_handler(Some(wait_a_little));
+    let result = work(connection);
+    let _ = connection.busy_timeout(timeout);
+    result
+}
+
+struct Restored(Option<Patience>);
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        PATIENCE.set(self.0.take());
+    }
+}
+
+/// SQLite's busy handler: `count` is how often it has been called for this lock.
+fn wait_a_little(count: i32) -> bool {
+    PATIENCE.with_borrow_mut(|patience| {
+        let Some(patience) = patience else {
+            return false;
+        };
+        if count == 0 {
+            patience.since = Instant::now();
+        }
+        let left = patience.timeout.saturating_sub(patience.since.elapsed());
+        if left.is_zero() || patience.cancel.is_cancelled() {
+            return false;
+        }
+        let step = usize::try_from(count).unwrap_or(0).min(STEPS.len() - 1);
+        let step = Duration::from_millis(STEPS.get(step).copied().unwrap_or(1));
+        thread::sleep(step.min(left));
+        true
+    })
+}
