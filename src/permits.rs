@@ -432,7 +432,10 @@ mod tests {
         let permits = Permits::new(1);
         permits.try_acquire().unwrap();
         let soon = Instant::now() + Duration::from_millis(5);
-        assert_eq!(permits.acquire(claim(), soon), Err(Refusal::TimedOut { waiting: 0 }));
+        assert_eq!(
+            permits.acquire(claim(), soon),
+            Err(Refusal::TimedOut { waiting: 0 })
+        );
         assert_eq!(permits.waiting(), 0);
         permits.release();
         assert_eq!(permits.try_acquire(), Ok(()));

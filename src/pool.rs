@@ -137,7 +137,7 @@ impl<B: Backend> Pool<B> {
     /// # use leasepool::{Database, Pool};
     /// # async fn serve(pool: &Pool) -> Result<(), Box<dyn std::error::Error>> {
     /// let lease = pool.lease_async("alice").await?;
-    /// let notes: u64 = lease.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?;
+    /// let notes: i64 = lease.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?;
     /// # Ok(())
     /// # }
     /// ```
@@ -322,7 +322,11 @@ impl<B: Backend> Pool<B> {
             Some((entry, slot)) => (entry, slot, true),
             None => {
                 let slot = shared.any_slot()?;
-                (shared.cache.admit(agent, slot.index, now, place), slot, false)
+                (
+                    shared.cache.admit(agent, slot.index, now, place),
+                    slot,
+                    false,
+                )
             }
         };
         permit.pass_on();

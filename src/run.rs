@@ -48,7 +48,7 @@ impl Lease {
     ///
     /// ```
     /// # use leasepool::{Database, Lease, Pool};
-    /// # async fn report(pool: &Pool) -> Result<u64, Box<dyn std::error::Error>> {
+    /// # async fn report(pool: &Pool) -> Result<i64, Box<dyn std::error::Error>> {
     /// let lease = pool.lease_async("alice").await?;
     /// let (lease, words) = Lease::run(lease, |conn| {
     ///     conn.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))
@@ -78,7 +78,7 @@ impl Pool {
     ///
     /// ```
     /// # use leasepool::{Database, Pool};
-    /// # async fn report(pool: &Pool) -> Result<u64, Box<dyn std::error::Error>> {
+    /// # async fn report(pool: &Pool) -> Result<i64, Box<dyn std::error::Error>> {
     /// let words = pool
     ///     .run("alice", |conn| {
     ///         conn.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))
@@ -194,8 +194,7 @@ impl<R> Running<R> {
         &mut self,
         deadline: Option<Instant>,
     ) -> Option<Result<Done<R>, tokio::task::JoinError>> {
-        let mut alarm =
-            deadline.map(|at| Delay::new(at.saturating_duration_since(Instant::now())));
+        let mut alarm = deadline.map(|at| Delay::new(at.saturating_duration_since(Instant::now())));
         poll_fn(|cx| {
             if let Poll::Ready(done) = Pin::new(&mut self.task).poll(cx) {
                 return Poll::Ready(Some(done));

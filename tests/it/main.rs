@@ -1,5 +1,6 @@
 //! The promises of the crate, each with tests that fail when it is broken.
 
+mod awaiting;
 mod cap;
 mod clean;
 mod close;
@@ -13,4 +14,6 @@ mod options;
 mod processes;
 mod regression;
 mod replaced;
+#[cfg(feature = "tokio")]
+mod run;
 mod stress;

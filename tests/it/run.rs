@@ -1,0 +1,366 @@
+//! The feature `tokio`: work off the async threads, and called off.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use leasepool::rusqlite::{self, Connection, ErrorCode, TransactionBehavior};
+use leasepool::{Error, Lease, Pool, Synchronous};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::runtime::Runtime;
+
+use crate::awaiting::{assert_whole, until};
+use crate::common::{Fixture, LONG};
+
+const FOREVER: &str =
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c";
+/// Within this the connection must be back.
+const SOON: Duration = Duration::from_millis(50);
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap()
+}
+
+fn forever(conn: &mut Connection) -> rusqlite::Result<i64> {
+    conn.query_row(FOREVER, [], |row| row.get(0))
+}
+
+/// Polls the future until the work in it has begun, as a message from the work says.
+async fn begin<T>(
+    mut future: std::pin::Pin<&mut impl Future<Output = T>>,
+    begun: &mpsc::Receiver<()>,
+) {
+    while begun.try_recv().is_err() {
+        let waited = tokio::time::timeout(Duration::from_millis(1), &mut future).await;
+        assert!(waited.is_err(), "it ended by itself");
+    }
+}
+
+#[test]
+fn work_returns_what_it_returns() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    runtime().block_on(async {
+        let inserted = pool
+            .run("a", |conn| conn.execute("INSERT INTO t VALUES (?1)", [5]))
+            .await
+            .unwrap();
+        assert_eq!(inserted, Ok(1));
+        let lease = pool.lease_async("a").await.unwrap();
+        let (mut lease, found) = Lease::run(lease, |conn| {
+            conn.query_row("SELECT x FROM t", [], |row| row.get::<_, i64>(0))
+        })
+        .await
+        .unwrap();
+        assert_eq!(found, Ok(5));
+        lease.transaction().unwrap().commit().unwrap();
+        drop(lease);
+        let failed = pool.run("b", |conn| conn.execute("nonsense", ())).await;
+        assert!(failed.unwrap().is_err());
+        let sum = pool.run_timeout("a", LONG, |_| 1 + 1).await.unwrap();
+        assert_eq!(sum, 2);
+    });
+    assert_eq!(pool.stats().hits, 2);
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_panic_is_an_error_and_the_connection_is_reset() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    runtime().block_on(async {
+        let failed = pool
+            .run("a", |conn| {
+                conn.execute_batch("CREATE TEMP TABLE mine (x); BEGIN; INSERT INTO t VALUES (1)")
+                    .unwrap();
+                panic!("on purpose");
+            })
+            .await;
+        let Err(Error::Panicked { message, .. }) = failed else {
+            panic!("{failed:?}");
+        };
+        assert_eq!(message, "on purpose");
+        // Not even the same agent finds what was left.
+        let lease = pool.lease_async("a").await.unwrap();
+        assert!(lease.execute("INSERT INTO mine VALUES (1)", ()).is_err());
+        let rows: i64 = lease
+            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows, 0);
+    });
+    assert_eq!(pool.stats().hits, 0);
+    assert_whole(&pool);
+}
+
+/// Each kind of work that could hold on to a connection, called off by a dropped future.
+fn called_off(work: impl FnOnce(&mut Connection) -> rusqlite::Result<i64> + Send + 'static) {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let other = rusqlite::Connection::open(&fixture.path).unwrap();
+    runtime().block_on(async {
+        let (tell, begun) = mpsc::channel();
+        {
+            let mut running = pin!(pool.run("a", move |conn| {
+                conn.execute_batch("CREATE TEMP TABLE mine (x); BEGIN; SELECT * FROM t")
+                    .unwrap();
+                tell.send(()).unwrap();
+                work(conn)
+            }));
+            begin(running.as_mut(), &begun).await;
+            assert_eq!(pool.stats().lent, 1);
+        }
+        let dropped = Instant::now();
+        until("it is back", || pool.stats().lent == 0);
+        assert!(dropped.elapsed() < SOON, "{:?}", dropped.elapsed());
+    });
+    drop(other);
+    // Rolled back, and otherwise as the agent left it.
+    let lease = pool.lease("a").unwrap();
+    assert!(lease.is_autocommit());
+    lease.execute("INSERT INTO mine VALUES (1)", ()).unwrap();
+    drop(lease);
+    assert_eq!(pool.stats().hits, 1);
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_long_statement_is_called_off() {
+    called_off(forever);
+}
+
+#[test]
+fn a_loop_of_short_statements_is_called_off() {
+    called_off(|conn| {
+        loop {
+            conn.execute("INSERT INTO t VALUES (1)", ())?;
+        }
+    });
+}
+
+#[test]
+fn a_wait_for_a_lock_is_called_off() {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(2).busy_timeout(LONG).build().unwrap();
+    let writer = pool.lease("writer").unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    runtime().block_on(async {
+        let (tell, begun) = mpsc::channel();
+        {
+            let mut running = pin!(pool.run("a", move |conn| {
+                tell.send(()).unwrap();
+                conn.transaction_with_behavior(TransactionBehavior::Immediate)
+                    .map(drop)
+            }));
+            begin(running.as_mut(), &begun).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(pool.stats().lent, 2, "it does not wait");
+        }
+        let dropped = Instant::now();
+        until("it is back", || pool.stats().lent == 1);
+        assert!(dropped.elapsed() < SOON, "{:?}", dropped.elapsed());
+    });
+    drop(writer);
+    // The connection waits for locks as before.
+    let lease = pool.lease("a").unwrap();
+    let timeout: u128 = lease
+        .query_row("PRAGMA busy_timeout", [], |row| row.get::<_, i64>(0))
+        .map(|ms| ms as u128)
+        .unwrap();
+    assert_eq!(timeout, LONG.as_millis());
+    drop(lease);
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_lock_is_waited_for_as_long_as_busy_timeout_says() {
+    let fixture = Fixture::new();
+    let busy = Duration::from_millis(200);
+    let pool = fixture.builder(2).busy_timeout(busy).build().unwrap();
+    let writer = pool.lease("writer").unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let begin = |conn: &mut Connection| conn.execute_batch("BEGIN IMMEDIATE");
+    runtime().block_on(async {
+        let start = Instant::now();
+        let error = pool.run("a", begin).await.unwrap().unwrap_err();
+        assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
+        assert!(start.elapsed() >= busy, "{:?}", start.elapsed());
+        assert!(start.elapsed() < busy * 2, "{:?}", start.elapsed());
+        let mut waiting = pin!(pool.run("a", begin));
+        assert!(smol::future::poll_once(&mut waiting).await.is_none());
+        drop(writer);
+        waiting.await.unwrap().unwrap();
+    });
+    assert_whole(&pool);
+}
+
+#[test]
+fn the_deadline_covers_the_wait_and_the_work() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let short = Duration::from_millis(100);
+    runtime().block_on(async {
+        let start = Instant::now();
+        let late = pool.run_timeout("a", short, forever).await;
+        assert!(matches!(late, Err(Error::Interrupted { .. })), "{late:?}");
+        let took = start.elapsed();
+        assert!(took >= short && took < short + SOON, "{took:?}");
+        until("it is back", || pool.stats().lent == 0);
+        assert!(start.elapsed() < short + SOON, "{:?}", start.elapsed());
+
+        let lease = pool.lease_async("holder").await.unwrap();
+        let late = pool.run_timeout("a", short, forever).await;
+        assert!(matches!(late, Err(Error::Exhausted { .. })), "{late:?}");
+        drop(lease);
+    });
+    assert_whole(&pool);
+}
+
+#[test]
+fn without_a_runtime_it_is_an_error_and_costs_nothing() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let failed = smol::block_on(pool.run("a", |_| ()));
+    assert!(matches!(failed, Err(Error::NoRuntime)), "{failed:?}");
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_runtime_that_ends_gives_the_lease_back() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let runtime = runtime();
+    let (tell, begun) = mpsc::channel();
+    let task = {
+        let pool = pool.clone();
+        runtime.spawn(async move {
+            let _ = pool
+                .run("a", move |conn| {
+                    tell.send(()).unwrap();
+                    forever(conn)
+                })
+                .await;
+        })
+    };
+    begun.recv_timeout(LONG).unwrap();
+    // Waits for the blocking thread, which the dropped task must have interrupted.
+    drop(runtime);
+    drop(task);
+    until("it is back", || pool.stats().lent == 0);
+    assert_whole(&pool);
+}
+
+#[test]
+fn close_waits_for_work_and_work_can_be_called_off_meanwhile() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    runtime().block_on(async {
+        let (tell, begun) = mpsc::channel();
+        let mut running = Box::pin(pool.run("a", move |conn| -> rusqlite::Result<()> {
+            tell.send(()).unwrap();
+            loop {
+                conn.query_row("SELECT count(*) FROM t", [], |_| Ok(()))?;
+            }
+        }));
+        begin(running.as_mut(), &begun).await;
+        let closing = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.close_async().await }
+        });
+        until("it is closed", || {
+            matches!(pool.try_lease("b"), Err(Error::Closed))
+        });
+        assert!(!closing.is_finished());
+        drop(running);
+        let dropped = Instant::now();
+        closing.await.unwrap().unwrap();
+        assert!(dropped.elapsed() < SOON * 2, "{:?}", dropped.elapsed());
+    });
+    assert_eq!(fixture.descriptors().all(), 0);
+}
+
+/// Calls of `run` dropped at random moments: before they have a connection, before the work begins,
+/// while it reads, writes, and waits for the write lock, and after.
+#[test]
+fn ten_thousand_calls_dropped_at_random_leave_nothing_behind() {
+    const CALLS: usize = 10_000;
+    let fixture = Fixture::new();
+    let builder = fixture.builder(4).synchronous(Synchronous::Off);
+    let pool = builder.build().unwrap();
+    let (dropped, finished) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    runtime().block_on(async {
+        let tasks: Vec<_> = (0..16)
+            .map(|seed| {
+                let (pool, dropped, finished) = (pool.clone(), dropped.clone(), finished.clone());
+                tokio::spawn(one_of_many(pool, seed, CALLS / 16, dropped, finished))
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    let (dropped, finished) = (dropped.load(SeqCst), finished.load(SeqCst));
+    assert_eq!(dropped + finished, CALLS);
+    assert!(dropped > 1_000 && finished > 500, "{dropped} {finished}");
+    until("the last one is back", || pool.stats().lent == 0);
+    assert_whole(&pool);
+    let found = fixture.descriptors();
+    assert!(
+        found.wal <= 4 && found.db <= 4 && found.shm <= 1,
+        "{found:?}"
+    );
+    pool.close().unwrap();
+    assert_eq!(fixture.descriptors().all(), 0);
+}
+
+async fn one_of_many(
+    pool: Pool,
+    seed: u64,
+    calls: usize,
+    dropped: Arc<AtomicUsize>,
+    finished: Arc<AtomicUsize>,
+) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    for _ in 0..calls {
+        let agent = format!("agent-{}", rng.random_range(0..20));
+        let steps = rng.random_range(0..2_000);
+        let work = move |conn: &mut Connection| -> rusqlite::Result<()> {
+            let sql = format!(
+                "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < {steps})
+                 SELECT count(*) FROM c"
+            );
+            conn.query_row(&sql, [], |_| Ok(()))?;
+            let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute("INSERT INTO t VALUES (1)", ())?;
+            transaction.commit()
+        };
+        let patience = Duration::from_micros(rng.random_range(0..20_000));
+        let call = async {
+            match rng.random_bool(0.5) {
+                true => pool.run(&agent, work).await.map(drop),
+                false => match pool.lease_async(&agent).await {
+                    Ok(lease) => Lease::run(lease, work).await.map(drop),
+                    Err(error) => Err(error),
+                },
+            }
+        };
+        let give_up = smol::Timer::after(patience);
+        let done = smol::future::or(async { Some(call.await) }, async {
+            give_up.await;
+            None
+        });
+        match done.await {
+            Some(result) => {
+                result.unwrap();
+                finished.fetch_add(1, SeqCst);
+            }
+            None => _ = dropped.fetch_add(1, SeqCst),
+        }
+    }
+}
