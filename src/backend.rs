@@ -51,6 +51,20 @@ pub trait Backend: Send + Sync + 'static {
     /// It must not fall when `max_connections` grows.
     fn fd_ceiling(&self, max_connections: usize) -> usize;
 
+    /// How many descriptors connections hold now, as the operating system tells; `None` where it does
+    /// not.
+    fn descriptors(&self) -> Option<usize> {
+        None
+    }
+
+    /// Whether a connection could be opened now, as far as that can be said without opening one.
+    ///
+    /// # Errors
+    /// What [`open`](Backend::open) would return.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The pool is closed, and so is its last connection.
     fn closed(&self) {}
 }

@@ -53,6 +53,7 @@ const RESERVED: [(&str, &str); 8] = [
 #[must_use = "nothing happens until `build` is called"]
 pub struct Builder {
     database: Database,
+    name: Option<String>,
     max_connections: Option<usize>,
     fd_budget: Option<usize>,
     cached_agents: Option<usize>,
@@ -74,6 +75,7 @@ impl Builder {
     fn new(database: Database) -> Self {
         Builder {
             database,
+            name: None,
             max_connections: None,
             fd_budget: None,
             cached_agents: None,
@@ -92,6 +94,14 @@ impl Builder {
                 on_open: None,
             },
         }
+    }
+
+    /// What the pool is called in the log and in metrics.
+    ///
+    /// Defaults to the name of the database file, or to `memory`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// How many connections may be open at once; 1 to 10,000. This is the cap: on connections, and by
@@ -289,7 +299,9 @@ impl Builder {
         for budget in [limit, Budget::of_process()].into_iter().flatten() {
             budget.check(max_connections, ceiling)?;
         }
+        let name = self.name.unwrap_or_else(|| database.name());
         let options = Options {
+            name: name.into(),
             max_connections,
             cached_agents: cached_agents
                 .unwrap_or(max_connections)

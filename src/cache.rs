@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 use foldhash::quality::RandomState;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
 
 use crate::backend::Backend;
-use crate::ledger::{Entry, Leaving, Ledger, Loan, Parked, Residence, State};
+use crate::events::{self, Eviction};
+use crate::ledger::{Entry, Ledger, Loan, Parked, Residence, State};
 use crate::slot::TakenSlot;
 use crate::stats::{Counters, Holder, count};
 
@@ -33,17 +35,32 @@ pub(crate) struct AgentCache<B: Backend> {
     cached_agents: usize,
     /// Fewer entries than slots: the only case in which moka ever evicts by size.
     evicts_by_size: bool,
+    /// What the listener saw and nobody was told yet: it may not tell by itself, since whoever
+    /// listens to events could call moka.
+    evictions: Arc<Evictions>,
+    name: Arc<str>,
     /// Counts the connections parked, and so orders them by when they were.
     turns: AtomicU64,
 }
 
+type Evictions = Mutex<Vec<(Arc<str>, Eviction)>>;
+
 impl<B: Backend> AgentCache<B> {
-    pub(crate) fn new(slots: usize, cached_agents: usize, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        name: Arc<str>,
+        slots: usize,
+        cached_agents: usize,
+        counters: Arc<Counters>,
+    ) -> Self {
         let ledger = Arc::new(Ledger::new(slots));
+        let evictions = Arc::new(Evictions::default());
         let listener = {
             let (ledger, counters) = (Arc::clone(&ledger), Arc::clone(&counters));
+            let evictions = Arc::clone(&evictions);
             move |_: Arc<Arc<str>>, entry: Arc<Entry<B>>, cause| {
-                evicted(&ledger, &counters, &entry, cause);
+                if let Some(eviction) = evicted(&ledger, &counters, &entry, cause) {
+                    evictions.lock().push((Arc::clone(&entry.agent), eviction));
+                }
             }
         };
         let evicts_by_size = cached_agents < slots;
@@ -63,6 +80,8 @@ impl<B: Backend> AgentCache<B> {
             counters,
             cached_agents,
             evicts_by_size,
+            evictions,
+            name,
             turns: AtomicU64::new(0),
         }
     }
@@ -120,14 +139,15 @@ impl<B: Backend> AgentCache<B> {
             drop(body);
             return self.give_back(entry, slot);
         }
+        let index = slot.index;
         body.state = State::Parked(Parked {
             slot,
             turn: self.turns.fetch_add(1, Relaxed),
             idle_since: None,
-            leaving: Leaving::Released,
+            leaving: Eviction::Released,
         });
         drop(body);
-        let overdue = loan.overdue(&entry.agent);
+        let overdue = self.ended(entry, index, &loan);
         if loan.residence == Residence::Newcomer {
             // Parked first, inserted second: what moka can evict must already hold the slot.
             self.ledger.enlist(entry);
@@ -136,8 +156,25 @@ impl<B: Backend> AgentCache<B> {
             if self.evicts_by_size {
                 self.moka.run_pending_tasks();
             }
+            self.tell();
         }
         overdue
+    }
+
+    /// Notes how long a lease was held. Returns its record if it had been reported as overdue.
+    fn ended(&self, entry: &Entry<B>, index: usize, loan: &Loan) -> Option<Holder> {
+        let now = Instant::now();
+        let held = now.saturating_duration_since(loan.since);
+        self.counters.hold.record(index, held);
+        loan.overdue(&entry.agent, now)
+    }
+
+    /// Tells the log what the listener saw. Called where moka was, with no lock held.
+    fn tell(&self) {
+        let evictions = std::mem::take(&mut *self.evictions.lock());
+        for (agent, cause) in evictions {
+            events::evicted(&self.name, &agent, cause);
+        }
     }
 
     /// Ends the entry of a lease and gives its slot to r2d2. Returns the lease's record if it had
@@ -157,15 +194,16 @@ impl<B: Backend> AgentCache<B> {
         };
         if loan.residence == Residence::Resident {
             self.moka.invalidate(&*entry.agent);
+            self.tell();
         }
-        loan.overdue(&entry.agent)
+        self.ended(entry, index, &loan)
     }
 
     /// Gives the least recently used parked connection back to r2d2, where the caller, or somebody
     /// as much in need, will find it.
     pub(crate) fn reclaim(&self) {
         if let Some(victim) = self.ledger.least_recently_parked() {
-            self.evict(&victim, Leaving::Reclaimed);
+            self.evict(&victim, Eviction::Reclaimed);
         }
     }
 
@@ -175,7 +213,7 @@ impl<B: Backend> AgentCache<B> {
         let mut parked = false;
         for entry in self.ledger.entries() {
             if *entry.agent == *agent {
-                parked |= self.evict(&entry, Leaving::Released);
+                parked |= self.evict(&entry, Eviction::Released);
             }
         }
         parked
@@ -184,7 +222,7 @@ impl<B: Backend> AgentCache<B> {
     /// Evicts the agent of one lease: its connection goes to r2d2 when it comes back.
     #[cfg(feature = "tokio")]
     pub(crate) fn retire(&self, entry: &Arc<Entry<B>>) {
-        self.evict(entry, Leaving::Released);
+        self.evict(entry, Eviction::Released);
     }
 
     /// Evicts what has been parked for `timeout`, as far as can be seen by calling this regularly.
@@ -201,7 +239,7 @@ impl<B: Backend> AgentCache<B> {
                 }
             };
             if idle {
-                self.evict(&entry, Leaving::Idle);
+                self.evict(&entry, Eviction::Idle);
             }
         }
     }
@@ -209,6 +247,7 @@ impl<B: Backend> AgentCache<B> {
     /// Lets moka do what it does only when it is called.
     pub(crate) fn maintain(&self) {
         self.moka.run_pending_tasks();
+        self.tell();
     }
 
     /// Takes at most `limit` of the parked slots whose connection and agent `wanted` picks. `wanted`
@@ -248,14 +287,14 @@ impl<B: Backend> AgentCache<B> {
     }
 
     /// Evicts one entry, whatever its state. Returns whether it was parked.
-    fn evict(&self, entry: &Arc<Entry<B>>, why: Leaving) -> bool {
+    fn evict(&self, entry: &Arc<Entry<B>>, why: Eviction) -> bool {
         {
             let mut body = entry.lock();
             match &mut body.state {
                 State::Parked(parked) => parked.leaving = why,
                 State::Lent(loan) => {
                     // Nothing to take; a reclaim or an idle timeout that lost the race leaves it be.
-                    if let Leaving::Released = why {
+                    if let Eviction::Released = why {
                         let resident = loan.residence == Residence::Resident;
                         loan.residence = Residence::Retired;
                         drop(body);
@@ -269,17 +308,19 @@ impl<B: Backend> AgentCache<B> {
             }
         }
         self.moka.invalidate(&*entry.agent);
+        self.tell();
         true
     }
 }
 
-/// moka's eviction listener. It may not panic, run SQL or call moka.
+/// moka's eviction listener. It may not panic, run SQL or call moka. Returns why the entry's connection
+/// was given back, if that is what has happened.
 fn evicted<B: Backend>(
     ledger: &Ledger<B>,
     counters: &Counters,
     entry: &Entry<B>,
     cause: RemovalCause,
-) {
+) -> Option<Eviction> {
     let parked = {
         let mut body = entry.lock();
         match body.unpark(State::Gone) {
@@ -288,18 +329,24 @@ fn evicted<B: Backend>(
                 if let State::Lent(loan) = &mut body.state {
                     loan.residence = Residence::Retired;
                 }
-                return;
+                return None;
             }
         }
     };
     ledger.clear(parked.slot.index);
-    count(match (cause, parked.leaving) {
-        (RemovalCause::Size | RemovalCause::Expired, _) => &counters.evicted_by_size,
-        (RemovalCause::Replaced, _) => &counters.replaced,
-        (RemovalCause::Explicit, Leaving::Reclaimed) => &counters.reclaims,
-        (RemovalCause::Explicit, Leaving::Idle) => &counters.evicted_by_idle,
-        (RemovalCause::Explicit, Leaving::Released) => &counters.released,
+    let eviction = match (cause, parked.leaving) {
+        (RemovalCause::Size | RemovalCause::Expired, _) => Eviction::Size,
+        (RemovalCause::Replaced, _) => Eviction::Replaced,
+        (RemovalCause::Explicit, leaving) => leaving,
+    };
+    count(match eviction {
+        Eviction::Size => &counters.evicted_by_size,
+        Eviction::Idle => &counters.evicted_by_idle,
+        Eviction::Released => &counters.released,
+        Eviction::Replaced => &counters.replaced,
+        Eviction::Reclaimed => &counters.reclaims,
     });
     // To r2d2. Last, so that whoever finds the slot there finds its cell empty.
     drop(parked);
+    Some(eviction)
 }

@@ -5,10 +5,62 @@
 use crate::error::Error;
 use crate::stats::Holder;
 
+/// Why a parked connection was given back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Eviction {
+    Size,
+    Idle,
+    Released,
+    Replaced,
+    Reclaimed,
+}
+
+/// A parked connection was given back.
+pub(crate) fn evicted(pool: &str, agent: &str, cause: Eviction) {
+    #[cfg(feature = "tracing")]
+    match cause {
+        Eviction::Reclaimed => tracing::debug!(pool, agent, "connection reclaimed"),
+        _ => tracing::debug!(pool, agent, ?cause, "agent evicted"),
+    }
+}
+
+/// The pool was told to close.
+pub(crate) fn closing(pool: &str, lent: usize) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(pool, lent, "pool closing");
+}
+
+/// The last connection of a closed pool was closed.
+pub(crate) fn closed(pool: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(pool, "pool closed");
+}
+
+/// Waits in a span of its own.
+pub(crate) fn wait<T>(pool: &str, agent: &str, wait: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "tracing")]
+    let _span = wait_span(pool, agent).entered();
+    wait()
+}
+
+/// Awaits in a span of its own.
+pub(crate) async fn wait_async<T>(pool: &str, agent: &str, wait: impl Future<Output = T>) -> T {
+    #[cfg(feature = "tracing")]
+    return tracing::Instrument::instrument(wait, wait_span(pool, agent)).await;
+    #[cfg(not(feature = "tracing"))]
+    wait.await
+}
+
+#[cfg(feature = "tracing")]
+fn wait_span(pool: &str, agent: &str) -> tracing::Span {
+    tracing::debug_span!("lease wait", pool, agent)
+}
+
 /// A lease is held for too long. Told once for each lease.
-pub(crate) fn overdue(holder: &Holder) {
+pub(crate) fn overdue(pool: &str, holder: &Holder) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
+        pool,
         agent = holder.agent,
         borrowed_at = %holder.borrowed_at,
         age = ?holder.age,
@@ -17,9 +69,10 @@ pub(crate) fn overdue(holder: &Holder) {
 }
 
 /// A lease that was reported as overdue has ended.
-pub(crate) fn overdue_returned(holder: &Holder) {
+pub(crate) fn overdue_returned(pool: &str, holder: &Holder) {
     #[cfg(feature = "tracing")]
     tracing::info!(
+        pool,
         agent = holder.agent,
         borrowed_at = %holder.borrowed_at,
         age = ?holder.age,
@@ -28,9 +81,9 @@ pub(crate) fn overdue_returned(holder: &Holder) {
 }
 
 /// A connection was closed before its time.
-pub(crate) fn discarded(reason: &'static str) {
+pub(crate) fn discarded(pool: &str, reason: &'static str) {
     #[cfg(feature = "tracing")]
-    tracing::debug!(reason, "connection discarded");
+    tracing::debug!(pool, reason, "connection discarded");
 }
 
 /// Closing a connection reported an error.

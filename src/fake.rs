@@ -126,6 +126,7 @@ impl Backend for Fake {
 fn pool(max_connections: usize) -> (Pool<Fake>, Arc<Switches>) {
     let switches = Arc::new(Switches::default());
     let options = Options {
+        name: "fake".into(),
         max_connections,
         cached_agents: max_connections,
         idle_timeout: None,

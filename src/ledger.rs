@@ -14,6 +14,7 @@ use foldhash::quality::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::backend::Backend;
+use crate::events::Eviction;
 use crate::slot::TakenSlot;
 use crate::stats::Holder;
 
@@ -62,14 +63,7 @@ pub(crate) struct Parked<B: Backend> {
     /// When the keeper first saw it parked.
     pub(crate) idle_since: Option<Instant>,
     /// Why it is about to be evicted, for the count; moka only knows "explicitly".
-    pub(crate) leaving: Leaving,
-}
-
-#[derive(Clone, Copy)]
-pub(crate) enum Leaving {
-    Reclaimed,
-    Idle,
-    Released,
+    pub(crate) leaving: Eviction,
 }
 
 pub(crate) struct Ledger<B: Backend> {
@@ -142,8 +136,8 @@ impl Loan {
     }
 
     /// The record of a lease that ends, if it had been reported as overdue.
-    pub(crate) fn overdue(&self, agent: &str) -> Option<Holder> {
-        self.reported.then(|| self.holder(agent, Instant::now()))
+    pub(crate) fn overdue(&self, agent: &str, now: Instant) -> Option<Holder> {
+        self.reported.then(|| self.holder(agent, now))
     }
 }
 

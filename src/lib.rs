@@ -9,7 +9,7 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-// Who may import whom, each only what stands before it: stats, error, events, backend, offload, permits, slot,
+// Who may import whom, each only what stands before it: histogram, stats, error, events, backend, offload, permits, waits, slot,
 // ledger, cache, keeper, shared, sqlite, lease, pool, builder.
 mod backend;
 mod builder;
@@ -18,25 +18,33 @@ mod error;
 mod events;
 #[cfg(test)]
 mod fake;
+mod histogram;
 mod keeper;
 mod lease;
 mod ledger;
+#[cfg(any(feature = "metrics", feature = "status"))]
+mod meters;
 mod offload;
 mod permits;
 mod pool;
+#[cfg(feature = "metrics")]
+mod publish;
 #[cfg(feature = "tokio")]
 mod run;
 mod shared;
 mod slot;
 mod sqlite;
 mod stats;
+mod waits;
 
 pub use backend::{Backend, Ending, Fate, NotClosed};
 pub use builder::Builder;
 pub use error::{Error, FileState};
+pub use histogram::Histogram;
 pub use lease::{InterruptHandle, Lease};
 pub use pool::Pool;
 pub use sqlite::{Database, Sqlite, Synchronous};
 pub use stats::{Holder, Stats, Waiting};
+pub use waits::SlowWait;
 
 pub use rusqlite;

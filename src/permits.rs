@@ -199,13 +199,15 @@ impl Permits {
     }
 
     /// Refuses everybody who waits, and everybody who will ask. Permits held are still to be returned.
-    pub(crate) fn close(&self) {
+    /// Returns whether that is new.
+    pub(crate) fn close(&self) -> bool {
         let mut queue = self.queue.lock();
-        self.word.fetch_or(CLOSED, AcqRel);
+        let before = self.word.fetch_or(CLOSED, AcqRel);
         for waiter in queue.drain(..) {
             waiter.decide(REFUSED);
         }
         self.word.fetch_and(!QUEUED, Release);
+        before & CLOSED == 0
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -15,6 +15,7 @@ use crate::permits::Claim;
 use crate::shared::{Need, Options, Permit, Shared, Stuck};
 use crate::sqlite::Sqlite;
 use crate::stats::{Holder, Stats, Waiting};
+use crate::waits::SlowWait;
 
 /// Longest id of an agent, in bytes.
 const MAX_AGENT_LEN: usize = 1024;
@@ -197,6 +198,36 @@ impl<B: Backend> Pool<B> {
     /// Who waits for a connection, in the order in which they will be served.
     pub fn waiting(&self) -> Vec<Waiting> {
         self.shared.waiting()
+    }
+
+    /// The slowest waits of the last ten minutes that are over, at most ten, the slowest first.
+    pub fn slowest_waits(&self) -> Vec<SlowWait> {
+        self.shared.slowest_waits()
+    }
+
+    /// Answers a readiness probe: whether a lease could be had at this moment without waiting. It takes
+    /// no connection, waits for none and runs no SQL; it looks at the file, so one that was deleted is
+    /// noticed, and a disk that fails is not.
+    ///
+    /// # Errors
+    /// - [`Error::Closed`] if the pool is closed.
+    /// - [`Error::Exhausted`] if every connection is lent.
+    /// - [`Error::FileReplaced`] if there is no database at the path any more.
+    pub fn ready(&self) -> Result<(), Error> {
+        self.shared.ready()
+    }
+
+    /// What the pool is called in the log and in metrics: [`Builder::name`](crate::Builder::name).
+    pub fn name(&self) -> &str {
+        &self.shared.options.name
+    }
+
+    /// How many descriptors this process has on the pool's database now, as the kernel tells; `None`
+    /// where it does not (there must be a `/proc`). It is never more than
+    /// [`fd_ceiling`](Pool::fd_ceiling). For a probe, not for every request: it reads one link for each
+    /// descriptor of the process, and opens one itself for as long as that takes.
+    pub fn descriptors(&self) -> Option<usize> {
+        self.shared.backend.descriptors()
     }
 
     /// The largest number of descriptors that this pool can ever hold. Arithmetic, not a measurement:

@@ -6,11 +6,13 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::histogram::{Histogram, Recorder};
+
 /// What a pool is doing, and has done since it was built: [`Pool::stats`](crate::Pool::stats).
 ///
 /// The first group are levels at the moment of the call, read one after the other while others work,
 /// so that they fit together exactly only in a quiet pool. The rest only ever grow.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// The size of the pool: connections that may be open at once.
@@ -66,9 +68,21 @@ pub struct Stats {
     pub discarded_by_lease: u64,
     /// Leases held longer than `overdue_after`.
     pub overdue: u64,
+
+    /// How long calls waited for their turn, whether they got a connection then or gave up. Those that
+    /// need not wait count as zero.
+    pub wait: Histogram,
+    /// How long leases were held that have ended.
+    pub hold: Histogram,
 }
 
 impl Stats {
+    /// Connections that are open and nobody's, free for the next.
+    pub fn free(&self) -> usize {
+        self.open
+            .saturating_sub(self.lent + self.parked + self.stuck)
+    }
+
     /// Parked connections given back for any reason but a reclaim.
     pub fn evictions(&self) -> u64 {
         self.evicted_by_size + self.evicted_by_idle + self.released + self.replaced
@@ -111,8 +125,9 @@ impl fmt::Display for Holder {
 
 /// The counters behind [`Stats`]. All are statistics: nothing is decided on their values but by
 /// `open`, which only [`Pool::close`](crate::Pool::close) waits on.
-#[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// How long leases were held.
+    pub(crate) hold: Recorder,
     pub(crate) open: AtomicUsize,
     pub(crate) stuck: AtomicUsize,
     pub(crate) misses: AtomicU64,
@@ -140,6 +155,32 @@ pub(crate) fn count(counter: &AtomicU64) {
 }
 
 impl Counters {
+    /// For a pool of so many slots.
+    pub(crate) fn new(slots: usize) -> Self {
+        Counters {
+            hold: Recorder::new(slots),
+            open: AtomicUsize::default(),
+            stuck: AtomicUsize::default(),
+            misses: AtomicU64::default(),
+            timeouts: AtomicU64::default(),
+            reclaims: AtomicU64::default(),
+            evicted_by_size: AtomicU64::default(),
+            evicted_by_idle: AtomicU64::default(),
+            released: AtomicU64::default(),
+            replaced: AtomicU64::default(),
+            resets: AtomicU64::default(),
+            opens: AtomicU64::default(),
+            open_failures: AtomicU64::default(),
+            closes: AtomicU64::default(),
+            close_failures: AtomicU64::default(),
+            discarded_by_reset: AtomicU64::default(),
+            discarded_by_file: AtomicU64::default(),
+            discarded_by_age: AtomicU64::default(),
+            discarded_by_lease: AtomicU64::default(),
+            overdue: AtomicU64::default(),
+        }
+    }
+
     /// The counters' part of a snapshot; the pool fills in what it can see itself.
     pub(crate) fn snapshot(&self) -> Stats {
         let misses = self.misses.load(Relaxed);
@@ -164,6 +205,7 @@ impl Counters {
             discarded_by_age: self.discarded_by_age.load(Relaxed),
             discarded_by_lease: self.discarded_by_lease.load(Relaxed),
             overdue: self.overdue.load(Relaxed),
+            hold: self.hold.snapshot(),
             ..Stats::default()
         }
     }

@@ -9,13 +9,16 @@ use event_listener::Listener;
 use super::{Shared, Stuck};
 use crate::backend::{Backend, Ending, NotClosed};
 use crate::error::Error;
+use crate::events;
 use crate::slot::Occupant;
 use crate::stats::count;
 
 impl<B: Backend> Shared<B> {
     /// Refuses new leases and closes every idle connection.
     pub(crate) fn begin_close(&self) {
-        self.permits.close();
+        if self.permits.close() {
+            events::closing(&self.options.name, self.cache.ledger.levels().lent);
+        }
         self.wind_up();
     }
 
@@ -46,7 +49,7 @@ impl<B: Backend> Shared<B> {
         }
         if self.is_empty() {
             if self.counters.open.load(Acquire) == 0 {
-                self.backend.closed();
+                self.all_closed();
             }
             self.emptied.notify(usize::MAX);
         }
@@ -86,8 +89,15 @@ impl<B: Backend> Shared<B> {
             }
         }
         if self.counters.open.load(Acquire) == 0 {
-            self.backend.closed();
+            self.all_closed();
         }
         result
+    }
+
+    fn all_closed(&self) {
+        self.backend.closed();
+        if !self.told_closed.swap(true, AcqRel) {
+            events::closed(&self.options.name);
+        }
     }
 }

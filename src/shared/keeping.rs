@@ -29,6 +29,8 @@ impl<B: Backend> Shared<B> {
     /// is to be called again.
     pub(super) fn keep(&self) -> Duration {
         self.maintain();
+        #[cfg(feature = "metrics")]
+        self.publish();
         let mut pressed = self.pressed.lock();
         pressed.retain(|press| press());
         match pressed.is_empty() {
@@ -45,6 +47,15 @@ impl<B: Backend> Shared<B> {
         self.keeper.call();
     }
 
+    #[cfg(feature = "metrics")]
+    fn publish(&self) {
+        let now = Instant::now();
+        let mut published = self.published.lock();
+        if published.is_due(now) {
+            published.publish(&self.options.name, self.families(), now);
+        }
+    }
+
     fn maintain(&self) {
         let now = Instant::now();
         if self.permits.is_closed() {
@@ -57,7 +68,7 @@ impl<B: Backend> Shared<B> {
         if let Some(limit) = self.options.overdue_after {
             for holder in self.cache.ledger.newly_overdue(now, limit) {
                 count(&self.counters.overdue);
-                events::overdue(&holder);
+                events::overdue(&self.options.name, &holder);
             }
         }
         let generation = self.backend.generation();

@@ -11,7 +11,7 @@ mod keeping;
 
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{AcqRel, Relaxed},
 };
 use std::time::{Duration, Instant};
@@ -26,12 +26,17 @@ use crate::events;
 use crate::keeper::Keeper;
 use crate::ledger::Entry;
 use crate::permits::{Claim, Permits, Refusal};
+#[cfg(feature = "metrics")]
+use crate::publish::Published;
 use crate::slot::{self, Occupant, Slots, TakenSlot};
 use crate::stats::{Counters, Stats, Waiting, count};
+use crate::waits::{SlowWait, Waits};
 
 /// The options that do not depend on the kind of connection. Valid.
 #[derive(Debug)]
 pub(crate) struct Options {
+    /// What the pool is called in the log and in metrics.
+    pub(crate) name: Arc<str>,
     pub(crate) max_connections: usize,
     pub(crate) cached_agents: usize,
     pub(crate) idle_timeout: Option<Duration>,
@@ -48,6 +53,7 @@ pub(crate) struct Shared<B: Backend> {
     slots: r2d2::Pool<Slots<B>>,
     pub(crate) cache: AgentCache<B>,
     counters: Arc<Counters>,
+    waits: Waits,
     /// Slots whose connection cannot be closed. They keep their place in the count of open
     /// connections for as long as the pool lives.
     stuck: Mutex<Vec<TakenSlot<B>>>,
@@ -55,6 +61,10 @@ pub(crate) struct Shared<B: Backend> {
     emptied: Event,
     /// The backend's generation that idle connections were last compared with.
     swept_generation: AtomicU64,
+    /// Whether the log knows that the pool is closed.
+    told_closed: AtomicBool,
+    #[cfg(feature = "metrics")]
+    published: Mutex<Published>,
     /// What must be interrupted until it ends.
     pressed: Mutex<Vec<Press>>,
     keeper: Keeper,
@@ -81,19 +91,24 @@ pub(crate) enum Need {
 impl<B: Backend> Shared<B> {
     /// The pool's shared part, with its keeper at work.
     pub(crate) fn start(backend: B, options: Options) -> Result<Arc<Self>, Error> {
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(Counters::new(options.max_connections));
         let shared = Arc::new(Shared {
             permits: Permits::new(options.max_connections),
             slots: slot::pool(options.max_connections)?,
             cache: AgentCache::new(
+                Arc::clone(&options.name),
                 options.max_connections,
                 options.cached_agents,
                 Arc::clone(&counters),
             ),
             counters,
+            waits: Waits::new(),
             stuck: Mutex::default(),
             emptied: Event::new(),
             swept_generation: AtomicU64::new(backend.generation()),
+            told_closed: AtomicBool::new(false),
+            #[cfg(feature = "metrics")]
+            published: Mutex::default(),
             pressed: Mutex::default(),
             keeper: Keeper::default(),
             backend,
@@ -125,12 +140,12 @@ impl<B: Backend> Shared<B> {
         claim: Claim,
         deadline: Option<Instant>,
     ) -> Result<Permit<'_, B>, Error> {
-        let asked_at = claim.asked_at;
-        let answer = match deadline {
-            None => self.permits.try_acquire(),
-            Some(deadline) => self.permits.acquire(claim, deadline),
+        let Some(deadline) = deadline else {
+            return self.granted(self.permits.try_acquire(), claim.asked_at);
         };
-        self.granted(answer, asked_at)
+        let acquire = || self.permits.acquire(claim.clone(), deadline);
+        let answer = events::wait(&self.options.name, &claim.agent, acquire);
+        self.waited(answer, claim)
     }
 
     /// A permit, waiting for it until `deadline`.
@@ -139,9 +154,15 @@ impl<B: Backend> Shared<B> {
         claim: Claim,
         deadline: Instant,
     ) -> Result<Permit<'_, B>, Error> {
-        let asked_at = claim.asked_at;
-        let answer = self.permits.acquire_async(claim, deadline).await;
-        self.granted(answer, asked_at)
+        let acquire = self.permits.acquire_async(claim.clone(), deadline);
+        let answer = events::wait_async(&self.options.name, &claim.agent, acquire).await;
+        self.waited(answer, claim)
+    }
+
+    fn waited(&self, answer: Result<(), Refusal>, claim: Claim) -> Result<Permit<'_, B>, Error> {
+        let result = self.granted(answer, claim.asked_at);
+        self.waits.record(claim, result.is_ok());
+        result
     }
 
     fn granted(
@@ -158,6 +179,21 @@ impl<B: Backend> Shared<B> {
                 Err(error)
             }
         }
+    }
+
+    pub(crate) fn slowest_waits(&self) -> Vec<SlowWait> {
+        self.waits.slowest(Instant::now())
+    }
+
+    /// Whether a lease could be had at once.
+    pub(crate) fn ready(&self) -> Result<(), Error> {
+        if self.permits.is_closed() {
+            return Err(Error::Closed);
+        }
+        if self.permits.free() == 0 {
+            return Err(self.exhausted(Instant::now(), self.permits.waiting()));
+        }
+        self.backend.check()
     }
 
     pub(crate) fn waiting(&self) -> Vec<Waiting> {
@@ -268,7 +304,7 @@ impl<B: Backend> Shared<B> {
 
     fn discard(&self, counter: &std::sync::atomic::AtomicU64, reason: &'static str) -> Ending {
         count(counter);
-        events::discarded(reason);
+        events::discarded(&self.options.name, reason);
         Ending::Faulty
     }
 
@@ -354,7 +390,7 @@ impl<B: Backend> Shared<B> {
         // Last: whoever gets the permit must find the slot.
         self.return_permit();
         if let Some(holder) = overdue {
-            events::overdue_returned(&holder);
+            events::overdue_returned(&self.options.name, &holder);
         }
     }
 
@@ -367,6 +403,13 @@ impl<B: Backend> Shared<B> {
         }
     }
 
+    /// All numbers, as they are called outside.
+    #[cfg(any(feature = "metrics", feature = "status"))]
+    pub(crate) fn families(&self) -> Vec<crate::meters::Family> {
+        let descriptors = self.backend.descriptors();
+        crate::meters::families(&self.stats(), descriptors, self.fd_ceiling())
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         let levels = self.cache.ledger.levels();
         let mut stats = self.counters.snapshot();
@@ -376,6 +419,7 @@ impl<B: Backend> Shared<B> {
         stats.hits = levels.hits;
         stats.leases += levels.hits;
         stats.waiting = self.permits.waiting();
+        stats.wait = self.waits.snapshot(stats.leases);
         stats
     }
 }

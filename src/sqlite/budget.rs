@@ -1,6 +1,8 @@
 //! Descriptor arithmetic: what N connections can cost, and what the process has left.
 //! It opens no database, and never changes the process's limit.
 
+use std::path::Path;
+
 use crate::error::Error;
 
 /// Descriptors that SQLite holds for an instant besides: the folder, to sync it after a file was
@@ -71,6 +73,23 @@ fn open_descriptors() -> Option<usize> {
     let entries = std::fs::read_dir("/proc/self/fd").or_else(|_| std::fs::read_dir("/dev/fd"));
     // One of them is the folder's own, open while we count.
     Some(entries.ok()?.count().saturating_sub(1))
+}
+
+/// How many descriptors this process has on the database file at `path` and the files that belong to it,
+/// deleted ones included. `None` where there is no `/proc`.
+pub(super) fn descriptors_on(path: &Path) -> Option<usize> {
+    let database = path.as_os_str().as_encoded_bytes();
+    let of_database = |target: &Path| {
+        let rest = target
+            .as_os_str()
+            .as_encoded_bytes()
+            .strip_prefix(database)?;
+        let rest = rest.strip_suffix(b" (deleted)").unwrap_or(rest);
+        matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal").then_some(())
+    };
+    let entries = std::fs::read_dir("/proc/self/fd").ok()?;
+    let links = entries.filter_map(|entry| entry.ok()?.path().read_link().ok());
+    Some(links.filter_map(|target| of_database(&target)).count())
 }
 
 #[cfg(test)]

@@ -42,6 +42,19 @@ impl Database {
     }
 }
 
+impl Database {
+    /// A short name for it.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Database::File(path) => match path.file_name() {
+                Some(name) => name.to_string_lossy().into_owned(),
+                None => "file".to_owned(),
+            },
+            Database::Memory => "memory".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -353,6 +353,26 @@ impl Backend for Sqlite {
         self.settings.fd_ceiling(self.is_file(), max_connections)
     }
 
+    fn descriptors(&self) -> Option<usize> {
+        match &self.source {
+            Source::File { file, .. } => budget::descriptors_on(&file.path),
+            Source::Memory { .. } => Some(0),
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match &self.source {
+            Source::File { file, .. } => match file.look().lost {
+                Some(found) => Err(Error::FileReplaced {
+                    path: file.path.clone(),
+                    found,
+                }),
+                None => Ok(()),
+            },
+            Source::Memory { .. } => Ok(()),
+        }
+    }
+
     fn closed(&self) {
         if let Source::File { file, .. } = &self.source {
             file.give_up_claim();

@@ -231,7 +231,7 @@ fn ten_thousand_dropped_futures_leave_nothing_behind() {
                         let lease = pool.lease_async(&agent).await.unwrap();
                         lease.query_row("SELECT 1", [], |_| Ok(())).unwrap();
                         smol::Timer::after(hold).await;
-                        if hold.as_micros() % 40 == 0 {
+                        if hold.as_micros().is_multiple_of(40) {
                             Lease::discard(lease);
                         }
                         served.fetch_add(1, SeqCst);

@@ -1,0 +1,179 @@
+//! What the numbers of a pool are called outside: one list for the `metrics` facade and for Prometheus.
+//! It measures nothing.
+
+use crate::histogram::Histogram;
+use crate::stats::Stats;
+
+/// The numbers of one name.
+pub(crate) struct Family {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) numbers: Numbers,
+}
+
+pub(crate) enum Numbers {
+    /// They only grow.
+    Counter(Labelled),
+    Gauge(Labelled),
+    /// In seconds.
+    Histogram(Histogram),
+}
+
+/// One number for each value of a label; or one, without a label.
+pub(crate) struct Labelled {
+    pub(crate) label: Option<&'static str>,
+    pub(crate) values: Vec<(&'static str, u64)>,
+}
+
+/// All numbers of a pool that holds so many descriptors (`None`: nobody knows) of so many.
+pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize) -> Vec<Family> {
+    let mut families = vec![
+        counter(
+            "leasepool_leases_total",
+            "Leases asked for, by outcome.",
+            "outcome",
+            vec![
+                ("hit", stats.hits),
+                ("miss", stats.misses),
+                ("exhausted", stats.timeouts),
+            ],
+        ),
+        histogram(
+            "leasepool_wait_seconds",
+            "How long calls waited for their turn.",
+            &stats.wait,
+        ),
+        histogram(
+            "leasepool_hold_seconds",
+            "How long leases were held.",
+            &stats.hold,
+        ),
+        gauge(
+            "leasepool_waiting",
+            "Callers that wait for a connection.",
+            stats.waiting,
+        ),
+        Family {
+            name: "leasepool_connections",
+            help: "Open connections, by state.",
+            numbers: Numbers::Gauge(Labelled {
+                label: Some("state"),
+                values: vec![
+                    ("lent", stats.lent as u64),
+                    ("parked", stats.parked as u64),
+                    ("free", stats.free() as u64),
+                    ("stuck", stats.stuck as u64),
+                ],
+            }),
+        },
+        gauge(
+            "leasepool_max_connections",
+            "The size of the pool.",
+            stats.max_connections,
+        ),
+        gauge(
+            "leasepool_descriptor_ceiling",
+            "The largest number of descriptors the pool can hold.",
+            ceiling,
+        ),
+        counter(
+            "leasepool_evictions_total",
+            "Parked connections given back, by cause.",
+            "cause",
+            vec![
+                ("reclaim", stats.reclaims),
+                ("size", stats.evicted_by_size),
+                ("idle", stats.evicted_by_idle),
+                ("release", stats.released),
+                ("replaced", stats.replaced),
+            ],
+        ),
+        counter(
+            "leasepool_discards_total",
+            "Connections closed before their time, by cause.",
+            "cause",
+            vec![
+                ("reset", stats.discarded_by_reset),
+                ("file", stats.discarded_by_file),
+                ("age", stats.discarded_by_age),
+                ("lease", stats.discarded_by_lease),
+            ],
+        ),
+        counter(
+            "leasepool_opens_total",
+            "Attempts to open a connection, by outcome.",
+            "outcome",
+            vec![("opened", stats.opens), ("failed", stats.open_failures)],
+        ),
+        counter(
+            "leasepool_closes_total",
+            "Connections closed, and those whose closing reported an error.",
+            "outcome",
+            vec![("closed", stats.closes), ("failed", stats.close_failures)],
+        ),
+        plain_counter(
+            "leasepool_resets_total",
+            "Connections cleaned for another agent.",
+            stats.resets,
+        ),
+        plain_counter(
+            "leasepool_overdue_total",
+            "Leases held longer than overdue_after.",
+            stats.overdue,
+        ),
+    ];
+    if let Some(descriptors) = descriptors {
+        families.push(gauge(
+            "leasepool_descriptors",
+            "Descriptors held on the database.",
+            descriptors,
+        ));
+    }
+    families
+}
+
+fn counter(
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    values: Vec<(&'static str, u64)>,
+) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Counter(Labelled {
+            label: Some(label),
+            values,
+        }),
+    }
+}
+
+fn plain_counter(name: &'static str, help: &'static str, value: u64) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Counter(Labelled {
+            label: None,
+            values: vec![("", value)],
+        }),
+    }
+}
+
+fn gauge(name: &'static str, help: &'static str, value: usize) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Gauge(Labelled {
+            label: None,
+            values: vec![("", value as u64)],
+        }),
+    }
+}
+
+fn histogram(name: &'static str, help: &'static str, histogram: &Histogram) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Histogram(histogram.clone()),
+    }
+}
