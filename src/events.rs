@@ -96,6 +96,16 @@ pub(crate) fn close_failed(error: &Error, stuck: bool) {
     );
 }
 
+/// A client was told of an error by no more than a status.
+#[cfg(any(feature = "axum", feature = "actix"))]
+pub(crate) fn answered(status: u16, error: &Error) {
+    #[cfg(feature = "tracing")]
+    match status {
+        500 => tracing::error!(error = error as &dyn std::error::Error, "request failed"),
+        _ => tracing::warn!(status, %error, "request refused"),
+    }
+}
+
 /// The linked SQLite serialises the page caches of all connections.
 pub(crate) fn memory_management() {
     #[cfg(feature = "tracing")]

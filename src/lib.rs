@@ -36,6 +36,8 @@ mod slot;
 mod sqlite;
 mod stats;
 mod waits;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub mod web;
 
 pub use backend::{Backend, Ending, Fate, NotClosed};
 pub use builder::Builder;

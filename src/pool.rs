@@ -157,8 +157,8 @@ impl<B: Backend> Pool<B> {
         &self,
         agent: impl AsRef<str>,
     ) -> impl Future<Output = Result<Lease<B>, Error>> {
-        let (wait, place) = (self.shared.options.lease_timeout, Location::caller());
-        async move { self.lease_within_async(agent.as_ref(), wait, place).await }
+        let place = Location::caller();
+        async move { self.lease_async_at(agent.as_ref(), place).await }
     }
 
     /// Like [`Pool::lease_async`], but waits for at most `timeout`, instead of the pool's
@@ -333,9 +333,14 @@ impl<B: Backend> Pool<B> {
         }
     }
 
-    #[cfg(feature = "tokio")]
-    pub(crate) fn default_wait(&self) -> Duration {
-        self.shared.options.lease_timeout
+    /// [`Pool::lease_async`] for somebody else's line.
+    pub(crate) async fn lease_async_at(
+        &self,
+        agent: &str,
+        place: &'static Location<'static>,
+    ) -> Result<Lease<B>, Error> {
+        let wait = self.shared.options.lease_timeout;
+        self.lease_within_async(agent, wait, place).await
     }
 
     /// Makes a lease of a permit, with the agent's own connection or any other, and says what is still

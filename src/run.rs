@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::error::Error;
 use crate::lease::Lease;
-use crate::pool::Pool;
+use crate::pool::{Pool, at_most};
 use crate::sqlite::Cancel;
 
 type Done<R> = Result<(Lease, R), Box<dyn Any + Send>>;
@@ -101,13 +101,7 @@ impl Pool {
         R: Send + 'static,
     {
         let place = Location::caller();
-        async move {
-            let wait = self.default_wait();
-            let lease = self.lease_within_async(agent.as_ref(), wait, place).await?;
-            let (lease, result) = run_until(lease, None, work).await?;
-            drop(lease);
-            Ok(result)
-        }
+        async move { self.run_at(agent.as_ref(), None, place, work).await }
     }
 
     /// Like [`Pool::run`], but waits for a connection and for `work` for at most `timeout` together.
@@ -129,13 +123,31 @@ impl Pool {
     {
         let place = Location::caller();
         async move {
-            let wait = crate::pool::at_most(timeout);
-            let deadline = Instant::now() + wait;
-            let lease = self.lease_within_async(agent.as_ref(), wait, place).await?;
-            let (lease, result) = run_until(lease, Some(deadline), work).await?;
-            drop(lease);
-            Ok(result)
+            let agent = agent.as_ref();
+            self.run_at(agent, Some(timeout), place, work).await
         }
+    }
+
+    pub(crate) async fn run_at<F, R>(
+        &self,
+        agent: &str,
+        timeout: Option<Duration>,
+        place: &'static Location<'static>,
+        work: F,
+    ) -> Result<R, Error>
+    where
+        F: FnOnce(&mut Connection) -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let timeout = timeout.map(at_most);
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let lease = match timeout {
+            Some(timeout) => self.lease_within_async(agent, timeout, place).await?,
+            None => self.lease_async_at(agent, place).await?,
+        };
+        let (lease, result) = run_until(lease, deadline, work).await?;
+        drop(lease);
+        Ok(result)
     }
 }
 

@@ -98,6 +98,9 @@ impl<B: Backend> Shared<B> {
         self.backend.closed();
         if !self.told_closed.swap(true, AcqRel) {
             events::closed(&self.options.name);
+            // The keeper may have no other occasion.
+            #[cfg(feature = "metrics")]
+            self.publish_now();
         }
     }
 }

@@ -50,10 +50,15 @@ impl<B: Backend> Shared<B> {
     #[cfg(feature = "metrics")]
     fn publish(&self) {
         let now = Instant::now();
-        let mut published = self.published.lock();
-        if published.is_due(now) {
-            published.publish(&self.options.name, self.families(), now);
+        if self.published.lock().is_due(now) {
+            self.publish_now();
         }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(super) fn publish_now(&self) {
+        let mut published = self.published.lock();
+        published.publish(&self.options.name, self.families(), Instant::now());
     }
 
     fn maintain(&self) {

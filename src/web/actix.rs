@@ -1,0 +1,79 @@
+//! The feature `actix`: a lease, or the agent, as an extractor, and errors as responses.
+//! It translates only.
+
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
+
+use actix_web::dev::Payload;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ContentType, RETRY_AFTER};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError};
+
+use super::{Agent, Agents, Answer, RequestParts, not_set_up, sealed};
+use crate::error::Error;
+use crate::lease::Lease;
+
+/// The agent found by the [`Agents`] that are application data.
+impl FromRequest for Agent {
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let agents = request.app_data::<Agents<HttpRequest>>();
+        ready(match agents {
+            Some(agents) => Ok(agents.of(request)),
+            None => Err(not_set_up("app_data(Agents)")),
+        })
+    }
+}
+
+/// A lease of the request's agent, awaited for as long as the pool's `lease_timeout`.
+impl FromRequest for Lease {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let agent = Agent::from_request(request, payload);
+        Box::pin(async move {
+            let agent = agent.await?;
+            agent.lease_at(agent.place).await
+        })
+    }
+}
+
+/// See [`web`](crate::web) for which error becomes which response.
+impl ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        status(&Answer::of(self))
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let answer = Answer::to(self);
+        let mut response = HttpResponse::build(status(&answer));
+        response.insert_header(ContentType::plaintext());
+        if let Some(seconds) = answer.retry_after {
+            response.insert_header((RETRY_AFTER, seconds.to_string()));
+        }
+        response.body(answer.body)
+    }
+}
+
+fn status(answer: &Answer) -> StatusCode {
+    StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+impl sealed::Sealed for HttpRequest {}
+
+impl RequestParts for HttpRequest {
+    fn header(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.headers().get_all(name).map(|value| value.as_bytes())
+    }
+
+    fn path(&self) -> &str {
+        HttpRequest::path(self)
+    }
+
+    fn with_extension<T: Send + Sync + 'static, U>(&self, f: impl FnOnce(&T) -> U) -> Option<U> {
+        self.extensions().get::<T>().map(f)
+    }
+}

@@ -1,0 +1,54 @@
+//! The feature `axum`: a lease, or the agent, as an extractor, and errors as responses.
+//! It translates only.
+
+use axum_core::extract::FromRequestParts;
+use axum_core::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::request::Parts;
+use http::{HeaderValue, StatusCode};
+
+use super::{Agent, Answer, not_set_up};
+use crate::error::Error;
+use crate::lease::Lease;
+
+/// The agent that [`LeaseLayer`](super::LeaseLayer) found, which must be around the handler.
+impl<S: Send + Sync> FromRequestParts<S> for Agent {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let agent = parts.extensions.get::<Agent>();
+        agent.cloned().ok_or_else(|| not_set_up("LeaseLayer"))
+    }
+}
+
+/// A lease of the request's agent, awaited for as long as the pool's `lease_timeout`.
+impl<S: Send + Sync> FromRequestParts<S> for Lease {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let agent = Agent::from_request_parts(parts, state).await?;
+        agent.lease_at(agent.place).await
+    }
+}
+
+/// See [`web`](crate::web) for which error becomes which response.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let answer = Answer::to(&self);
+        let status = StatusCode::from_u16(answer.status);
+        let mut response = (
+            status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            answer.body,
+        )
+            .into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        if let Some(seconds) = answer.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

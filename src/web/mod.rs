@@ -1,0 +1,284 @@
+//! Web frameworks: whose request this is, and what an error means in HTTP. The frameworks' own modules
+//! translate, and hold no logic.
+//!
+//! # Leases in web frameworks
+//!
+//! A layer (tower, axum) or application data (actix-web) says how to find the agent of a request: an
+//! [`AgentSource`]. Handlers then ask for one of two things:
+//!
+//! - [`Lease`]: a connection, leased before the handler runs and returned when the
+//!   handler drops it. For handlers that do little but SQL.
+//! - [`Agent`]: the handle for leasing. For handlers that do SQL in some places only, or may answer
+//!   without. A connection that is held while a handler waits for something else is one that others
+//!   wait for.
+//!
+//! A lease that is moved into a streaming body lives until the body ends or the server drops it. hyper
+//! drops it as soon as it sees that the client has gone; actix-web when it next writes. So a stream
+//! that may be silent for long should not hold a lease.
+//!
+//! An error becomes a response: 503 with `Retry-After` if no connection came free, 503 if the pool is
+//! closed, 400 if the request names no agent or one that cannot be, 500 for everything else. Bodies are
+//! fixed texts: what went wrong is for the log, where the event goes with the feature `tracing`.
+
+#[cfg(feature = "actix")]
+mod actix;
+#[cfg(feature = "axum")]
+mod axum;
+#[cfg(feature = "tower")]
+mod tower;
+
+use std::future::Future;
+use std::panic::Location;
+use std::sync::Arc;
+
+use percent_encoding::percent_decode_str;
+
+#[cfg(feature = "tower")]
+pub use self::tower::{LeaseLayer, LeaseService};
+
+use crate::error::Error;
+use crate::events;
+use crate::lease::Lease;
+use crate::pool::Pool;
+
+const MISSING: &str = "the request names none";
+const TWICE: &str = "the request names it twice";
+const NOT_UTF8: &str = "it is not UTF-8";
+
+/// The agent of a request: the handle for leasing. Cloning it is cheap.
+///
+/// ```
+/// use leasepool::web::Agent;
+///
+/// async fn unread(agent: Agent) -> Result<i64, leasepool::Error> {
+///     let lease = agent.lease().await?;
+///     Ok(lease.query_row("SELECT count(*) FROM message WHERE read = 0", [], |row| row.get(0))?)
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Agent {
+    pool: Pool,
+    id: Result<Arc<str>, &'static str>,
+    /// Where the source of agents was given: what a lease that an extractor takes shows as its place.
+    #[cfg_attr(not(any(feature = "axum", feature = "actix")), allow(dead_code))]
+    place: &'static Location<'static>,
+}
+
+impl Agent {
+    /// The id.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAgent`] if the request names none.
+    pub fn id(&self) -> Result<&str, Error> {
+        match &self.id {
+            Ok(id) => Ok(id),
+            Err(reason) => Err(Error::InvalidAgent { reason }),
+        }
+    }
+
+    /// The pool that it leases from.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Lends the agent a connection: [`Pool::lease_async`].
+    ///
+    /// # Errors
+    /// Those of [`Pool::lease`].
+    #[track_caller]
+    pub fn lease(&self) -> impl Future<Output = Result<Lease, Error>> {
+        self.lease_at(Location::caller())
+    }
+
+    async fn lease_at(&self, place: &'static Location<'static>) -> Result<Lease, Error> {
+        self.pool.lease_async_at(self.id()?, place).await
+    }
+
+    /// Runs `work` on a connection of the agent's, off the async threads: [`Pool::run`].
+    ///
+    /// # Errors
+    /// Those of [`Pool::run`].
+    #[cfg(feature = "tokio")]
+    #[track_caller]
+    pub fn run<F, R>(&self, work: F) -> impl Future<Output = Result<R, Error>>
+    where
+        F: FnOnce(&mut rusqlite::Connection) -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let place = Location::caller();
+        async move { self.pool.run_at(self.id()?, None, place, work).await }
+    }
+}
+
+/// How to find the agent of a request `R`: `http::request::Parts` for tower and axum,
+/// `actix_web::HttpRequest` for actix-web.
+pub struct AgentSource<R>(Arc<Find<R>>);
+
+type Find<R> = dyn Fn(&R) -> Result<String, &'static str> + Send + Sync;
+
+/// What a request is made of, in any framework.
+pub trait RequestParts: sealed::Sealed {
+    /// The values of a header, in order.
+    #[doc(hidden)]
+    fn header(&self, name: &str) -> impl Iterator<Item = &[u8]>;
+    #[doc(hidden)]
+    fn path(&self) -> &str;
+    #[doc(hidden)]
+    fn with_extension<T: Send + Sync + 'static, U>(&self, f: impl FnOnce(&T) -> U) -> Option<U>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+impl<R: RequestParts + 'static> AgentSource<R> {
+    /// The value of a header, which must be there exactly once. A header says what the client says: use
+    /// it behind something that has checked who the client is.
+    pub fn header(name: impl Into<String>) -> Self {
+        let name = name.into();
+        AgentSource(Arc::new(move |request| {
+            let mut values = request.header(&name);
+            let value = values.next().ok_or(MISSING)?.to_vec();
+            match values.next() {
+                Some(_) => Err(TWICE),
+                None => String::from_utf8(value).map_err(|_| NOT_UTF8),
+            }
+        }))
+    }
+
+    /// A segment of the path, percent-decoded; the first is 0. Of a router that is nested in another,
+    /// it sees the path that this router sees.
+    pub fn segment(index: usize) -> Self {
+        AgentSource(Arc::new(move |request| {
+            let path = request.path();
+            let mut segments = path.strip_prefix('/').unwrap_or(path).split('/');
+            let segment = segments
+                .nth(index)
+                .filter(|s| !s.is_empty())
+                .ok_or(MISSING)?;
+            let decoded = percent_decode_str(segment).decode_utf8();
+            decoded.map(|id| id.into_owned()).map_err(|_| NOT_UTF8)
+        }))
+    }
+
+    /// An extension of the request that an earlier layer put there: who has logged in.
+    pub fn extension<T: Send + Sync + 'static>(
+        id: impl Fn(&T) -> String + Send + Sync + 'static,
+    ) -> Self {
+        AgentSource(Arc::new(move |request| {
+            request.with_extension(&id).ok_or(MISSING)
+        }))
+    }
+
+    /// Anything else. `None`: the request names no agent.
+    pub fn from_fn(find: impl Fn(&R) -> Option<String> + Send + Sync + 'static) -> Self {
+        AgentSource(Arc::new(move |request| find(request).ok_or(MISSING)))
+    }
+}
+
+impl<R> Clone for AgentSource<R> {
+    fn clone(&self) -> Self {
+        AgentSource(Arc::clone(&self.0))
+    }
+}
+
+impl<R> std::fmt::Debug for AgentSource<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentSource").finish_non_exhaustive()
+    }
+}
+
+/// A pool with how to find whose a request is. For actix-web it is application data:
+/// `App::new().app_data(Agents::new(pool, AgentSource::header("x-agent")))`; a
+/// [`LeaseLayer`] has one inside.
+pub struct Agents<R> {
+    pool: Pool,
+    source: AgentSource<R>,
+    place: &'static Location<'static>,
+}
+
+impl<R> Agents<R> {
+    /// Agents of `pool`, found by `source`.
+    #[track_caller]
+    pub fn new(pool: Pool, source: AgentSource<R>) -> Self {
+        Agents {
+            pool,
+            source,
+            place: Location::caller(),
+        }
+    }
+
+    /// Whose request this is. That it names none is known to the [`Agent`], and to whoever wants to
+    /// lease: some requests need no connection.
+    fn of(&self, request: &R) -> Agent {
+        Agent {
+            pool: self.pool.clone(),
+            id: (self.source.0)(request).map(Arc::from),
+            place: self.place,
+        }
+    }
+}
+
+impl<R> Clone for Agents<R> {
+    fn clone(&self) -> Self {
+        Agents {
+            pool: self.pool.clone(),
+            source: self.source.clone(),
+            place: self.place,
+        }
+    }
+}
+
+impl<R> std::fmt::Debug for Agents<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agents").finish_non_exhaustive()
+    }
+}
+
+/// What a client is told of an error.
+#[cfg(any(feature = "axum", feature = "actix"))]
+struct Answer {
+    status: u16,
+    body: &'static str,
+    /// In seconds.
+    retry_after: Option<u32>,
+}
+
+#[cfg(any(feature = "axum", feature = "actix"))]
+impl Answer {
+    fn of(error: &Error) -> Answer {
+        let (status, body, retry_after) = match error {
+            Error::Exhausted { .. } => (503, "the database is busy, try again", Some(1)),
+            Error::Closed => (503, "the server is shutting down", None),
+            Error::InvalidAgent { reason } if *reason == MISSING => {
+                (400, "the request names no agent", None)
+            }
+            Error::InvalidAgent { .. } => (400, "the request names an invalid agent", None),
+            _ => (500, "internal error", None),
+        };
+        Answer {
+            status,
+            body,
+            retry_after,
+        }
+    }
+
+    /// The same, told to the log: the client is told no more than it needs.
+    fn to(error: &Error) -> Answer {
+        let answer = Answer::of(error);
+        if answer.status != 400 {
+            events::answered(answer.status, error);
+        }
+        answer
+    }
+}
+
+/// The request did not come by where agents are found.
+#[cfg(any(feature = "axum", feature = "actix"))]
+fn not_set_up(option: &'static str) -> Error {
+    Error::Config {
+        option,
+        value: "nothing".to_owned(),
+        expected: "to be given to the application, around this handler".to_owned(),
+    }
+}

@@ -1,0 +1,219 @@
+//! What both frameworks must do with one request, or a few.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use leasepool::{Builder, Database, Pool};
+use tempfile::TempDir;
+
+use crate::client::{ask, get, get_with, read_until};
+use crate::server::{FRAMEWORKS, Framework, Named, Server};
+
+/// Longer than anything may take; only a failing test waits for so long.
+const LONG: Duration = Duration::from_secs(30);
+
+pub(crate) struct Fixture {
+    _folder: TempDir,
+    pub(crate) path: PathBuf,
+}
+
+impl Fixture {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agents.db");
+        Fixture {
+            _folder: folder,
+            path,
+        }
+    }
+
+    pub(crate) fn builder(&self, connections: usize) -> Builder {
+        Pool::builder(Database::file(&self.path))
+            .max_connections(connections)
+            .synchronous(leasepool::Synchronous::Normal)
+            .setup(|conn| {
+                conn.execute_batch(
+                    "CREATE TABLE IF NOT EXISTS visit (agent);
+                     CREATE INDEX IF NOT EXISTS visit_agent ON visit (agent)",
+                )
+            })
+    }
+}
+
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LONG, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn on_each(connections: usize, named: Named, test: impl Fn(Framework, &Pool, &Server)) {
+    for framework in FRAMEWORKS {
+        let fixture = Fixture::new();
+        let builder = fixture.builder(connections);
+        let pool = builder
+            .lease_timeout(Duration::from_millis(200))
+            .build()
+            .unwrap();
+        let server = Server::start(framework, &pool, named);
+        test(framework, &pool, &server);
+        server.stop();
+        assert_eq!(pool.stats().lent, 0, "{framework:?}");
+        pool.close().unwrap();
+        assert_eq!(pool.descriptors(), Some(0));
+    }
+}
+
+#[test]
+fn the_agent_is_found_in_a_segment() {
+    on_each(2, Named::BySegment, |_, pool, server| {
+        assert_eq!(get(server.address, "/agents/alice/visit").body, "alice 1");
+        let again = get(server.address, "/agents/alice/visit");
+        assert_eq!((again.status, again.body.as_str()), (200, "alice 2"));
+        let decoded = get(server.address, "/agents/b%C3%B6b%2F%27/visit");
+        assert_eq!(decoded.body, "böb/' 1");
+        assert_eq!(get(server.address, "/agents/%ff/visit").status, 400);
+        let long = "x".repeat(1025);
+        assert_eq!(
+            get(server.address, &format!("/agents/{long}/visit")).status,
+            400
+        );
+        assert_eq!(get(server.address, "/agents/alice/work").body, "alice 2");
+        assert!(pool.stats().hits >= 1);
+    });
+}
+
+#[test]
+fn the_agent_is_found_in_a_header() {
+    on_each(2, Named::ByHeader, |_, _, server| {
+        let ask = |headers: &[u8]| get_with(server.address, "/agents/x/visit", headers);
+        assert_eq!(ask(b"X-Agent: carol\r\n").body, "carol 1");
+        let missing = ask(b"");
+        assert_eq!(missing.status, 400);
+        assert_eq!(missing.body, "the request names no agent");
+        assert_eq!(ask(b"X-Agent: a\r\nX-Agent: b\r\n").status, 400);
+        assert_eq!(ask(b"X-Agent: \xff\r\n").status, 400);
+        assert_eq!(ask(b"X-Agent: \r\n").status, 400);
+        // Who needs no lease need not say who they are.
+        assert_eq!(get(server.address, "/agents/x/idle").body, "no lease");
+    });
+}
+
+#[test]
+fn the_agent_is_found_in_an_extension_or_by_a_function() {
+    on_each(2, Named::ByExtension, |_, _, server| {
+        let path = "/agents/x/visit";
+        let found = get_with(server.address, path, b"X-User: dave\r\n");
+        assert_eq!(found.body, "dave 1");
+        assert_eq!(get(server.address, path).status, 400);
+    });
+    on_each(2, Named::ByFunction, |_, _, server| {
+        assert_eq!(get(server.address, "/agents/x/visit?erin").body, "erin 1");
+        assert_eq!(get(server.address, "/agents/x/visit").status, 400);
+    });
+}
+
+#[test]
+fn exhaustion_is_a_503_that_says_when_to_come_again() {
+    on_each(1, Named::BySegment, |_, pool, server| {
+        let held = pool.lease("the-secret-holder").unwrap();
+        for path in ["/agents/bob/visit", "/agents/bob/work"] {
+            let refused = get(server.address, path);
+            assert_eq!(refused.status, 503, "{refused:?}");
+            assert!(refused.head.contains("retry-after: 1"), "{refused:?}");
+            assert_eq!(refused.body, "the database is busy, try again");
+        }
+        drop(held);
+        assert_eq!(get(server.address, "/agents/bob/visit").status, 200);
+        assert_eq!(pool.stats().timeouts, 2);
+    });
+}
+
+#[test]
+fn what_a_lease_shows_as_its_place_is_the_users() {
+    on_each(1, Named::BySegment, |_, pool, server| {
+        let mut connection = ask(server.address, "/agents/a/stream?n=1000", b"");
+        read_until(&mut connection, "chunk 0");
+        let holder = &pool.holders()[0];
+        assert_eq!(holder.agent, "a");
+        assert!(holder.borrowed_at.file().ends_with("server.rs"), "{holder}");
+    });
+}
+
+#[test]
+fn errors_say_nothing_of_the_database() {
+    on_each(1, Named::BySegment, |_, pool, server| {
+        let failed = get(server.address, "/agents/a/wrong");
+        assert_eq!(
+            (failed.status, failed.body.as_str()),
+            (500, "internal error")
+        );
+        pool.close().unwrap();
+        let closed = get(server.address, "/agents/a/visit");
+        assert_eq!(closed.status, 503);
+        assert_eq!(closed.body, "the server is shutting down");
+    });
+    on_each(1, Named::NotAtAll, |_, _, server| {
+        let failed = get(server.address, "/agents/a/visit");
+        assert_eq!(
+            (failed.status, failed.body.as_str()),
+            (500, "internal error")
+        );
+        assert_eq!(get(server.address, "/agents/a/idle").status, 500);
+    });
+}
+
+#[test]
+fn a_lease_in_a_body_lives_until_the_body_ends() {
+    on_each(1, Named::BySegment, |_, pool, server| {
+        let mut connection = ask(server.address, "/agents/a/stream?n=20", b"");
+        read_until(&mut connection, "chunk 0");
+        assert_eq!(pool.stats().lent, 1);
+        assert_eq!(get(server.address, "/agents/b/visit").status, 200);
+        let mut rest = String::new();
+        connection.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("chunk 19"));
+        until("it is back", || pool.stats().lent == 0);
+    });
+}
+
+#[test]
+fn a_lease_in_a_body_ends_when_the_client_hangs_up() {
+    on_each(1, Named::BySegment, |framework, pool, server| {
+        // Longer than the test may take.
+        let mut connection = ask(server.address, "/agents/a/stream?n=1000000", b"");
+        read_until(&mut connection, "chunk 0");
+        assert_eq!(pool.stats().lent, 1);
+        let hung_up = Instant::now();
+        drop(connection);
+        until("it is back", || pool.stats().lent == 0);
+        let took = hung_up.elapsed();
+        assert!(took < Duration::from_secs(1), "{framework:?} {took:?}");
+        assert_eq!(get(server.address, "/agents/b/visit").status, 200);
+    });
+}
+
+#[test]
+fn slow_clients_hold_nothing_but_their_own_streams() {
+    on_each(4, Named::BySegment, |_, pool, server| {
+        // They send half a request, or read nothing.
+        let mut slow: Vec<_> = (0..20)
+            .map(|_| std::net::TcpStream::connect(server.address).unwrap())
+            .collect();
+        for connection in &mut slow {
+            use std::io::Write;
+            connection.write_all(b"GET /agents/a/visit HTT").unwrap();
+        }
+        let unread = ask(server.address, "/agents/reader/stream?n=1000000", b"");
+        until("it streams", || pool.stats().lent == 1);
+        for i in 0..50 {
+            let visit = get(server.address, &format!("/agents/agent-{i}/visit"));
+            assert_eq!(visit.status, 200);
+        }
+        assert_eq!(pool.stats().lent, 1);
+        drop((slow, unread));
+        until("it is back", || pool.stats().lent == 0);
+    });
+}
