@@ -35,6 +35,8 @@ mod shared;
 mod slot;
 mod sqlite;
 mod stats;
+#[cfg(feature = "status")]
+pub mod status;
 mod waits;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;

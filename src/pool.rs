@@ -217,6 +217,11 @@ impl<B: Backend> Pool<B> {
         self.shared.ready()
     }
 
+    #[cfg(feature = "status")]
+    pub(crate) fn families(&self) -> Vec<crate::meters::Family> {
+        self.shared.families()
+    }
+
     /// What the pool is called in the log and in metrics: [`Builder::name`](crate::Builder::name).
     pub fn name(&self) -> &str {
         &self.shared.options.name

@@ -1,0 +1,100 @@
+//! The feature `status`: an axum router that shows what a pool does, live.
+//! It looks at the pool from outside: nothing here changes anything.
+//!
+//! # The status page
+//!
+//! ```no_run
+//! # use leasepool::{Database, Pool};
+//! # fn application() -> Result<axum::Router, leasepool::Error> {
+//! let pool = Pool::builder(Database::file("chat.db")).build()?;
+//! let app = axum::Router::new().nest("/status", leasepool::status::router(&pool));
+//! # Ok(app)
+//! # }
+//! ```
+//!
+//! | path | what |
+//! |---|---|
+//! | `/` | a page for people: one file without external assets, live |
+//! | `/status.json` | the same numbers, with the last five minutes |
+//! | `/metrics` | Prometheus text |
+//! | `/events` | server-sent events, the numbers twice a second |
+//!
+//! It names agents and source lines: mount it where only operators can see it.
+
+mod feed;
+mod prometheus;
+mod snapshot;
+
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::{HeaderName, StatusCode};
+use axum::response::sse::{Event, Sse};
+use axum::response::{Html, IntoResponse, Json, Response};
+use axum::routing::get;
+
+use crate::pool::Pool;
+use feed::Feed;
+
+const PAGE: &str = include_str!("page.html");
+
+/// The page may do nothing but show itself and ask where it came from.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'";
+
+const NOT_STORED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
+
+/// The status page of a pool. It keeps a handle to the pool, and so the pool open, for as long as the
+/// router lives.
+///
+/// Its streams of events last as long as the browser wants, so a server that shuts down gracefully
+/// should use [`router_until`].
+pub fn router(pool: &Pool) -> Router {
+    router_until(pool, pending())
+}
+
+/// Like [`router`], but ends the streams of events when `shutdown` is ready, so that a graceful shutdown
+/// need not wait for browsers.
+pub fn router_until(pool: &Pool, shutdown: impl Future<Output = ()> + Send + 'static) -> Router {
+    let feed = Feed::new(pool.clone(), Box::pin(shutdown));
+    // Without a runtime here, the history begins with the first request.
+    feed.start();
+    Router::new()
+        .route("/", get(page))
+        .route("/status.json", get(json))
+        .route("/metrics", get(metrics))
+        .route("/events", get(events))
+        .with_state(feed)
+}
+
+async fn page() -> Response {
+    let headers = [(CONTENT_SECURITY_POLICY, POLICY), NOT_STORED];
+    (headers, Html(PAGE)).into_response()
+}
+
+async fn json(State(feed): State<Arc<Feed>>) -> Response {
+    feed.start();
+    ([NOT_STORED], Json(feed.full())).into_response()
+}
+
+async fn metrics(State(feed): State<Arc<Feed>>) -> Response {
+    const TEXT: (HeaderName, &str) = (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    ([TEXT, NOT_STORED], prometheus::text(feed.pool())).into_response()
+}
+
+async fn events(State(feed): State<Arc<Feed>>) -> Response {
+    feed.start();
+    let Some(listener) = feed.listen() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many are watching").into_response();
+    };
+    let stream = futures_util::stream::unfold(listener, |mut listener| async {
+        let data = listener.next().await?;
+        let event = Event::default().data(&*data);
+        Some((Ok::<_, Infallible>(event), listener))
+    });
+    Sse::new(stream).into_response()
+}

@@ -1,0 +1,95 @@
+//! Prometheus' text format, version 0.0.4.
+//! What the numbers are called is not decided here.
+
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use crate::histogram::Histogram;
+use crate::meters::{Family, Labelled, Numbers};
+use crate::pool::Pool;
+
+/// Upper bounds of the buckets told, in microseconds.
+const BOUNDS: [u64; 14] = [
+    1, 10, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000, 5_000_000,
+    30_000_000, 60_000_000,
+];
+
+pub(super) fn text(pool: &Pool) -> String {
+    let mut text = String::new();
+    let name = Escaped(pool.name());
+    for family in pool.families() {
+        // Writing to a string cannot fail.
+        let _ = write_family(&mut text, &name, &family);
+    }
+    text
+}
+
+fn write_family(text: &mut String, pool: &Escaped<'_>, family: &Family) -> fmt::Result {
+    let Family {
+        name,
+        help,
+        numbers,
+    } = family;
+    let kind = match numbers {
+        Numbers::Counter(_) => "counter",
+        Numbers::Gauge(_) => "gauge",
+        Numbers::Histogram(_) => "histogram",
+    };
+    writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
+    match numbers {
+        Numbers::Counter(labelled) | Numbers::Gauge(labelled) => {
+            let Labelled { label, values } = labelled;
+            for (value, number) in values {
+                write!(text, "{name}{{pool=\"{pool}\"")?;
+                if let Some(label) = label {
+                    write!(text, ",{label}=\"{value}\"")?;
+                }
+                writeln!(text, "}} {number}")?;
+            }
+            Ok(())
+        }
+        Numbers::Histogram(histogram) => write_histogram(text, pool, name, histogram),
+    }
+}
+
+fn write_histogram(
+    text: &mut String,
+    pool: &Escaped<'_>,
+    name: &str,
+    histogram: &Histogram,
+) -> fmt::Result {
+    for micros in BOUNDS {
+        let bound = Duration::from_micros(micros);
+        let buckets = histogram.buckets();
+        let within: u64 = buckets
+            .take_while(|(end, _)| *end <= bound)
+            .map(|(_, n)| n)
+            .sum();
+        let le = bound.as_secs_f64();
+        writeln!(
+            text,
+            "{name}_bucket{{pool=\"{pool}\",le=\"{le}\"}} {within}"
+        )?;
+    }
+    let (count, sum) = (histogram.count(), histogram.sum().as_secs_f64());
+    writeln!(text, "{name}_bucket{{pool=\"{pool}\",le=\"+Inf\"}} {count}")?;
+    writeln!(text, "{name}_sum{{pool=\"{pool}\"}} {sum}")?;
+    writeln!(text, "{name}_count{{pool=\"{pool}\"}} {count}")
+}
+
+/// The value of a label.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '\\' => f.write_str("\\\\")?,
+                '"' => f.write_str("\\\"")?,
+                '\n' => f.write_str("\\n")?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}

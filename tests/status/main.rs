@@ -1,0 +1,5 @@
+//! The status router over real HTTP, and its page in a real browser.
+
+mod browser;
+mod router;
+mod server;
