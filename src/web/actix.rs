@@ -9,20 +9,46 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ContentType, RETRY_AFTER};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError};
 
-use super::{Agent, Agents, Answer, RequestParts, not_set_up, sealed};
+use super::{Agent, AgentSource, Agents, Answer, RequestParts, not_set_up, sealed};
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::pool::Pool;
 
-/// The agent found by the [`Agents`] that are application data.
+/// Application data that says which pool to lease from, and how to find the agent of a request.
+///
+/// ```
+/// use actix_web::App;
+/// use leasepool::web::{AgentSource, LeaseData};
+/// use leasepool::{Database, Pool};
+///
+/// # fn main() -> Result<(), leasepool::Error> {
+/// let pool = Pool::builder(Database::memory()).build()?;
+/// let leases = LeaseData::new(pool, AgentSource::header("x-agent"));
+/// let app = App::new().app_data(leases);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct LeaseData(Agents<HttpRequest>);
+
+impl LeaseData {
+    /// Leases for agents of `pool`, found by `source`.
+    #[track_caller]
+    pub fn new(pool: Pool, source: AgentSource<HttpRequest>) -> Self {
+        LeaseData(Agents::new(pool, source))
+    }
+}
+
+/// The agent found by the [`LeaseData`] that is application data.
 impl FromRequest for Agent {
     type Error = Error;
     type Future = Ready<Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let agents = request.app_data::<Agents<HttpRequest>>();
-        ready(match agents {
-            Some(agents) => Ok(agents.of(request)),
-            None => Err(not_set_up("app_data(Agents)")),
+        let data = request.app_data::<LeaseData>();
+        ready(match data {
+            Some(data) => Ok(data.0.of(request)),
+            None => Err(not_set_up("LeaseData")),
         })
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! # Leases in web frameworks
 //!
-//! A layer (tower, axum) or application data (actix-web) says how to find the agent of a request: an
-//! [`AgentSource`]. Handlers then ask for one of two things:
+//! A layer (tower, axum: `LeaseLayer`) or application data (actix-web: `LeaseData`) says how to find the
+//! agent of a request: an [`AgentSource`]. Handlers then ask for one of two things:
 //!
 //! - [`Lease`]: a connection, leased before the handler runs and returned when the
 //!   handler drops it. For handlers that do little but SQL.
@@ -33,6 +33,8 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
+#[cfg(feature = "actix")]
+pub use self::actix::LeaseData;
 #[cfg(feature = "tower")]
 pub use self::tower::{LeaseLayer, LeaseService};
 
@@ -188,19 +190,16 @@ impl<R> std::fmt::Debug for AgentSource<R> {
     }
 }
 
-/// A pool with how to find whose a request is. For actix-web it is application data:
-/// `App::new().app_data(Agents::new(pool, AgentSource::header("x-agent")))`; a
-/// [`LeaseLayer`] has one inside.
-pub struct Agents<R> {
+/// A pool with how to find whose a request is.
+struct Agents<R> {
     pool: Pool,
     source: AgentSource<R>,
     place: &'static Location<'static>,
 }
 
 impl<R> Agents<R> {
-    /// Agents of `pool`, found by `source`.
     #[track_caller]
-    pub fn new(pool: Pool, source: AgentSource<R>) -> Self {
+    fn new(pool: Pool, source: AgentSource<R>) -> Self {
         Agents {
             pool,
             source,

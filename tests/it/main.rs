@@ -16,4 +16,5 @@ mod regression;
 mod replaced;
 #[cfg(feature = "tokio")]
 mod run;
+mod seeing;
 mod stress;

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix_web::HttpMessage;
-use leasepool::web::{Agent, AgentSource, Agents, LeaseLayer, RequestParts};
+use leasepool::web::{Agent, AgentSource, LeaseData, LeaseLayer, RequestParts};
 use leasepool::{Error, Lease, Pool};
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -194,7 +194,7 @@ fn serve_actix(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot
         let query = request.query_string();
         (!query.is_empty()).then(|| query.to_owned())
     };
-    let agents = source(named, query).map(|source| Agents::new(pool, source));
+    let leases = source(named, query).map(|source| LeaseData::new(pool, source));
     actix_web::rt::System::new().block_on(async move {
         let server = HttpServer::new(move || {
             let mut app = App::new()
@@ -217,8 +217,8 @@ fn serve_actix(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot
                     "/agents/{agent}/idle",
                     get().to(|_: Agent| async { "no lease" }),
                 );
-            if let Some(agents) = &agents {
-                app = app.app_data(agents.clone());
+            if let Some(leases) = &leases {
+                app = app.app_data(leases.clone());
             }
             app.wrap_fn(|request, service| {
                 let user = request.headers().get("x-user");

@@ -1,0 +1,385 @@
+//! What operators see of a pool: readiness, histograms, waits, events, metrics.
+
+use std::thread;
+use std::time::Duration;
+
+use leasepool::{Database, Error, Pool};
+
+use crate::common::{Fixture, LONG};
+
+#[test]
+fn ready_says_whether_a_lease_could_be_had_and_takes_none() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    pool.ready().unwrap();
+    let first = pool.lease("a").unwrap();
+    pool.ready().unwrap();
+    let second = pool.lease("b").unwrap();
+    let Err(Error::Exhausted { holders, .. }) = pool.ready() else {
+        panic!("ready");
+    };
+    assert_eq!(holders.len(), 2);
+    // Parked connections are there for whoever comes.
+    drop((first, second));
+    pool.ready().unwrap();
+    let stats = pool.stats();
+    assert_eq!((stats.leases, stats.timeouts, stats.parked), (2, 0, 2));
+    std::fs::remove_file(&fixture.path).unwrap();
+    assert!(matches!(pool.ready(), Err(Error::FileReplaced { .. })));
+    pool.close().unwrap();
+    assert!(matches!(pool.ready(), Err(Error::Closed)));
+}
+
+#[test]
+fn pools_have_names() {
+    let fixture = Fixture::new();
+    assert_eq!(fixture.pool(1).name(), "agents.db");
+    let memory = || Pool::builder(Database::memory());
+    assert_eq!(memory().build().unwrap().name(), "memory");
+    assert_eq!(memory().name("chat").build().unwrap().name(), "chat");
+}
+
+#[test]
+fn descriptors_are_those_the_kernel_has() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(3);
+    let leases = ["a", "b", "c"].map(|agent| pool.lease(agent).unwrap());
+    for lease in &leases {
+        lease.execute("INSERT INTO t VALUES (1)", ()).unwrap();
+        assert_eq!(pool.descriptors(), Some(fixture.descriptors().all()));
+    }
+    assert_eq!(pool.descriptors(), Some(7));
+    drop(leases);
+    pool.close().unwrap();
+    assert_eq!(pool.descriptors(), Some(0));
+    assert_eq!(
+        Pool::builder(Database::memory())
+            .build()
+            .unwrap()
+            .descriptors(),
+        Some(0)
+    );
+}
+
+#[test]
+fn waits_and_holds_are_measured() {
+    let pool = Pool::builder(Database::memory())
+        .max_connections(1)
+        .lease_timeout(Duration::from_millis(40))
+        .build()
+        .unwrap();
+    for _ in 0..98 {
+        drop(pool.lease("quick").unwrap());
+    }
+    let held = pool.lease("slow").unwrap();
+    assert!(pool.lease("gives up").is_err());
+    assert!(pool.try_lease("does not wait").is_err());
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| pool.lease_timeout("waits", LONG).map(drop));
+        while pool.stats().waiting == 0 {
+            thread::yield_now();
+        }
+        thread::sleep(Duration::from_millis(60));
+        drop(held);
+        waiter.join().unwrap().unwrap();
+    });
+    let stats = pool.stats();
+    // All leases, and the one call that waited in vain.
+    assert_eq!((stats.leases, stats.wait.count()), (100, 101));
+    assert!(stats.wait.quantile(0.97) < Duration::from_micros(1));
+    assert!(stats.wait.quantile(0.985) >= Duration::from_millis(40));
+    assert!(stats.wait.max() >= Duration::from_millis(60));
+    assert_eq!(stats.hold.count(), 100);
+    assert!(
+        stats.hold.max() >= Duration::from_millis(100),
+        "{:?}",
+        stats.hold
+    );
+    assert!(
+        stats.hold.quantile(0.9) < Duration::from_millis(20),
+        "{:?}",
+        stats.hold
+    );
+
+    let slowest = pool.slowest_waits();
+    let told: Vec<_> = slowest
+        .iter()
+        .map(|wait| (wait.agent.as_str(), wait.served))
+        .collect();
+    assert_eq!(told, [("waits", true), ("gives up", false)]);
+    assert!(slowest[0].waited >= slowest[1].waited);
+    assert!(slowest[0].asked_at.file().ends_with("seeing.rs"));
+}
+
+#[test]
+fn only_the_ten_slowest_waits_are_remembered() {
+    let pool = Pool::builder(Database::memory())
+        .max_connections(1)
+        .build()
+        .unwrap();
+    let held = pool.lease("holder").unwrap();
+    for i in 0..15_u64 {
+        let wait = Duration::from_millis((i * 7) % 15 * 4);
+        assert!(pool.lease_timeout(format!("{i}"), wait).is_err());
+    }
+    drop(held);
+    let slowest = pool.slowest_waits();
+    assert_eq!(slowest.len(), 10);
+    assert!(slowest.is_sorted_by(|a, b| a.waited >= b.waited));
+    assert!(slowest[9].waited >= Duration::from_millis(20));
+}
+
+#[cfg(feature = "tracing")]
+mod events {
+    use std::fmt::Debug;
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
+
+    use tracing::field::{Field, Visit};
+    use tracing::span;
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    use super::*;
+    use crate::common::in_child;
+
+    /// Writes down events and spans, each as one line.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<String>>>);
+
+    struct Line(String);
+
+    impl Visit for Line {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            self.0.push_str(&format!(" {}={value:?}", field.name()));
+        }
+    }
+
+    impl<S: tracing::Subscriber> Layer<S> for Log {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            let mut line = Line(event.metadata().level().to_string());
+            event.record(&mut line);
+            self.0.lock().unwrap().push(line.0);
+        }
+
+        fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+            let mut line = Line(format!("SPAN {}", attributes.metadata().name()));
+            attributes.record(&mut line);
+            self.0.lock().unwrap().push(line.0);
+        }
+    }
+
+    impl Log {
+        fn install() -> Log {
+            let log = Log::default();
+            let subscriber = tracing_subscriber::registry().with(log.clone());
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+            log
+        }
+
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+
+        fn until(&self, wanted: &str) {
+            let start = Instant::now();
+            while !self
+                .0
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|line| line.contains(wanted))
+            {
+                assert!(start.elapsed() < LONG, "no {wanted}: {:?}", self.take());
+                thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn what_happens_to_connections_is_told() {
+        in_child(
+            "seeing::events::what_happens_to_connections_is_told",
+            || {
+                let log = Log::install();
+                let fixture = Fixture::new();
+                let pool = fixture
+                    .builder(1)
+                    .name("chat")
+                    .overdue_after(Duration::from_millis(30))
+                    .build()
+                    .unwrap();
+                log.take();
+                drop(pool.lease("a").unwrap());
+                drop(pool.lease("a").unwrap());
+                assert_eq!(log.take(), Vec::<String>::new(), "a warm lease is silent");
+                let lease = pool.lease("b").unwrap();
+                let told = log.take();
+                assert_eq!(told.len(), 1, "{told:?}");
+                assert!(
+                    told[0].contains("connection reclaimed") && told[0].contains("agent=\"a\"")
+                );
+                assert!(told[0].contains("pool=\"chat\""));
+                lease.execute_batch("CREATE TEMP TABLE x (x)").unwrap();
+                log.until("lease overdue");
+                drop(lease);
+                log.until("overdue lease returned");
+                drop(pool.lease("c").unwrap());
+                log.until("connection discarded");
+                pool.release("c");
+                log.until("agent=\"c\" cause=Released");
+                pool.close().unwrap();
+                log.until("pool closing");
+                log.until("pool closed");
+            },
+        );
+    }
+
+    #[test]
+    fn a_wait_is_a_span_and_no_wait_is_none() {
+        in_child(
+            "seeing::events::a_wait_is_a_span_and_no_wait_is_none",
+            || {
+                let log = Log::install();
+                let pool = Pool::builder(Database::memory())
+                    .max_connections(1)
+                    .lease_timeout(Duration::from_millis(10))
+                    .build()
+                    .unwrap();
+                let lease = smol::block_on(pool.lease_async("holder")).unwrap();
+                assert!(pool.try_lease("impatient").is_err());
+                assert!(log.take().iter().all(|line| !line.starts_with("SPAN")));
+                assert!(pool.lease("patient").is_err());
+                assert!(smol::block_on(pool.lease_async("async")).is_err());
+                let spans: Vec<_> = log.take();
+                assert_eq!(spans.len(), 2, "{spans:?}");
+                assert!(spans[0].starts_with("SPAN lease wait") && spans[0].contains("patient"));
+                assert!(spans[1].starts_with("SPAN lease wait") && spans[1].contains("async"));
+                drop(lease);
+            },
+        );
+    }
+
+    /// A subscriber that uses the pool while it is told of an eviction must not deadlock.
+    #[test]
+    fn a_listener_may_use_the_pool() {
+        in_child("seeing::events::a_listener_may_use_the_pool", || {
+            struct Meddler(Mutex<Option<Pool>>);
+            impl<S: tracing::Subscriber> Layer<S> for Meddler {
+                fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+                    let pool = self.0.try_lock().ok().and_then(|pool| pool.clone());
+                    if let Some(pool) = pool {
+                        pool.stats();
+                        pool.release("b");
+                        drop(pool.try_lease("meddler"));
+                    }
+                }
+            }
+            let pool = Pool::builder(Database::memory())
+                .max_connections(2)
+                .cached_agents(1)
+                .build()
+                .unwrap();
+            let meddler = Meddler(Mutex::new(Some(pool.clone())));
+            let subscriber = tracing_subscriber::registry().with(meddler);
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+            for i in 0..200 {
+                drop(pool.lease(["a", "b", "c"][i % 3]).unwrap());
+            }
+            assert!(pool.stats().evictions() > 0);
+            pool.close().unwrap();
+        });
+    }
+}
+
+#[cfg(feature = "metrics")]
+mod metrics {
+    use std::collections::HashMap;
+    use std::time::Instant;
+
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+
+    use super::*;
+    use crate::common::in_child;
+
+    /// The latest value of each series, and all that was recorded in histograms.
+    struct Seen {
+        snapshotter: Snapshotter,
+        values: HashMap<String, f64>,
+        recorded: HashMap<String, Vec<f64>>,
+    }
+
+    impl Seen {
+        fn look(&mut self) {
+            for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
+                let key = key.key();
+                let mut labels: Vec<_> = key
+                    .labels()
+                    .map(|l| format!("{}={}", l.key(), l.value()))
+                    .collect();
+                labels.sort();
+                let name = format!("{} {}", key.name(), labels.join(" "));
+                match value {
+                    DebugValue::Counter(n) => _ = self.values.insert(name, n as f64),
+                    DebugValue::Gauge(n) => _ = self.values.insert(name, n.0),
+                    DebugValue::Histogram(all) => {
+                        let all = all.into_iter().map(|n| n.0);
+                        self.recorded.entry(name).or_default().extend(all);
+                    }
+                }
+            }
+        }
+
+        fn until(&mut self, series: &str, wanted: f64) {
+            let start = Instant::now();
+            // The snapshotter hands out what was recorded once only.
+            while self.values.get(series) != Some(&wanted) {
+                assert!(start.elapsed() < LONG, "{series}: {:#?}", self.values);
+                thread::sleep(Duration::from_millis(20));
+                self.look();
+            }
+        }
+    }
+
+    #[test]
+    fn the_facade_is_told_what_stats_say() {
+        in_child("seeing::metrics::the_facade_is_told_what_stats_say", || {
+            let recorder = DebuggingRecorder::new();
+            let snapshotter = recorder.snapshotter();
+            recorder.install().unwrap();
+            let mut seen = Seen {
+                snapshotter,
+                values: HashMap::new(),
+                recorded: HashMap::new(),
+            };
+            let fixture = Fixture::new();
+            let pool = fixture.builder(2).name("chat").build().unwrap();
+            for _ in 0..5 {
+                drop(pool.lease("a").unwrap());
+            }
+            let held = pool.lease("b").unwrap();
+            held.execute("INSERT INTO t VALUES (1)", ()).unwrap();
+            seen.until("leasepool_leases_total outcome=hit pool=chat", 4.0);
+            seen.until("leasepool_leases_total outcome=miss pool=chat", 2.0);
+            seen.until("leasepool_connections pool=chat state=lent", 1.0);
+            seen.until("leasepool_connections pool=chat state=parked", 1.0);
+            seen.until("leasepool_descriptor_ceiling pool=chat", 7.0);
+            seen.until(
+                "leasepool_descriptors pool=chat",
+                fixture.descriptors().all() as f64,
+            );
+            drop(held);
+            drop(pool.lease("c").unwrap());
+            pool.release("c");
+            seen.until("leasepool_evictions_total cause=release pool=chat", 1.0);
+            seen.until("leasepool_evictions_total cause=reclaim pool=chat", 1.0);
+            pool.close().unwrap();
+            seen.until("leasepool_connections pool=chat state=parked", 0.0);
+            seen.until("leasepool_descriptors pool=chat", 0.0);
+            let held = &seen.recorded["leasepool_hold_seconds pool=chat"];
+            assert_eq!(held.len(), 7, "{held:?}");
+            assert!(held.iter().all(|seconds| *seconds > 0.0 && *seconds < 30.0));
+            let waited = &seen.recorded["leasepool_wait_seconds pool=chat"];
+            assert_eq!(waited.len(), 7, "{waited:?}");
+        });
+    }
+}
