@@ -1,0 +1,176 @@
+//! A chat server: many sessions, few connections. See `-- --help`.
+//!
+//! ```sh
+//! cargo run --release --features status --example chat_server
+//! ```
+
+mod api;
+mod fault;
+mod limit;
+mod reply;
+mod store;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use clap::Parser;
+use leasepool::{Database, Pool, Synchronous};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Streams at once; more are refused.
+const STREAMS: usize = 1_000;
+/// Descriptors that belong neither to the pool nor to clients: standard streams, the runtime, a spare few.
+const OTHER_DESCRIPTORS: usize = 40;
+/// How long requests may take to end after the signal to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A chat server whose sessions borrow connections to one SQLite file.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen; port 0 for any.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// The database file; without it, one in a temporary folder.
+    #[arg(long)]
+    database: Option<PathBuf>,
+    /// Connections to it.
+    #[arg(long, default_value_t = 8)]
+    connections: usize,
+    /// Sets the process's own limit of descriptors.
+    #[arg(long)]
+    fd_limit: Option<u64>,
+    /// How long a request waits for a connection.
+    #[arg(long, default_value_t = 2_000)]
+    lease_timeout_ms: u64,
+    /// The pause after each word of a reply.
+    #[arg(long, default_value_t = 20)]
+    stream_delay_ms: u64,
+}
+
+/// What all requests share.
+#[derive(Clone)]
+struct App {
+    pool: Pool,
+    streams: Arc<Semaphore>,
+    stop: CancellationToken,
+    delay: Duration,
+    accepted: Arc<AtomicU64>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let served = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(AnyError::from)
+        .and_then(|runtime| runtime.block_on(serve(args)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chat_server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(args: Args) -> Result<(), AnyError> {
+    if let Some(limit) = args.fd_limit {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(limit),
+                maximum,
+            },
+        )?;
+    }
+    let folder = tempfile::tempdir()?;
+    let path = args
+        .database
+        .unwrap_or_else(|| folder.path().join("chat.db"));
+    println!("database {}", path.display());
+    let pool = Pool::builder(Database::file(path))
+        .max_connections(args.connections)
+        .lease_timeout(Duration::from_millis(args.lease_timeout_ms))
+        .synchronous(Synchronous::Normal)
+        .setup(store::set_up)
+        .build()?;
+    let app = App {
+        pool: pool.clone(),
+        streams: Arc::new(Semaphore::new(STREAMS)),
+        stop: CancellationToken::new(),
+        delay: Duration::from_millis(args.stream_delay_ms),
+        accepted: Arc::default(),
+    };
+
+    // What the pool may need is not for clients to take.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20) as usize;
+    let reserved = pool.fd_ceiling() + OTHER_DESCRIPTORS;
+    let clients = limit.checked_sub(reserved).filter(|n| *n > 0);
+    let clients = clients.ok_or_else(|| format!("{reserved} descriptors are not enough"))?;
+    let listener = TcpListener::bind(args.listen).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    println!("at most {} descriptors on the database", pool.fd_ceiling());
+    std::io::stdout().flush()?;
+
+    let most = Arc::new(AtomicUsize::new(0));
+    let watch = tokio::spawn(watch(pool.clone(), Arc::clone(&most)));
+    tokio::spawn(stop_on_signal(app.stop.clone()));
+    let stopped = app.stop.clone().cancelled_owned();
+    let serving = axum::serve(limit::Limited::new(listener, clients), api::router(&app))
+        .with_graceful_shutdown(stopped);
+    let overtime = async {
+        app.stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = overtime => eprintln!("some requests did not end in time"),
+    }
+    watch.abort();
+    pool.close_async().await?;
+    println!(
+        "{} messages; at most {} of {} descriptors on the database; {} left",
+        app.accepted.load(Relaxed),
+        most.load(Relaxed),
+        pool.fd_ceiling(),
+        pool.descriptors().map_or("?".to_owned(), |n| n.to_string()),
+    );
+    Ok(())
+}
+
+/// The first signal asks to stop, the second one does not ask.
+async fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    for first in [true, false] {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if first {
+            println!("stopping");
+            stop.cancel();
+        }
+    }
+    std::process::exit(130)
+}
+
+async fn watch(pool: Pool, most: Arc<AtomicUsize>) {
+    loop {
+        most.fetch_max(pool.descriptors().unwrap_or(0), Relaxed);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
