@@ -1,0 +1,138 @@
+//! The example's program in a process of its own, on a port of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use leasepool::rusqlite::{Connection, OpenFlags};
+use tempfile::TempDir;
+
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) process: Child,
+    stdout: BufReader<ChildStdout>,
+    pub(crate) database: PathBuf,
+    _folder: TempDir,
+}
+
+/// The program, built by the same cargo and in the same profile as this test.
+fn program() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--features", "status"]);
+        build.args(["--example", "chat_server"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        assert!(build.status().unwrap().success());
+        let this = std::env::current_exe().unwrap();
+        let target = this.parent().unwrap().parent().unwrap();
+        target.join("examples/chat_server")
+    };
+    PROGRAM.get_or_init(build).clone()
+}
+
+impl Server {
+    pub(crate) fn start(args: &[&str]) -> Server {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().canonicalize().unwrap().join("chat.db");
+        let mut process = Command::new(program())
+            .args(["--listen", "127.0.0.1:0", "--database"])
+            .arg(&database)
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        let address = loop {
+            line.clear();
+            assert!(stdout.read_line(&mut line).unwrap() > 0, "it did not start");
+            if let Some(address) = line.trim().strip_prefix("listening on http://") {
+                break address.parse().unwrap();
+            }
+        };
+        Server {
+            address,
+            process,
+            stdout,
+            database,
+            _folder: folder,
+        }
+    }
+
+    pub(crate) fn terminate(&self) {
+        let id = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Waits for the end that was asked for. Returns what was printed.
+    pub(crate) fn ended(&mut self) -> String {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < LONG, "it does not stop");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let mut said = String::new();
+        self.stdout.read_to_string(&mut said).unwrap();
+        assert_eq!(status.code(), Some(0), "{said}");
+        assert!(said.contains("; 0 left"), "{said}");
+        let wal = self.database.with_extension("db-wal");
+        assert!(!wal.exists(), "the last close left a -wal");
+        said
+    }
+
+    /// All messages that the database has, after the server has ended.
+    pub(crate) fn stored(&self) -> Vec<(i64, String, String, String)> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+        let database = Connection::open_with_flags(&self.database, flags).unwrap();
+        let sound: String = database
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(sound, "ok");
+        let mut select = database
+            .prepare("SELECT id, session, author, text FROM message ORDER BY id")
+            .unwrap();
+        let rows = select.query_map([], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        });
+        rows.unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    /// The descriptors that the server has on its database, as the kernel tells.
+    pub(crate) fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.process.id());
+        let database = self.database.to_str().unwrap();
+        let links = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        links
+            .filter_map(|link| link.path().read_link().ok())
+            .filter(|target| target.to_string_lossy().starts_with(database))
+            .count()
+    }
+
+    /// Resident memory in kB.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = status.unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kb = line.unwrap().split_whitespace().nth(1);
+        kb.unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
