@@ -18,6 +18,7 @@ mod error;
 mod events;
 #[cfg(test)]
 mod fake;
+pub mod guide;
 mod histogram;
 mod keeper;
 mod lease;

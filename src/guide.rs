@@ -1,0 +1,14 @@
+//! Pages of documentation, as modules. No code is here.
+//!
+//! - [`blocking_and_async`]: which call to use where, and what happens to futures that are dropped.
+//! - [`web_frameworks`]: leases in axum, actix-web and tower.
+//! - [`operating`]: what each number means, and what to do about it.
+
+#[cfg_attr(feature = "tokio", doc = include_str!("../docs/async.md"))]
+pub mod blocking_and_async {}
+
+#[cfg_attr(feature = "axum", doc = include_str!("../docs/web.md"))]
+pub mod web_frameworks {}
+
+#[doc = include_str!("../docs/operating.md")]
+pub mod operating {}
