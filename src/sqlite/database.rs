@@ -194,8 +194,12 @@ impl File {
     /// Looks at the file now.
     pub(crate) fn look(&self) -> Generation {
         let mut seen = self.seen.lock();
+        let set_up_yet = seen.generation.number > 0;
         let (identity, lost) = match Identity::at(&self.path) {
-            Ok((_, length)) if length < SHORTEST => (seen.identity, Some(FileState::Truncated)),
+            // An empty file that this pool has just created is not a truncated one.
+            Ok((_, length)) if length < SHORTEST && set_up_yet => {
+                (seen.identity, Some(FileState::Truncated))
+            }
             Ok((identity, _)) => (Some(identity), None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 (seen.identity, Some(FileState::Deleted))
@@ -203,8 +207,6 @@ impl File {
             // A fault of the path (permissions, an I/O error) does not make it another file.
             Err(_) => (seen.identity, seen.generation.lost),
         };
-        let set_up_yet = seen.generation.number > 0;
-        // An empty file that this pool has just created is not a truncated one.
         let lost = lost.filter(|_| set_up_yet);
         if identity != seen.identity || lost != seen.generation.lost || !set_up_yet {
             seen.identity = identity;

@@ -1,6 +1,8 @@
 //! Every option is checked in `build`, with an error that names option, value and range; and P16: one
 //! pool on a file.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use leasepool::{Builder, Database, Error, Pool, Synchronous};
@@ -257,4 +259,34 @@ fn a_file_not_yet_there_is_claimed_too() {
     ));
     drop(pool);
     drop(fixture.pool(1));
+}
+
+/// It ran again at the first lease: the look at a file that the pool had just created took no note of
+/// which file that was, so that the next look saw another one.
+#[test]
+fn setup_runs_once_for_a_file_also_for_a_new_one() {
+    let fixture = Fixture::new();
+    for runs in [1, 2] {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let pool = Pool::builder(Database::file(&fixture.path))
+            .max_connections(3)
+            .setup(move |conn| {
+                counted.fetch_add(1, SeqCst);
+                conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)")
+            })
+            .build()
+            .unwrap();
+        let leases = ["a", "b", "c"].map(|agent| pool.lease(agent).unwrap());
+        for lease in &leases {
+            lease.execute("INSERT INTO t VALUES (1)", ()).unwrap();
+        }
+        drop(leases);
+        // Longer than a look is trusted.
+        std::thread::sleep(Duration::from_millis(2));
+        drop(pool.lease("d").unwrap());
+        assert_eq!(count.load(SeqCst), 1, "build {runs}");
+        assert_eq!(pool.stats().discarded_by_file, 0);
+        pool.close().unwrap();
+    }
 }
