@@ -8,69 +8,25 @@
 //! LIBSQLITE3_FLAGS= cargo bench --bench async_read --target-dir target/default-flags
 //! ```
 
+mod reads;
+
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use leasepool::rusqlite::{self, Connection};
+use leasepool::rusqlite::Connection;
 use leasepool::{Database, Pool, Synchronous};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use reads::{
+    AGENTS, CONNECTIONS, Messages, Round, WORKERS, create, deadpool, last_messages, name, table,
+};
 
-const AGENTS: usize = 2_000;
-const MESSAGES: usize = 50;
-const CONNECTIONS: usize = 8;
 const TASKS: usize = 32;
-const WORKERS: usize = 2;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
-
-const LAST: &str = "SELECT id, body FROM message WHERE agent = ?1 ORDER BY id DESC LIMIT 20";
-
-type Messages = Vec<(i64, String)>;
-
-/// The work, the same for everybody.
-fn last_messages(connection: &Connection, agent: &str) -> rusqlite::Result<Messages> {
-    let mut select = connection.prepare_cached(LAST)?;
-    let mut messages = Vec::with_capacity(20);
-    let mut rows = select.query([agent])?;
-    while let Some(row) = rows.next()? {
-        messages.push((row.get(0)?, row.get(1)?));
-    }
-    Ok(messages)
-}
-
-/// An agent's messages lie together, as those who read them so would have it.
-fn create(path: &Path) -> rusqlite::Result<()> {
-    let mut connection = Connection::open(path)?;
-    connection.execute_batch(
-        "PRAGMA journal_mode = WAL;
-         CREATE TABLE message (
-             agent TEXT NOT NULL,
-             id INTEGER NOT NULL,
-             body TEXT NOT NULL,
-             PRIMARY KEY (agent, id)
-         ) WITHOUT ROWID",
-    )?;
-    let transaction = connection.transaction()?;
-    {
-        let mut insert =
-            transaction.prepare("INSERT INTO message (agent, id, body) VALUES (?1, ?2, ?3)")?;
-        for i in 0..MESSAGES {
-            for agent in 0..AGENTS {
-                let body = format!("message {i} of agent {agent}, which says what people say");
-                insert.execute((name(agent), i as i64, body))?;
-            }
-        }
-    }
-    transaction.commit()
-}
-
-fn name(agent: usize) -> String {
-    format!("agent-{agent}")
-}
 
 fn leasepool(path: &Path, mmap_size: u64) -> Pool {
     Pool::builder(Database::file(path))
@@ -79,23 +35,6 @@ fn leasepool(path: &Path, mmap_size: u64) -> Pool {
         .mmap_size(mmap_size)
         .build()
         .unwrap()
-}
-
-fn deadpool(path: &Path) -> deadpool_sqlite::Pool {
-    let config = deadpool_sqlite::Config::new(path);
-    config
-        .builder(deadpool_sqlite::Runtime::Tokio1)
-        .unwrap()
-        .max_size(CONNECTIONS)
-        .build()
-        .unwrap()
-}
-
-/// How one contender did in one round.
-struct Round {
-    reads: f64,
-    /// In nanoseconds, sorted.
-    latencies: Vec<u64>,
 }
 
 /// Lets the tasks read for the time of a round.
@@ -135,12 +74,7 @@ where
         }
         latencies
     });
-    let mut round = Round {
-        reads: latencies.len() as f64 / start.elapsed().as_secs_f64(),
-        latencies,
-    };
-    round.latencies.sort_unstable();
-    round
+    Round::new(latencies, start.elapsed())
 }
 
 type Contender = (&'static str, Box<dyn Fn(Duration) -> Round>);
@@ -240,16 +174,6 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
     contenders
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn quantile(sorted: &[u64], q: f64) -> f64 {
-    let rank = (sorted.len() as f64 * q).ceil() as usize;
-    sorted[rank.clamp(1, sorted.len()) - 1] as f64 / 1e3
-}
-
 fn main() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -264,9 +188,12 @@ fn main() {
     if let Some(name) = std::env::args().nth(1).filter(|arg| !arg.starts_with('-')) {
         contenders.retain(|(contender, _)| *contender == name);
     }
-    let mut rounds: Vec<Vec<Round>> = contenders.iter().map(|_| Vec::new()).collect();
+    let mut rounds: Vec<_> = contenders
+        .iter()
+        .map(|(name, _)| (*name, Vec::new()))
+        .collect();
     for i in 0..=ROUNDS {
-        for ((_, contender), rounds) in contenders.iter().zip(&mut rounds) {
+        for ((_, contender), (_, rounds)) in contenders.iter().zip(&mut rounds) {
             // The first round warms up.
             let length = if i == 0 { ROUND / 4 } else { ROUND };
             let round = contender(length);
@@ -294,21 +221,5 @@ fn main() {
             ""
         },
     );
-    println!(
-        "{:<30} {:>10} {:>12} {:>10} {:>10} {:>10}",
-        "", "reads/s", "x leasepool", "p50 µs", "p99 µs", "max µs"
-    );
-    let mut base = None;
-    for ((name, _), rounds) in contenders.iter().zip(&rounds) {
-        let of = |value: &dyn Fn(&Round) -> f64| median(rounds.iter().map(value).collect());
-        let reads = of(&|round| round.reads);
-        let base = *base.get_or_insert(reads);
-        println!(
-            "{name:<30} {reads:>10.0} {:>12.2} {:>10.0} {:>10.0} {:>10.0}",
-            reads / base,
-            of(&|round| quantile(&round.latencies, 0.5)),
-            of(&|round| quantile(&round.latencies, 0.99)),
-            of(&|round| quantile(&round.latencies, 1.0)),
-        );
-    }
+    table("reads/s", &rounds);
 }

@@ -26,8 +26,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+/// For SQLite, too: with the system's allocator, what each of many threads has once used stays in an
+/// arena of its own, and a server that runs for long grows by that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Of each connection, in kB with a minus, as SQLite wants it: the kernel's cache is there for the rest.
+const PAGE_CACHE: i64 = -512;
 /// Streams at once; more are refused.
 const STREAMS: usize = 1_000;
 /// Descriptors that belong neither to the pool nor to clients: standard streams, the runtime, a spare few.
@@ -105,6 +112,10 @@ async fn serve(args: Args) -> Result<(), AnyError> {
         .max_connections(args.connections)
         .lease_timeout(Duration::from_millis(args.lease_timeout_ms))
         .synchronous(Synchronous::Normal)
+        .pragma(
+            "cache_size",
+            std::env::var("CK").map_or(-2000, |s| s.parse::<i64>().unwrap()),
+        )
         .setup(store::set_up)
         .build()?;
     let app = App {

@@ -138,6 +138,11 @@ fn soak() {
         acknowledged.len()
     );
     println!("descriptors on the database   at most {most} of 19");
+    let tenths = memory
+        .chunks(memory.len().div_ceil(10))
+        .filter_map(|tenth| tenth.last());
+    let tenths: Vec<_> = tenths.map(|(_, kb)| format!("{kb:.0}")).collect();
+    println!("memory at each tenth, kB      {}", tenths.join(" "));
     println!("memory in the last 4/5, kB    {least:.0} to {greatest:.0}, {slope:+.0} a minute");
     assert!(wrong.is_empty(), "{wrong:?}");
     assert_eq!(seen.busy.into_inner(), 0);
