@@ -112,10 +112,7 @@ async fn serve(args: Args) -> Result<(), AnyError> {
         .max_connections(args.connections)
         .lease_timeout(Duration::from_millis(args.lease_timeout_ms))
         .synchronous(Synchronous::Normal)
-        .pragma(
-            "cache_size",
-            std::env::var("CK").map_or(-2000, |s| s.parse::<i64>().unwrap()),
-        )
+        .pragma("cache_size", PAGE_CACHE)
         .setup(store::set_up)
         .build()?;
     let app = App {
