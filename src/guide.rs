@@ -4,9 +4,11 @@
 //! - [`web_frameworks`]: leases in axum, actix-web and tower.
 //! - [`operating`]: what each number means, and what to do about it.
 
+#[cfg_attr(not(feature = "tokio"), doc = "Shown with the feature `tokio`.")]
 #[cfg_attr(feature = "tokio", doc = include_str!("../docs/async.md"))]
 pub mod blocking_and_async {}
 
+#[cfg_attr(not(feature = "axum"), doc = "Shown with the feature `axum`.")]
 #[cfg_attr(feature = "axum", doc = include_str!("../docs/web.md"))]
 pub mod web_frameworks {}
 

@@ -24,6 +24,7 @@ enum Call {
     #[default]
     None,
     /// There is work now.
+    #[cfg(feature = "tokio")]
     Work,
     /// The pool is gone.
     End,
@@ -55,6 +56,7 @@ impl Keeper {
     }
 
     /// Lets the thread work now.
+    #[cfg(feature = "tokio")]
     pub(crate) fn call(&self) {
         self.0.say(Call::Work);
     }

@@ -39,6 +39,7 @@ pub use self::actix::LeaseData;
 pub use self::tower::{LeaseLayer, LeaseService};
 
 use crate::error::Error;
+#[cfg(any(feature = "axum", feature = "actix"))]
 use crate::events;
 use crate::lease::Lease;
 use crate::pool::Pool;
