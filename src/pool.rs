@@ -299,6 +299,9 @@ impl<B: Backend> Pool<B> {
                 }
             };
             let (lease, need) = self.begin(permit, agent, now, place)?;
+            if let Need::Nothing = need {
+                return Ok(lease.ready());
+            }
             match finish(lease, need, now)? {
                 Some(lease) => return Ok(lease),
                 None => continue,
@@ -327,11 +330,10 @@ impl<B: Backend> Pool<B> {
                 }
             };
             let (lease, need) = self.begin(permit, agent, now, place)?;
-            let lease = match need {
-                Need::Nothing => finish(lease, need, now)?,
-                Need::Connection(_) => off_thread(move || finish(lease, need, now)).await?,
-            };
-            match lease {
+            if let Need::Nothing = need {
+                return Ok(lease.ready());
+            }
+            match off_thread(move || finish(lease, need, now)).await? {
                 Some(lease) => return Ok(lease),
                 None => continue,
             }
@@ -350,6 +352,7 @@ impl<B: Backend> Pool<B> {
 
     /// Makes a lease of a permit, with the agent's own connection or any other, and says what is still
     /// to be done to it. Never blocks.
+    #[inline]
     fn begin(
         &self,
         permit: Permit<'_, B>,
