@@ -15,13 +15,14 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use crate::backend::Backend;
 use crate::error::Error;
 
-/// A slot taken from r2d2. Dropping it gives it back.
-pub(crate) type TakenSlot<B> = r2d2::PooledConnection<Slots<B>>;
+/// A slot taken from r2d2. Dropping it gives it back. Boxed, since it moves with every lease: into the
+/// lease, and back to where it is parked.
+pub(crate) type TakenSlot<B> = Box<r2d2::PooledConnection<Slots<B>>>;
 
 pub(crate) struct Slot<B: Backend> {
     /// Which of the N slots this is; the ledger is ordered by it.
     pub(crate) index: usize,
-    /// `None`: vacant. Boxed, since slots move with every lease.
+    /// `None`: vacant. Boxed, since slots move in and out of r2d2.
     pub(crate) occupant: Option<Box<Occupant<B>>>,
 }
 
@@ -76,6 +77,11 @@ pub(crate) fn pool<B: Backend>(n: usize) -> Result<r2d2::Pool<Slots<B>>, Error> 
     let slots: Result<Vec<_>, _> = (0..n).map(|_| pool.get()).collect();
     drop(slots.map_err(|e| unbuilt(&e))?);
     Ok(pool)
+}
+
+/// A slot that is in r2d2, if there is one.
+pub(crate) fn take<B: Backend>(slots: &r2d2::Pool<Slots<B>>) -> Option<TakenSlot<B>> {
+    slots.try_get().map(Box::new)
 }
 
 impl<B: Backend> r2d2::ManageConnection for Slots<B> {

@@ -10,7 +10,7 @@ use super::{Shared, Stuck};
 use crate::backend::{Backend, Ending, NotClosed};
 use crate::error::Error;
 use crate::events;
-use crate::slot::Occupant;
+use crate::slot::{self, Occupant};
 use crate::stats::count;
 
 impl<B: Backend> Shared<B> {
@@ -40,7 +40,7 @@ impl<B: Backend> Shared<B> {
     /// Closes every idle connection of a closed pool.
     pub(super) fn wind_up(&self) {
         let mut idle = self.cache.take_parked(usize::MAX, |_, _| true);
-        idle.extend(std::iter::from_fn(|| self.slots.try_get()));
+        idle.extend(std::iter::from_fn(|| slot::take(&self.slots)));
         for mut slot in idle {
             if let Err(Stuck) = self.vacate(&mut slot, Ending::Retired) {
                 self.permits.withdraw();

@@ -9,6 +9,7 @@ use super::Press;
 use super::{Permit, Shared, Stuck};
 use crate::backend::Backend;
 use crate::events;
+use crate::slot;
 use crate::stats::count;
 
 /// How often what is to be interrupted is.
@@ -95,7 +96,7 @@ impl<B: Backend> Shared<B> {
             !self.backend.fits(connection, Some(agent))
         });
         while slots.len() < permits.len()
-            && let Some(slot) = self.slots.try_get()
+            && let Some(slot) = slot::take(&self.slots)
         {
             slots.push(slot);
         }

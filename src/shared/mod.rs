@@ -214,11 +214,11 @@ impl<B: Backend> Shared<B> {
     /// A slot for the holder of a permit: a free one, or one reclaimed from another agent.
     pub(crate) fn any_slot(&self) -> Result<TakenSlot<B>, Error> {
         loop {
-            if let Some(slot) = self.slots.try_get() {
+            if let Some(slot) = slot::take(&self.slots) {
                 return Ok(slot);
             }
             self.cache.reclaim();
-            if let Some(slot) = self.slots.try_get() {
+            if let Some(slot) = slot::take(&self.slots) {
                 return Ok(slot);
             }
             // Another thread has our slot in hand, on its way to r2d2 or into the cache, or took the
