@@ -25,6 +25,8 @@ use reads::{
 };
 
 const TASKS: usize = 32;
+/// Read at a time.
+const MESSAGES: usize = 20;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -100,7 +102,7 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
                     let pool = pool.clone();
                     async move {
                         let lease = pool.lease_async(&agent).await.unwrap();
-                        last_messages(&lease, &agent).unwrap()
+                        last_messages(&lease, &agent, MESSAGES).unwrap()
                     }
                 })
             }),
@@ -118,7 +120,8 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
                     let pool = pool.clone();
                     async move {
                         let theirs = agent.clone();
-                        let work = move |conn: &mut Connection| last_messages(conn, &theirs);
+                        let work =
+                            move |conn: &mut Connection| last_messages(conn, &theirs, MESSAGES);
                         pool.run(&agent, work).await.unwrap().unwrap()
                     }
                 })
@@ -136,7 +139,8 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
                     let pool = pool.clone();
                     async move {
                         let connection = pool.get().await.unwrap();
-                        let work = move |conn: &mut Connection| last_messages(conn, &agent);
+                        let work =
+                            move |conn: &mut Connection| last_messages(conn, &agent, MESSAGES);
                         connection.interact(work).await.unwrap().unwrap()
                     }
                 })
@@ -163,7 +167,7 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
                     let connection = connections[next].clone();
                     async move {
                         connection
-                            .call(move |conn| last_messages(conn, &agent))
+                            .call(move |conn| last_messages(conn, &agent, MESSAGES))
                             .await
                             .unwrap()
                     }

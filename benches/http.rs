@@ -1,16 +1,16 @@
 //! The same axum handler with leasepool and with deadpool-sqlite, over real HTTP on loopback:
-//! `GET /agents/{agent}/messages`, the last 20 messages as JSON.
+//! `GET /agents/{agent}/messages/{limit}`, the last messages as JSON.
 //!
 //! `cargo bench --bench http` starts each server in a process of its own, and loads it from this one; the
-//! servers take turns within one run.
+//! servers take turns within one run. The load shares the cores with the server, so the table also says
+//! what a request costs the server alone.
 
 mod reads;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Path as UrlPath, State};
@@ -23,32 +23,46 @@ use rand::{Rng, SeedableRng};
 use reads::{
     AGENTS, CONNECTIONS, Messages, Round, WORKERS, create, deadpool, last_messages, name, table,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-const CLIENTS: usize = 32;
+const CLIENTS: usize = 64;
+/// How often the clients look for answers when there are none: they come in batches, as over a network.
+/// Were the clients to wait for each, then every answer would wake a process of the same machine,
+/// which costs the server more than to write it.
+const PAUSE: Duration = Duration::from_micros(300);
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
-const CONTENDERS: [&str; 2] = ["leasepool", "deadpool-sqlite"];
+/// Messages in an answer: a look-up, and a page.
+const LIMITS: [usize; 2] = [1, 20];
+/// The last reads nothing: what HTTP alone costs, and so the most that any pool could reach.
+const CONTENDERS: [&str; 3] = ["leasepool", "deadpool-sqlite", "no database"];
 
 async fn with_leasepool(
     State(pool): State<Pool>,
-    UrlPath(agent): UrlPath<String>,
+    UrlPath((agent, limit)): UrlPath<(String, usize)>,
 ) -> Json<Messages> {
     let lease = pool.lease_async(&agent).await.unwrap();
-    Json(last_messages(&lease, &agent).unwrap())
+    Json(last_messages(&lease, &agent, limit).unwrap())
 }
 
 async fn with_deadpool(
     State(pool): State<deadpool_sqlite::Pool>,
-    UrlPath(agent): UrlPath<String>,
+    UrlPath((agent, limit)): UrlPath<(String, usize)>,
 ) -> Json<Messages> {
     let connection = pool.get().await.unwrap();
-    let work = move |conn: &mut Connection| last_messages(conn, &agent);
+    let work = move |conn: &mut Connection| last_messages(conn, &agent, limit);
     Json(connection.interact(work).await.unwrap().unwrap())
+}
+
+async fn with_nothing(UrlPath((agent, limit)): UrlPath<(String, usize)>) -> Json<Messages> {
+    let body = |i| format!("message {i} of agent {agent}, which says what people say");
+    Json((0..limit).map(|i| (i as i64, body(i))).collect())
 }
 
 /// The server's process: says its address, and serves until its input ends.
 fn serve(contender: &str, path: &Path) {
-    const ROUTE: &str = "/agents/{agent}/messages";
+    const ROUTE: &str = "/agents/{agent}/messages/{limit}";
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -66,6 +80,7 @@ fn serve(contender: &str, path: &Path) {
                     .route(ROUTE, get(with_leasepool))
                     .with_state(pool)
             }
+            "no database" => Router::new().route(ROUTE, get(with_nothing)),
             _ => {
                 let pool = deadpool(path);
                 Router::new()
@@ -107,6 +122,19 @@ impl Server {
         let address = line.trim().parse().unwrap();
         Server { process, address }
     }
+
+    /// What the process has used so far, as far as the kernel tells.
+    fn cpu_time(&self) -> Option<Duration> {
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).ok()?;
+        // After the name: the fields from the 3rd on, of which the 14th and 15th are user's and system's.
+        let fields = stat.rsplit(')').next()?.split_whitespace();
+        let ticks = fields
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u32>().unwrap_or(0));
+        Some(TICK * ticks.sum())
+    }
 }
 
 impl Drop for Server {
@@ -117,33 +145,33 @@ impl Drop for Server {
 }
 
 /// One client: asks, reads, and asks again, over one connection.
-fn client(address: SocketAddr, seed: u64, done: &AtomicBool) -> Vec<u64> {
+async fn client(address: SocketAddr, limit: usize, seed: u64, end: Instant) -> Vec<u64> {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut connection = TcpStream::connect(address).unwrap();
+    let mut connection = TcpStream::connect(address).await.unwrap();
     connection.set_nodelay(true).unwrap();
     let mut latencies = Vec::with_capacity(1 << 16);
     let mut buffer = vec![0; 1 << 14];
-    while !done.load(Relaxed) {
-        let agent = rng.random_range(0..AGENTS);
-        let request = format!(
-            "GET /agents/{}/messages HTTP/1.1\r\nHost: bench\r\n\r\n",
-            name(agent)
-        );
+    loop {
+        let agent = name(rng.random_range(0..AGENTS));
+        let request =
+            format!("GET /agents/{agent}/messages/{limit} HTTP/1.1\r\nHost: bench\r\n\r\n");
         let asked = Instant::now();
-        connection.write_all(request.as_bytes()).unwrap();
-        let body = read_answer(&mut connection, &mut buffer);
+        if asked >= end {
+            return latencies;
+        }
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let body = read_answer(&mut connection, &mut buffer).await;
         latencies.push(asked.elapsed().as_nanos() as u64);
-        assert_eq!(body.iter().filter(|byte| **byte == b'[').count(), 21);
+        assert_eq!(body.iter().filter(|byte| **byte == b'[').count(), limit + 1);
     }
-    latencies
 }
 
 /// The body of a 200 with a length.
-fn read_answer<'a>(connection: &mut TcpStream, buffer: &'a mut [u8]) -> &'a [u8] {
+async fn read_answer<'a>(connection: &mut TcpStream, buffer: &'a mut [u8]) -> &'a [u8] {
     const LENGTH: &[u8] = b"content-length: ";
     let mut filled = 0;
     loop {
-        let n = connection.read(&mut buffer[filled..]).unwrap();
+        let n = connection.read(&mut buffer[filled..]).await.unwrap();
         assert!(n > 0, "the server hung up");
         filled += n;
         let seen = &buffer[..filled];
@@ -164,22 +192,22 @@ fn read_answer<'a>(connection: &mut TcpStream, buffer: &'a mut [u8]) -> &'a [u8]
     }
 }
 
-fn round(address: SocketAddr, length: Duration) -> Round {
-    let done = AtomicBool::new(false);
+fn round(
+    clients: &tokio::runtime::Runtime,
+    address: SocketAddr,
+    limit: usize,
+    length: Duration,
+) -> Round {
     let start = Instant::now();
-    let latencies = std::thread::scope(|scope| {
+    let latencies = clients.block_on(async {
         let clients: Vec<_> = (0..CLIENTS as u64)
-            .map(|seed| {
-                let done = &done;
-                scope.spawn(move || client(address, seed, done))
-            })
+            .map(|seed| tokio::spawn(client(address, limit, seed, start + length)))
             .collect();
-        std::thread::sleep(length);
-        done.store(true, Relaxed);
-        clients
-            .into_iter()
-            .flat_map(|client| client.join().unwrap())
-            .collect()
+        let mut latencies = Vec::new();
+        for client in clients {
+            latencies.extend(client.await.unwrap());
+        }
+        latencies
     });
     Round::new(latencies, start.elapsed())
 }
@@ -197,19 +225,42 @@ fn main() {
         create(&path).unwrap();
         Server::start(contender, &path)
     });
-    let mut rounds = CONTENDERS.map(|contender| (contender, Vec::new()));
-    for i in 0..=ROUNDS {
-        for (server, (_, rounds)) in servers.iter().zip(&mut rounds) {
-            // The first round warms up.
-            let round = round(server.address, if i == 0 { ROUND / 2 } else { ROUND });
-            if i > 0 {
-                rounds.push(round);
-            }
-        }
-    }
+    // All on one thread, so that they take as little from the servers as they can.
+    let clients = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(|| std::thread::sleep(PAUSE))
+        .build()
+        .unwrap();
     println!(
         "\n{CLIENTS} clients in another process, {WORKERS} server threads, {CONNECTIONS} connections; \
          medians of {ROUNDS} rounds, in turn"
     );
-    table("requests/s", &rounds);
+    for limit in LIMITS {
+        let mut rounds = CONTENDERS.map(|contender| (contender, Vec::new()));
+        let mut spent = CONTENDERS.map(|_| Vec::new());
+        for i in 0..=ROUNDS {
+            for ((server, (_, rounds)), spent) in servers.iter().zip(&mut rounds).zip(&mut spent) {
+                // The first round warms up.
+                let length = if i == 0 { ROUND / 2 } else { ROUND };
+                let before = server.cpu_time();
+                let round = round(&clients, server.address, limit, length);
+                let took = server
+                    .cpu_time()
+                    .zip(before)
+                    .map(|(after, before)| after - before);
+                if i > 0 {
+                    spent.extend(took.map(|took| took.as_micros() as f64 / round.count() as f64));
+                    rounds.push(round);
+                }
+            }
+        }
+        println!("\nlast {limit}");
+        table("requests/s", &rounds);
+        for (contender, mut spent) in CONTENDERS.into_iter().zip(spent) {
+            spent.sort_by(f64::total_cmp);
+            if let Some(median) = spent.get(spent.len() / 2) {
+                println!("{contender:<30} {median:>12.0} µs of processor time per request");
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ const MESSAGES: usize = 50;
 pub(crate) const CONNECTIONS: usize = 8;
 pub(crate) const WORKERS: usize = 2;
 
-const LAST: &str = "SELECT id, body FROM message WHERE agent = ?1 ORDER BY id DESC LIMIT 20";
+const LAST: &str = "SELECT id, body FROM message WHERE agent = ?1 ORDER BY id DESC LIMIT ?2";
 
 pub(crate) type Messages = Vec<(i64, String)>;
 
@@ -17,11 +17,15 @@ pub(crate) fn name(agent: usize) -> String {
     format!("agent-{agent}")
 }
 
-/// The work, the same for everybody: an agent's last 20 messages.
-pub(crate) fn last_messages(connection: &Connection, agent: &str) -> rusqlite::Result<Messages> {
+/// The work, the same for everybody: an agent's last messages.
+pub(crate) fn last_messages(
+    connection: &Connection,
+    agent: &str,
+    limit: usize,
+) -> rusqlite::Result<Messages> {
     let mut select = connection.prepare_cached(LAST)?;
-    let mut messages = Vec::with_capacity(20);
-    let mut rows = select.query([agent])?;
+    let mut messages = Vec::with_capacity(limit);
+    let mut rows = select.query((agent, limit as i64))?;
     while let Some(row) = rows.next()? {
         messages.push((row.get(0)?, row.get(1)?));
     }
@@ -69,6 +73,11 @@ impl Round {
             rate: latencies.len() as f64 / took.as_secs_f64(),
             latencies,
         }
+    }
+
+    #[allow(dead_code, reason = "not every bench asks")]
+    pub(crate) fn count(&self) -> usize {
+        self.latencies.len()
     }
 
     fn micros(&self, quantile: f64) -> f64 {
