@@ -26,6 +26,9 @@ use reads::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CLIENTS: usize = 64;
 /// How often the clients look for answers when there are none: they come in batches, as over a network.
 /// Were the clients to wait for each, then every answer would wake a process of the same machine,
