@@ -76,7 +76,7 @@ where
         }
         latencies
     });
-    Round::new(latencies, start.elapsed())
+    Round::new(latencies, start.elapsed(), None)
 }
 
 type Contender = (&'static str, Box<dyn Fn(Duration) -> Round>);

@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench http` starts each server in a process of its own, and loads it from this one; the
 //! servers take turns within one run. The load shares the cores with the server, so the table also says
-//! what a request costs the server alone.
+//! how much processor time a request costs the server alone, where the kernel tells.
 
 mod reads;
 
@@ -26,13 +26,13 @@ use reads::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// glibc's allocator has the server's threads meet at its locks. For all contenders, and the clients.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CLIENTS: usize = 64;
-/// How often the clients look for answers when there are none: they come in batches, as over a network.
-/// Were the clients to wait for each, then every answer would wake a process of the same machine,
-/// which costs the server more than to write it.
+/// How often the clients look for answers when there are none: they come in batches, as over a network,
+/// instead of each answer waking a process on the server's own cores. Part of all latencies.
 const PAUSE: Duration = Duration::from_micros(300);
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
@@ -132,11 +132,8 @@ impl Server {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).ok()?;
         // After the name: the fields from the 3rd on, of which the 14th and 15th are user's and system's.
         let fields = stat.rsplit(')').next()?.split_whitespace();
-        let ticks = fields
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<u32>().unwrap_or(0));
-        Some(TICK * ticks.sum())
+        let ticks: Result<u32, _> = fields.skip(11).take(2).map(str::parse::<u32>).sum();
+        Some(TICK * ticks.ok()?)
     }
 }
 
@@ -197,14 +194,15 @@ async fn read_answer<'a>(connection: &mut TcpStream, buffer: &'a mut [u8]) -> &'
 
 fn round(
     clients: &tokio::runtime::Runtime,
-    address: SocketAddr,
+    server: &Server,
     limit: usize,
     length: Duration,
 ) -> Round {
+    let before = server.cpu_time();
     let start = Instant::now();
     let latencies = clients.block_on(async {
         let clients: Vec<_> = (0..CLIENTS as u64)
-            .map(|seed| tokio::spawn(client(address, limit, seed, start + length)))
+            .map(|seed| tokio::spawn(client(server.address, limit, seed, start + length)))
             .collect();
         let mut latencies = Vec::new();
         for client in clients {
@@ -212,7 +210,9 @@ fn round(
         }
         latencies
     });
-    Round::new(latencies, start.elapsed())
+    let took = start.elapsed();
+    let cpu = server.cpu_time().zip(before);
+    Round::new(latencies, took, cpu.map(|(after, before)| after - before))
 }
 
 fn main() {
@@ -240,30 +240,17 @@ fn main() {
     );
     for limit in LIMITS {
         let mut rounds = CONTENDERS.map(|contender| (contender, Vec::new()));
-        let mut spent = CONTENDERS.map(|_| Vec::new());
         for i in 0..=ROUNDS {
-            for ((server, (_, rounds)), spent) in servers.iter().zip(&mut rounds).zip(&mut spent) {
+            for (server, (_, rounds)) in servers.iter().zip(&mut rounds) {
                 // The first round warms up.
                 let length = if i == 0 { ROUND / 2 } else { ROUND };
-                let before = server.cpu_time();
-                let round = round(&clients, server.address, limit, length);
-                let took = server
-                    .cpu_time()
-                    .zip(before)
-                    .map(|(after, before)| after - before);
+                let round = round(&clients, server, limit, length);
                 if i > 0 {
-                    spent.extend(took.map(|took| took.as_micros() as f64 / round.count() as f64));
                     rounds.push(round);
                 }
             }
         }
         println!("\nlast {limit}");
         table("requests/s", &rounds);
-        for (contender, mut spent) in CONTENDERS.into_iter().zip(spent) {
-            spent.sort_by(f64::total_cmp);
-            if let Some(median) = spent.get(spent.len() / 2) {
-                println!("{contender:<30} {median:>12.0} µs of processor time per request");
-            }
-        }
     }
 }
