@@ -39,7 +39,7 @@ const ROUND: Duration = Duration::from_secs(2);
 /// Messages in an answer: a look-up, and a page.
 const LIMITS: [usize; 2] = [1, 20];
 /// The last reads nothing: what HTTP alone costs, and so the most that any pool could reach.
-const CONTENDERS: [&str; 3] = ["leasepool", "deadpool-sqlite", "no database"];
+const CONTENDERS: [&str; 4] = ["leasepool", "deadpool-sqlite", "no pool", "no database"];
 
 async fn with_leasepool(
     State(pool): State<Pool>,
@@ -56,6 +56,21 @@ async fn with_deadpool(
     let connection = pool.get().await.unwrap();
     let work = move |conn: &mut Connection| last_messages(conn, &agent, limit);
     Json(connection.interact(work).await.unwrap().unwrap())
+}
+
+thread_local! {
+    static OWN: std::cell::OnceCell<Connection> = const { std::cell::OnceCell::new() };
+}
+
+/// No pool: each worker thread has a connection of its own.
+async fn with_own(
+    State(path): State<std::sync::Arc<Path>>,
+    UrlPath((agent, limit)): UrlPath<(String, usize)>,
+) -> Json<Messages> {
+    OWN.with(|own| {
+        let own = own.get_or_init(|| Connection::open(&path).unwrap());
+        Json(last_messages(own, &agent, limit).unwrap())
+    })
 }
 
 async fn with_nothing(UrlPath((agent, limit)): UrlPath<(String, usize)>) -> Json<Messages> {
@@ -83,6 +98,9 @@ fn serve(contender: &str, path: &Path) {
                     .route(ROUTE, get(with_leasepool))
                     .with_state(pool)
             }
+            "no pool" => Router::new()
+                .route(ROUTE, get(with_own))
+                .with_state(std::sync::Arc::from(path)),
             "no database" => Router::new().route(ROUTE, get(with_nothing)),
             _ => {
                 let pool = deadpool(path);

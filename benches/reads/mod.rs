@@ -10,8 +10,6 @@ const MESSAGES: usize = 50;
 pub(crate) const CONNECTIONS: usize = 8;
 pub(crate) const WORKERS: usize = 2;
 
-const LAST: &str = "SELECT id, body FROM message WHERE agent = ?1 ORDER BY id DESC LIMIT ?2";
-
 pub(crate) type Messages = Vec<(i64, String)>;
 
 pub(crate) fn name(agent: usize) -> String {
@@ -24,9 +22,13 @@ pub(crate) fn last_messages(
     agent: &str,
     limit: usize,
 ) -> rusqlite::Result<Messages> {
-    let mut select = connection.prepare_cached(LAST)?;
+    // Not `LIMIT ?2`: SQLite's planner looks at that parameter's value, and so prepares the statement
+    // again each time that one is bound, which takes as long as the rest.
+    let last =
+        format!("SELECT id, body FROM message WHERE agent = ?1 ORDER BY id DESC LIMIT {limit}");
+    let mut select = connection.prepare_cached(&last)?;
     let mut messages = Vec::with_capacity(limit);
-    let mut rows = select.query((agent, limit as i64))?;
+    let mut rows = select.query([agent])?;
     while let Some(row) = rows.next()? {
         messages.push((row.get(0)?, row.get(1)?));
     }
