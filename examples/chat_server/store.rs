@@ -134,7 +134,8 @@ pub(crate) fn sessions(connection: &Connection, offset: i64, limit: i64) -> Resu
     sessions.collect()
 }
 
-/// Messages that have all the words of a query, the best first.
+/// The latest messages that have all the words of a query. Not the best first: that would read and sort
+/// all that match, and so cost more with each message that is ever sent.
 pub(crate) fn search(connection: &Connection, query: &str) -> Result<Vec<Found>> {
     let query = quoted(query);
     if query.is_empty() {
@@ -143,7 +144,7 @@ pub(crate) fn search(connection: &Connection, query: &str) -> Result<Vec<Found>>
     let mut select = connection.prepare_cached(
         "SELECT message.session, message.id, snippet(words, 0, '', '', '…', 12)
          FROM words JOIN message ON message.id = words.rowid
-         WHERE words MATCH ?1 ORDER BY rank LIMIT 50",
+         WHERE words MATCH ?1 ORDER BY words.rowid DESC LIMIT 50",
     )?;
     let found = select.query_map([query], |row| {
         Ok(Found {
