@@ -8,6 +8,7 @@
 //! LIBSQLITE3_FLAGS= cargo bench --bench async_read --target-dir target/default-flags
 //! ```
 
+mod contest;
 mod reads;
 
 use std::future::Future;
@@ -16,13 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use contest::{Round, table};
 use leasepool::rusqlite::Connection;
 use leasepool::{Database, Pool, Synchronous};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use reads::{
-    AGENTS, CONNECTIONS, Messages, Round, WORKERS, create, deadpool, last_messages, name, table,
-};
+use reads::{AGENTS, CONNECTIONS, Messages, WORKERS, create, deadpool, last_messages, name};
 
 const TASKS: usize = 32;
 /// Read at a time.

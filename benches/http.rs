@@ -5,6 +5,7 @@
 //! servers take turns within one run. The load shares the cores with the server, so the table also says
 //! how much processor time a request costs the server alone, where the kernel tells.
 
+mod contest;
 mod reads;
 
 use std::io::{BufRead, BufReader, Read};
@@ -16,13 +17,12 @@ use std::time::{Duration, Instant};
 use axum::extract::{Path as UrlPath, State};
 use axum::routing::get;
 use axum::{Json, Router};
+use contest::{Round, table};
 use leasepool::rusqlite::Connection;
 use leasepool::{Database, Pool, Synchronous};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use reads::{
-    AGENTS, CONNECTIONS, Messages, Round, WORKERS, create, deadpool, last_messages, name, table,
-};
+use reads::{AGENTS, CONNECTIONS, Messages, WORKERS, create, deadpool, last_messages, name};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -4,6 +4,7 @@
 use std::ops::DerefMut;
 
 use crate::error::Error;
+use crate::stats::Stats;
 
 /// A kind of connection that leases can lend. [`Sqlite`](crate::Sqlite) is the default.
 ///
@@ -56,6 +57,9 @@ pub trait Backend: Send + Sync + 'static {
     fn descriptors(&self) -> Option<usize> {
         None
     }
+
+    /// Adds to a snapshot what only the backend knows.
+    fn observe(&self, _stats: &mut Stats) {}
 
     /// Whether a connection could be opened now, as far as that can be said without opening one.
     ///

@@ -11,13 +11,18 @@ use rusqlite::types::{ToSqlOutput, Value};
 use crate::error::Error;
 use crate::pool::Pool;
 use crate::shared::Options;
-use crate::sqlite::{Budget, Database, Settings, Sqlite, Synchronous};
+use crate::sqlite::{Budget, Database, Settings, Sqlite, Synchronous, Writes};
+use crate::write;
 
 const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
 const STATEMENTS: RangeInclusive<usize> = 0..=10_000;
 const ATTACHED: RangeInclusive<usize> = 0..=10;
 /// `SQLITE_MAX_MMAP_SIZE`, as SQLite is compiled unless told otherwise.
 const MMAP: RangeInclusive<u64> = 0..=0x7fff_0000;
+const WAL_SIZE: RangeInclusive<u32> = 1 << 16..=1 << 30;
+const QUEUE: RangeInclusive<usize> = 1..=1_000_000;
+const GROUP_MEMBERS: RangeInclusive<usize> = 1..=100_000;
+const GROUP_TIME: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WAITS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 const TIMEOUTS: RangeInclusive<Duration> =
@@ -61,6 +66,8 @@ pub struct Builder {
     lease_timeout: Duration,
     max_lifetime: Option<Duration>,
     overdue_after: Option<Duration>,
+    write_queue: usize,
+    write_group: (usize, Duration),
     settings: Settings,
 }
 
@@ -83,12 +90,15 @@ impl Builder {
             lease_timeout: Duration::from_secs(5),
             max_lifetime: None,
             overdue_after: Some(Duration::from_secs(60)),
+            write_queue: 1024,
+            write_group: (256, Duration::from_millis(5)),
             settings: Settings {
                 busy_timeout: Duration::from_secs(5),
                 synchronous: Synchronous::default(),
                 statement_cache: 32,
                 attach_limit: 0,
                 mmap_size: 0,
+                wal_size: 4 << 20,
                 pragmas: Vec::new(),
                 setup: None,
                 on_open: None,
@@ -216,6 +226,40 @@ impl Builder {
         self
     }
 
+    /// How many writes ([`Pool::write`]) may wait for their turn; 1 to 1,000,000. One more fails at once with
+    /// [`Error::Exhausted`].
+    ///
+    /// Defaults to 1,024.
+    pub fn write_queue(mut self, writes: usize) -> Self {
+        self.write_queue = writes;
+        self
+    }
+
+    /// How large a group of writes ([`Pool::write`]) may become: it is committed once it has so many members
+    /// (1 to 100,000), or as soon as it has been open for so long (0 to a minute). With 1 or 0, each write is
+    /// a transaction of its own. A group never waits for members: it ends when nobody is left.
+    ///
+    /// Defaults to 256 members and 5 milliseconds.
+    pub fn write_group(mut self, members: usize, time: Duration) -> Self {
+        self.write_group = (members, time);
+        self
+    }
+
+    /// How long the write-ahead log may become before the pool runs a checkpoint, in bytes (for pages of the
+    /// usual 4,096); 65,536 to 1,073,741,824. A thread of the pool's does that, on a connection of the
+    /// pool's, and no commit waits for it. The file `-wal` is cut to that size once it can be.
+    ///
+    /// The log grows beyond this while a checkpoint runs, and for as long as somebody reads from it what
+    /// was there before: a read transaction that stays open is reported as a `tracing` event, with the oldest
+    /// lease. A [`pragma`](Builder::pragma) `wal_autocheckpoint` brings SQLite's own checkpoints back, which
+    /// run within commits.
+    ///
+    /// Defaults to 4 MiB, which is also when SQLite runs its own.
+    pub fn wal_size(mut self, bytes: u32) -> Self {
+        self.settings.wal_size = bytes;
+        self
+    }
+
     /// A pragma that every connection gets when it is opened, after the pool's own. May be called
     /// again for others. SQLite ignores pragmas it does not know.
     ///
@@ -311,7 +355,10 @@ impl Builder {
             max_lifetime: self.max_lifetime,
             overdue_after: self.overdue_after,
         };
-        Pool::new(Sqlite::new(database, self.settings)?, options)
+        let (members, time) = self.write_group;
+        let writes = Writes::new(self.write_queue, members, time);
+        let sqlite = Sqlite::new(database, self.settings, writes)?;
+        Pool::new(sqlite, options, write::HOOKS)
     }
 
     /// Every range, and what SQLite would silently misread.
@@ -334,6 +381,10 @@ impl Builder {
         within("statement_cache", settings.statement_cache, &STATEMENTS)?;
         within("attach_limit", settings.attach_limit, &ATTACHED)?;
         within("mmap_size", settings.mmap_size, &MMAP)?;
+        within("wal_size", settings.wal_size, &WAL_SIZE)?;
+        within("write_queue", self.write_queue, &QUEUE)?;
+        within("write_group", self.write_group.0, &GROUP_MEMBERS)?;
+        within("write_group", self.write_group.1, &GROUP_TIME)?;
         for (name, _) in &settings.pragmas {
             check_pragma(name)?;
         }

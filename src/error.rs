@@ -15,19 +15,21 @@ use crate::stats::Holder;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Every connection stayed lent until the deadline. Return leases sooner, wait longer, or allow
-    /// more connections; `holders` says who has them.
+    /// Every connection stayed lent until the deadline, or the turn to write did not come. Return leases
+    /// sooner, write less at a time, wait longer, or allow more connections; `holders` says who has them.
     #[error(
-        "no connection came free in {waited:?}: {} of {max_connections} lent, {waiting} waiting{}{}",
+        "no {wanted} in {waited:?}: {} of {max_connections} lent, {waiting} waiting{}{}",
         holders.len(), StuckNote(*stuck), HolderList(holders)
     )]
     #[non_exhaustive]
     Exhausted {
+        /// What was waited for.
+        wanted: Wanted,
         /// How long this call waited.
         waited: Duration,
         /// The size of the pool.
         max_connections: usize,
-        /// How many other callers were waiting when this one gave up.
+        /// How many other callers were waiting for the same when this one gave up.
         waiting: usize,
         /// Connections that cannot be closed, and so cannot be lent (see [`Stats::stuck`](crate::Stats::stuck)).
         stuck: usize,
@@ -60,7 +62,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// A callback panicked: one given to the builder, or the work given to `run`.
+    /// A callback panicked: one given to the builder, or the work given to `run` or `write`.
     #[error("{callback} panicked: {message}")]
     #[non_exhaustive]
     Panicked {
@@ -138,6 +140,25 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// A write was called for within a write of the same pool, on the same thread. It would wait for
+    /// itself. Do both in one, or use a savepoint.
+    #[error("a write within a write of the same pool")]
+    NestedWrite,
+
+    /// The work given to `write` tried what would reach beyond it. What it did was rolled back.
+    #[error("{action} is not allowed within a write")]
+    #[non_exhaustive]
+    NotInWrite {
+        /// What it tried first.
+        action: String,
+    },
+
+    /// SQLite rolled back the whole group of writes that this one was in: the disk is full or failed
+    /// while one of them was at work, or one used `OR ROLLBACK`. Nothing of the group was kept; trying again
+    /// is safe.
+    #[error("the group of writes was rolled back")]
+    RolledBack,
+
     /// The deadline passed while the work given to `run_timeout` was running; it was interrupted, and
     /// its transaction rolled back.
     #[error("the work was interrupted after {after:?}")]
@@ -167,6 +188,25 @@ impl Error {
             "no message".to_owned()
         };
         Error::Panicked { callback, message }
+    }
+}
+
+/// What somebody waited for in vain: [`Error::Exhausted`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wanted {
+    /// A connection.
+    Connection,
+    /// The turn to write.
+    TurnToWrite,
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wanted::Connection => "connection came free",
+            Wanted::TurnToWrite => "turn to write came",
+        })
     }
 }
 

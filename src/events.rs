@@ -115,6 +115,39 @@ pub(crate) fn memory_management() {
     );
 }
 
+/// A checkpoint could not be run.
+pub(crate) fn checkpoint_failed(pool: &str, error: &Error) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        pool,
+        error = error as &dyn std::error::Error,
+        "checkpoint failed"
+    );
+}
+
+/// The write-ahead log cannot shrink, since somebody reads from it: the oldest lease, as far as is known, or
+/// another process.
+pub(crate) fn wal_pinned(pool: &str, pages: u32, copied: u32, holder: Option<&Holder>) {
+    #[cfg(feature = "tracing")]
+    match holder {
+        Some(holder) => tracing::warn!(
+            pool,
+            pages,
+            copied,
+            agent = holder.agent,
+            borrowed_at = %holder.borrowed_at,
+            age = ?holder.age,
+            "the write-ahead log cannot shrink: a lease reads from it"
+        ),
+        None => tracing::warn!(
+            pool,
+            pages,
+            copied,
+            "the write-ahead log cannot shrink: another process reads from it"
+        ),
+    }
+}
+
 /// The keeper's thread could not be started.
 pub(crate) fn no_keeper(error: &std::io::Error) {
     #[cfg(feature = "tracing")]

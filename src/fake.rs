@@ -15,7 +15,7 @@ use crate::backend::{Backend, Ending, Fate, NotClosed};
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::pool::Pool;
-use crate::shared::Options;
+use crate::shared::{Hooks, Options};
 
 #[derive(Default)]
 struct Switches {
@@ -134,7 +134,13 @@ fn pool(max_connections: usize) -> (Pool<Fake>, Arc<Switches>) {
         max_lifetime: None,
         overdue_after: None,
     };
-    let pool = Pool::new(Fake(Arc::clone(&switches)), options).unwrap();
+    let hooks = Hooks {
+        returned: |_| {},
+        keep: |_| {},
+        drain: |_, _| {},
+        refuse: |_| {},
+    };
+    let pool = Pool::new(Fake(Arc::clone(&switches)), options, hooks).unwrap();
     (pool, switches)
 }
 

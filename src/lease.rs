@@ -133,6 +133,14 @@ impl<B: Backend> Lease<B> {
 }
 
 impl Lease<Sqlite> {
+    /// The connection, with what the backend remembers of it.
+    pub(crate) fn connection_mut(&mut self) -> &mut crate::sqlite::Connection {
+        match self.slot.as_mut().and_then(|slot| slot.occupant.as_mut()) {
+            Some(occupant) => &mut occupant.connection,
+            None => unreachable!("a lease always has a connection"),
+        }
+    }
+
     /// A handle by which another thread can interrupt what runs on this lease. It does nothing once
     /// the lease has ended, unlike the one of [`rusqlite::Connection::get_interrupt_handle`], which
     /// would interrupt the connection's next borrower.
@@ -158,7 +166,10 @@ impl Lease<Sqlite> {
         work: impl FnOnce(&mut rusqlite::Connection) -> R,
     ) -> R {
         let shared = Arc::clone(&self.shared);
-        shared.backend.cancellable(self, cancel, work)
+        let result = shared.backend.cancellable(self, cancel, work);
+        // The lease may end on another thread.
+        (shared.hooks.returned)(&shared);
+        result
     }
 
     /// At the end of the lease, the connection goes through a reset before anybody gets it.
@@ -186,6 +197,7 @@ impl<B: Backend> Drop for Lease<B> {
         }
         if let Some(slot) = self.slot.take() {
             self.shared.end_lease(&self.entry, slot, self.fate);
+            (self.shared.hooks.returned)(&self.shared);
         }
     }
 }

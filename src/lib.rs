@@ -9,8 +9,8 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-// Who may import whom, each only what stands before it: histogram, stats, error, events, backend, offload, permits, waits, slot,
-// ledger, cache, keeper, shared, sqlite, lease, pool, builder.
+// Who may import whom, each only what stands before it: histogram, stats, error, events, backend, offload, hands, permits,
+// waits, queue, slot, ledger, cache, keeper, shared, sqlite, lease, lend, pool, write, builder.
 mod backend;
 mod builder;
 mod cache;
@@ -19,10 +19,12 @@ mod events;
 #[cfg(test)]
 mod fake;
 pub mod guide;
+mod hands;
 mod histogram;
 mod keeper;
 mod lease;
 mod ledger;
+mod lend;
 #[cfg(any(feature = "metrics", feature = "status"))]
 mod meters;
 mod offload;
@@ -30,6 +32,7 @@ mod permits;
 mod pool;
 #[cfg(feature = "metrics")]
 mod publish;
+mod queue;
 #[cfg(feature = "tokio")]
 mod run;
 mod shared;
@@ -41,10 +44,11 @@ pub mod status;
 mod waits;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;
+mod write;
 
 pub use backend::{Backend, Ending, Fate, NotClosed};
 pub use builder::Builder;
-pub use error::{Error, FileState};
+pub use error::{Error, FileState, Wanted};
 pub use histogram::Histogram;
 pub use lease::{InterruptHandle, Lease};
 pub use pool::Pool;

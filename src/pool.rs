@@ -1,5 +1,5 @@
-//! Pool: the handle that users hold, and the lease algorithm, one step after the other.
-//! It moves no connection itself: `Shared` does.
+//! Pool: the handle that users hold.
+//! It only translates: leases are made in `lend`, connections moved by `Shared`.
 
 use std::fmt;
 use std::future::Future;
@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::lend::{lend, lend_async};
 use crate::offload::off_thread;
-use crate::permits::Claim;
-use crate::shared::{Need, Options, Permit, Shared, Stuck};
+use crate::shared::{Hooks, Options, Shared};
 use crate::sqlite::Sqlite;
 use crate::stats::{Holder, Stats, Waiting};
 use crate::waits::SlowWait;
 
-/// Longest id of an agent, in bytes.
-const MAX_AGENT_LEN: usize = 1024;
 /// Longest wait a caller may ask for. Longer ones are cut to it.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -72,8 +70,8 @@ impl Pool<Sqlite> {
 
 impl<B: Backend> Pool<B> {
     /// A pool on any backend.
-    pub(crate) fn new(backend: B, options: Options) -> Result<Self, Error> {
-        let shared = Shared::start(backend, options)?;
+    pub(crate) fn new(backend: B, options: Options, hooks: Hooks<B>) -> Result<Self, Error> {
+        let shared = Shared::start(backend, options, hooks)?;
         Ok(Pool {
             _handle: Arc::new(Handle(Arc::clone(&shared))),
             shared,
@@ -95,7 +93,7 @@ impl<B: Backend> Pool<B> {
     #[track_caller]
     pub fn lease(&self, agent: impl AsRef<str>) -> Result<Lease<B>, Error> {
         let wait = Some(self.shared.options.lease_timeout);
-        self.lease_within(agent.as_ref(), wait, Location::caller())
+        lend(&self.shared, agent.as_ref(), wait, Location::caller())
     }
 
     /// Like [`Pool::lease`], but fails at once with [`Error::Exhausted`] when it would have to wait.
@@ -107,7 +105,7 @@ impl<B: Backend> Pool<B> {
     /// Never waits for another lease; may open a connection.
     #[track_caller]
     pub fn try_lease(&self, agent: impl AsRef<str>) -> Result<Lease<B>, Error> {
-        self.lease_within(agent.as_ref(), None, Location::caller())
+        lend(&self.shared, agent.as_ref(), None, Location::caller())
     }
 
     /// Like [`Pool::lease`], but waits for at most `timeout`, instead of the pool's `lease_timeout`.
@@ -125,7 +123,7 @@ impl<B: Backend> Pool<B> {
         timeout: Duration,
     ) -> Result<Lease<B>, Error> {
         let wait = Some(at_most(timeout));
-        self.lease_within(agent.as_ref(), wait, Location::caller())
+        lend(&self.shared, agent.as_ref(), wait, Location::caller())
     }
 
     /// Like [`Pool::lease`], for async code: the wait is awaited, on any executor, in one queue with
@@ -158,7 +156,8 @@ impl<B: Backend> Pool<B> {
         agent: impl AsRef<str>,
     ) -> impl Future<Output = Result<Lease<B>, Error>> {
         let place = Location::caller();
-        async move { self.lease_async_at(agent.as_ref(), place).await }
+        let wait = self.shared.options.lease_timeout;
+        async move { lend_async(&self.shared, agent.as_ref(), wait, place).await }
     }
 
     /// Like [`Pool::lease_async`], but waits for at most `timeout`, instead of the pool's
@@ -173,7 +172,7 @@ impl<B: Backend> Pool<B> {
         timeout: Duration,
     ) -> impl Future<Output = Result<Lease<B>, Error>> {
         let (wait, place) = (at_most(timeout), Location::caller());
-        async move { self.lease_within_async(agent.as_ref(), wait, place).await }
+        async move { lend_async(&self.shared, agent.as_ref(), wait, place).await }
     }
 
     /// Evicts an agent: gives its parked connection back for others to use, and lets the ones it has
@@ -215,6 +214,10 @@ impl<B: Backend> Pool<B> {
     /// - [`Error::FileReplaced`] if there is no database at the path any more.
     pub fn ready(&self) -> Result<(), Error> {
         self.shared.ready()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<B>> {
+        &self.shared
     }
 
     #[cfg(feature = "status")]
@@ -279,124 +282,6 @@ impl<B: Backend> Pool<B> {
         let (shared, timeout) = (Arc::clone(&self.shared), self.shared.options.lease_timeout);
         off_thread(move || shared.close(timeout)).await
     }
-
-    /// The lease algorithm, for a caller that may block.
-    fn lease_within(
-        &self,
-        agent: &str,
-        wait: Option<Duration>,
-        place: &'static Location<'static>,
-    ) -> Result<Lease<B>, Error> {
-        check_agent(agent)?;
-        let asked_at = Instant::now();
-        let deadline = wait.map(|wait| asked_at + wait);
-        loop {
-            let (permit, now) = match self.shared.free_permit() {
-                Some(permit) => (permit, asked_at),
-                None => {
-                    let claim = Claim::new(agent, asked_at, place);
-                    (self.shared.permit(claim, deadline)?, Instant::now())
-                }
-            };
-            let (lease, need) = self.begin(permit, agent, now, place)?;
-            if let Need::Nothing = need {
-                return Ok(lease.ready());
-            }
-            match finish(lease, need, now)? {
-                Some(lease) => return Ok(lease),
-                None => continue,
-            }
-        }
-    }
-
-    /// The same for a caller that may not block: it awaits its turn, and what may do I/O (to open a
-    /// connection) is done on another thread.
-    pub(crate) async fn lease_within_async(
-        &self,
-        agent: &str,
-        wait: Duration,
-        place: &'static Location<'static>,
-    ) -> Result<Lease<B>, Error> {
-        check_agent(agent)?;
-        let asked_at = Instant::now();
-        let deadline = asked_at + wait;
-        loop {
-            let (permit, now) = match self.shared.free_permit() {
-                Some(permit) => (permit, asked_at),
-                None => {
-                    let claim = Claim::new(agent, asked_at, place);
-                    let permit = self.shared.permit_async(claim, deadline).await?;
-                    (permit, Instant::now())
-                }
-            };
-            let (lease, need) = self.begin(permit, agent, now, place)?;
-            if let Need::Nothing = need {
-                return Ok(lease.ready());
-            }
-            match off_thread(move || finish(lease, need, now)).await? {
-                Some(lease) => return Ok(lease),
-                None => continue,
-            }
-        }
-    }
-
-    /// [`Pool::lease_async`] for somebody else's line.
-    pub(crate) async fn lease_async_at(
-        &self,
-        agent: &str,
-        place: &'static Location<'static>,
-    ) -> Result<Lease<B>, Error> {
-        let wait = self.shared.options.lease_timeout;
-        self.lease_within_async(agent, wait, place).await
-    }
-
-    /// Makes a lease of a permit, with the agent's own connection or any other, and says what is still
-    /// to be done to it. Never blocks.
-    #[inline]
-    fn begin(
-        &self,
-        permit: Permit<'_, B>,
-        agent: &str,
-        now: Instant,
-        place: &'static Location<'static>,
-    ) -> Result<(Lease<B>, Need), Error> {
-        let shared = &self.shared;
-        shared.refresh(now);
-        let (entry, slot, hit) = match shared.cache.take(agent, now, place) {
-            Some((entry, slot)) => (entry, slot, true),
-            None => {
-                let slot = shared.any_slot()?;
-                (
-                    shared.cache.admit(agent, slot.index, now, place),
-                    slot,
-                    false,
-                )
-            }
-        };
-        permit.pass_on();
-        let mut lease = Lease::unready(shared, entry, slot);
-        let (agent, slot) = lease.parts();
-        let need = shared.inspect(agent, slot, now, hit);
-        Ok((lease, need))
-    }
-}
-
-/// Gives the lease what it needs. `None`: its old connection could not be closed, and is out of
-/// circulation.
-fn finish<B: Backend>(
-    mut lease: Lease<B>,
-    need: Need,
-    now: Instant,
-) -> Result<Option<Lease<B>>, Error> {
-    if let Need::Connection(ending) = need {
-        let shared = Arc::clone(lease.shared());
-        let (agent, slot) = lease.parts();
-        if let Err(Stuck) = shared.renew(agent, slot, now, ending)? {
-            lease.strand();
-            return Ok(None);
-        }
-    }
-    Ok(Some(lease.ready()))
 }
 
 impl<B: Backend> Drop for Handle<B> {
@@ -425,13 +310,4 @@ impl<B: Backend> fmt::Debug for Pool<B> {
 /// The longest wait that is allowed, or this one.
 pub(crate) fn at_most(timeout: Duration) -> Duration {
     timeout.min(MAX_WAIT)
-}
-
-fn check_agent(agent: &str) -> Result<(), Error> {
-    let reason = match agent.len() {
-        0 => "it is empty",
-        1..=MAX_AGENT_LEN => return Ok(()),
-        _ => "it is longer than 1024 bytes",
-    };
-    Err(Error::InvalidAgent { reason })
 }

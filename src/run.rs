@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::lend::lend_async;
 use crate::pool::{Pool, at_most};
 use crate::sqlite::Cancel;
 
@@ -141,10 +142,8 @@ impl Pool {
     {
         let timeout = timeout.map(at_most);
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let lease = match timeout {
-            Some(timeout) => self.lease_within_async(agent, timeout, place).await?,
-            None => self.lease_async_at(agent, place).await?,
-        };
+        let wait = timeout.unwrap_or(self.shared().options.lease_timeout);
+        let lease = lend_async(self.shared(), agent, wait, place).await?;
         let (lease, result) = run_until(lease, deadline, work).await?;
         drop(lease);
         Ok(result)

@@ -69,11 +69,29 @@ pub struct Stats {
     /// Leases held longer than `overdue_after`.
     pub overdue: u64,
 
+    /// Writes that wait for their turn. A level.
+    pub writes_waiting: usize,
+    /// Pages in the write-ahead log after the last commit; 0 if there is none. A level.
+    pub wal_pages: usize,
+    /// Calls of [`Pool::write`](crate::Pool::write), [`Lease::write`](crate::Lease::write) and their like whose
+    /// transaction was committed, those included whose work returned an error.
+    pub writes: u64,
+    /// Calls that were refused, waited too long, or whose transaction was not committed.
+    pub write_failures: u64,
+    /// Transactions of which writes were part: `writes` by `write_groups` is the mean size of a group.
+    pub write_groups: u64,
+    /// Checkpoints that the pool has run.
+    pub checkpoints: u64,
+    /// Times that the log was found to be held by somebody who reads from it.
+    pub checkpoints_pinned: u64,
+
     /// How long calls waited for their turn, whether they got a connection then or gave up. Those that
     /// need not wait count as zero.
     pub wait: Histogram,
     /// How long leases were held that have ended.
     pub hold: Histogram,
+    /// How long calls of [`Pool::write`](crate::Pool::write) and its like took, from the call to the answer.
+    pub write: Histogram,
 }
 
 impl Stats {
@@ -128,6 +146,8 @@ impl fmt::Display for Holder {
 pub(crate) struct Counters {
     /// How long leases were held.
     pub(crate) hold: Recorder,
+    /// How long writes took.
+    pub(crate) write: Recorder,
     pub(crate) open: AtomicUsize,
     pub(crate) stuck: AtomicUsize,
     pub(crate) misses: AtomicU64,
@@ -147,11 +167,20 @@ pub(crate) struct Counters {
     pub(crate) discarded_by_age: AtomicU64,
     pub(crate) discarded_by_lease: AtomicU64,
     pub(crate) overdue: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) write_failures: AtomicU64,
+    pub(crate) write_groups: AtomicU64,
+    pub(crate) checkpoints: AtomicU64,
+    pub(crate) checkpoints_pinned: AtomicU64,
 }
 
 /// Adds one to a counter that nothing is synchronised by.
 pub(crate) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
+    add(counter, 1);
+}
+
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
 }
 
 impl Counters {
@@ -159,6 +188,7 @@ impl Counters {
     pub(crate) fn new(slots: usize) -> Self {
         Counters {
             hold: Recorder::new(slots),
+            write: Recorder::new(slots),
             open: AtomicUsize::default(),
             stuck: AtomicUsize::default(),
             misses: AtomicU64::default(),
@@ -178,6 +208,11 @@ impl Counters {
             discarded_by_age: AtomicU64::default(),
             discarded_by_lease: AtomicU64::default(),
             overdue: AtomicU64::default(),
+            writes: AtomicU64::default(),
+            write_failures: AtomicU64::default(),
+            write_groups: AtomicU64::default(),
+            checkpoints: AtomicU64::default(),
+            checkpoints_pinned: AtomicU64::default(),
         }
     }
 
@@ -205,7 +240,13 @@ impl Counters {
             discarded_by_age: self.discarded_by_age.load(Relaxed),
             discarded_by_lease: self.discarded_by_lease.load(Relaxed),
             overdue: self.overdue.load(Relaxed),
+            writes: self.writes.load(Relaxed),
+            write_failures: self.write_failures.load(Relaxed),
+            write_groups: self.write_groups.load(Relaxed),
+            checkpoints: self.checkpoints.load(Relaxed),
+            checkpoints_pinned: self.checkpoints_pinned.load(Relaxed),
             hold: self.hold.snapshot(),
+            write: self.write.snapshot(),
             ..Stats::default()
         }
     }

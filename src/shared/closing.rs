@@ -1,6 +1,7 @@
 //! Closing a pool: every idle connection at once, what is lent when it comes back.
 //! It never takes a connection from a lease.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use event_listener::Listener;
 
 use super::{Shared, Stuck};
 use crate::backend::{Backend, Ending, NotClosed};
-use crate::error::Error;
+use crate::error::{Error, Wanted};
 use crate::events;
 use crate::slot::{self, Occupant};
 use crate::stats::count;
@@ -16,14 +17,16 @@ use crate::stats::count;
 impl<B: Backend> Shared<B> {
     /// Refuses new leases and closes every idle connection.
     pub(crate) fn begin_close(&self) {
+        (self.hooks.refuse)(self);
         if self.permits.close() {
             events::closing(&self.options.name, self.cache.ledger.levels().lent);
         }
         self.wind_up();
     }
 
-    pub(crate) fn close(&self, timeout: Duration) -> Result<(), Error> {
+    pub(crate) fn close(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
         let asked_at = Instant::now();
+        (self.hooks.drain)(self, asked_at + timeout);
         self.begin_close();
         loop {
             let emptied = self.emptied.listen();
@@ -31,7 +34,7 @@ impl<B: Backend> Shared<B> {
                 break;
             }
             if emptied.wait_deadline(asked_at + timeout).is_none() && !self.is_empty() {
-                return Err(self.exhausted(asked_at, 0));
+                return Err(self.exhausted(Wanted::Connection, asked_at, 0));
             }
         }
         self.close_stuck()

@@ -1,6 +1,7 @@
 //! The keeper's work: everything that must happen in time even if nobody calls.
 //! It waits for nobody: what is busy now is looked at again the next time.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::AcqRel;
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,16 @@ impl<B: Backend> Shared<B> {
             .flatten()
             .min()
             .unwrap_or(Duration::MAX);
-        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(250))
+        // Whoever awaits its turn to write has no clock of its own.
+        let shortest = (shortest / 4).min(self.options.lease_timeout / 10);
+        shortest.clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 
     /// The keeper's work: everything that must happen in time even if nobody calls. Returns when it
     /// is to be called again.
-    pub(super) fn keep(&self) -> Duration {
+    pub(super) fn keep(self: &Arc<Self>) -> Duration {
         self.maintain();
+        (self.hooks.keep)(self);
         #[cfg(feature = "metrics")]
         self.publish();
         let mut pressed = self.pressed.lock();

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use crate::backend::{Backend, Ending, Fate, NotClosed};
 use crate::cache::AgentCache;
-use crate::error::Error;
+use crate::error::{Error, Wanted};
 use crate::events;
 use crate::keeper::Keeper;
 use crate::ledger::Entry;
@@ -52,7 +52,7 @@ pub(crate) struct Shared<B: Backend> {
     permits: Permits,
     slots: r2d2::Pool<Slots<B>>,
     pub(crate) cache: AgentCache<B>,
-    counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
     waits: Waits,
     /// Slots whose connection cannot be closed. They keep their place in the count of open
     /// connections for as long as the pool lives.
@@ -68,6 +68,19 @@ pub(crate) struct Shared<B: Backend> {
     /// What must be interrupted until it ends.
     pressed: Mutex<Vec<Press>>,
     keeper: Keeper,
+    pub(crate) hooks: Hooks<B>,
+}
+
+/// What stands above the core and has to be told: writes, where the backend knows such.
+pub(crate) struct Hooks<B: Backend> {
+    /// A lease has ended, on this thread.
+    pub(crate) returned: fn(&Arc<Shared<B>>),
+    /// Called by the keeper, each time.
+    pub(crate) keep: fn(&Arc<Shared<B>>),
+    /// The pool is to be closed, and may wait until the deadline.
+    pub(crate) drain: fn(&Arc<Shared<B>>, Instant),
+    /// The pool is being closed.
+    pub(crate) refuse: fn(&Shared<B>),
 }
 
 /// Interrupts something; returns whether that is still there.
@@ -90,7 +103,7 @@ pub(crate) enum Need {
 
 impl<B: Backend> Shared<B> {
     /// The pool's shared part, with its keeper at work.
-    pub(crate) fn start(backend: B, options: Options) -> Result<Arc<Self>, Error> {
+    pub(crate) fn start(backend: B, options: Options, hooks: Hooks<B>) -> Result<Arc<Self>, Error> {
         let counters = Arc::new(Counters::new(options.max_connections));
         let shared = Arc::new(Shared {
             permits: Permits::new(options.max_connections),
@@ -111,6 +124,7 @@ impl<B: Backend> Shared<B> {
             published: Mutex::default(),
             pressed: Mutex::default(),
             keeper: Keeper::default(),
+            hooks,
             backend,
             options,
         });
@@ -174,7 +188,7 @@ impl<B: Backend> Shared<B> {
             Ok(()) => Ok(Permit(self)),
             Err(Refusal::Closed) => Err(Error::Closed),
             Err(Refusal::TimedOut { waiting }) => {
-                let error = self.exhausted(asked_at, waiting);
+                let error = self.exhausted(Wanted::Connection, asked_at, waiting);
                 count(&self.counters.timeouts);
                 Err(error)
             }
@@ -191,7 +205,7 @@ impl<B: Backend> Shared<B> {
             return Err(Error::Closed);
         }
         if self.permits.free() == 0 {
-            return Err(self.exhausted(Instant::now(), self.permits.waiting()));
+            return Err(self.exhausted(Wanted::Connection, Instant::now(), self.permits.waiting()));
         }
         self.backend.check()
     }
@@ -200,9 +214,10 @@ impl<B: Backend> Shared<B> {
         self.permits.waiters(Instant::now())
     }
 
-    fn exhausted(&self, asked_at: Instant, waiting: usize) -> Error {
+    pub(crate) fn exhausted(&self, wanted: Wanted, asked_at: Instant, waiting: usize) -> Error {
         let now = Instant::now();
         Error::Exhausted {
+            wanted,
             waited: now.saturating_duration_since(asked_at),
             max_connections: self.options.max_connections,
             waiting,
@@ -420,6 +435,7 @@ impl<B: Backend> Shared<B> {
         stats.leases += levels.hits;
         stats.waiting = self.permits.waiting();
         stats.wait = self.waits.snapshot(stats.leases);
+        self.backend.observe(&mut stats);
         stats
     }
 }

@@ -3,11 +3,14 @@
 
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::limits::Limit;
 
 use super::Settings;
 use super::reset::Baseline;
+use super::watch::Watch;
 use crate::backend::Fate;
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -33,6 +36,8 @@ pub struct Connection {
     inner: rusqlite::Connection,
     baseline: Baseline,
     generation: u64,
+    /// No statement is cached that was prepared outside of a group of writes.
+    grouped: bool,
 }
 
 impl Connection {
@@ -41,7 +46,38 @@ impl Connection {
             inner,
             baseline,
             generation,
+            grouped: false,
         }
+    }
+
+    pub(super) fn watch(&self) -> Arc<Watch> {
+        Arc::clone(&self.baseline.watch)
+    }
+
+    /// Before a group of writes begins on it. The group waits for locks by itself, and sees only
+    /// statements that are prepared in it.
+    pub(super) fn enter_group(&mut self) -> rusqlite::Result<()> {
+        self.inner.busy_timeout(Duration::ZERO)?;
+        if !self.grouped {
+            self.inner.flush_prepared_statement_cache();
+            self.grouped = true;
+        }
+        Ok(())
+    }
+
+    /// Takes off what one member of a group may have left for the next.
+    pub(super) fn begin_member(&self) -> rusqlite::Result<()> {
+        self.baseline.begin_member(&self.inner)
+    }
+
+    /// After a group of writes.
+    pub(super) fn leave_group(&mut self) {
+        self.baseline.end_group(&self.inner);
+    }
+
+    /// Whether a reset could clean it, as far as that can be told at once.
+    pub(crate) fn is_clean(&self) -> bool {
+        !self.baseline.watch.is_touched() && !self.inner.is_busy()
     }
 
     pub(super) fn into_inner(self) -> rusqlite::Connection {
@@ -67,6 +103,7 @@ impl Connection {
     }
 
     pub(super) fn reset(&mut self) -> Fate {
+        self.grouped = false;
         match self.baseline.restore(&mut self.inner) {
             Ok(fate) => fate,
             Err(_) => Fate::Discard,
@@ -80,12 +117,14 @@ impl Connection {
             inner,
             baseline,
             generation,
+            grouped,
         } = self;
         inner.close().map_err(|(inner, error)| {
             let connection = Connection {
                 inner,
                 baseline,
                 generation,
+                grouped,
             };
             (Box::new(connection), error)
         })
@@ -132,6 +171,9 @@ pub(super) fn prepare(
         Synchronous::Extra => "EXTRA",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
+    // Longer than it is under load: to cut the file and let it grow again costs more than to overwrite it.
+    let longest = i64::from(settings.wal_size) * WAL_FILE;
+    connection.pragma_update(None, "journal_size_limit", longest)?;
     connection.pragma_update(
         None,
         "mmap_size",
@@ -142,6 +184,9 @@ pub(super) fn prepare(
     }
     Ok(())
 }
+
+/// The file `-wal` is cut to so many times the length at which the log wants a checkpoint.
+const WAL_FILE: i64 = 4;
 
 /// Sees to it that the file is in WAL mode. Where it is already, this changes nothing and takes no
 /// lock; the first read of the file is here, so here a file that is no database shows.

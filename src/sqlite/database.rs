@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::wal::Wal;
 use crate::error::{Error, FileState};
 
 /// What a pool lends connections to.
@@ -85,6 +86,7 @@ pub(crate) struct File {
     /// The generation that has been set up. Locked while a file is being set up: nobody may open a
     /// connection before that is done.
     pub(crate) set_up: Mutex<u64>,
+    pub(super) wal: Wal,
     claim: Mutex<Claim>,
     born: Instant,
     /// When the file was last looked at, in nanoseconds since `born`.
@@ -118,7 +120,7 @@ pub(crate) struct Identity {
 
 impl File {
     /// Claims the file at `path`, which need not exist.
-    pub(crate) fn claim(path: &Path) -> Result<File, Error> {
+    pub(crate) fn claim(path: &Path, wal: Wal) -> Result<File, Error> {
         let path = resolve(path).map_err(|source| Error::Open {
             target: path.display().to_string(),
             source: Box::new(source),
@@ -126,6 +128,7 @@ impl File {
         let claim = Claim::new(&path)?;
         Ok(File {
             set_up: Mutex::new(0),
+            wal,
             claim: Mutex::new(claim),
             born: Instant::now(),
             looked_at: AtomicU64::new(0),

@@ -6,10 +6,14 @@ mod budget;
 mod busy;
 mod connection;
 mod database;
+mod group;
 mod registered;
 mod reset;
+mod wal;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -22,15 +26,21 @@ use rusqlite::types::Value;
 use crate::backend::{Backend, Ending, Fate, NotClosed};
 use crate::error::Error;
 use crate::events;
+use crate::hands::Hands;
+use crate::queue::{Job, Lane};
+use crate::stats::Stats;
 
 pub(crate) use budget::Budget;
 #[cfg(feature = "tokio")]
 pub(crate) use busy::Cancel;
+pub(crate) use connection::Connection;
 pub use connection::Synchronous;
 pub use database::Database;
+pub(crate) use group::{Group, Member, begin_immediate, same, until};
+pub(crate) use wal::{Checkpointed, Wal, checkpoint, take_noted};
 
-use connection::Connection;
 use database::{File, Generation};
+use watch::Watch;
 
 /// A callback of the builder's: on a new connection, or on a database to be set up.
 pub(crate) type Callback =
@@ -43,6 +53,8 @@ pub(crate) struct Settings {
     pub(crate) statement_cache: usize,
     pub(crate) attach_limit: usize,
     pub(crate) mmap_size: u64,
+    /// In bytes: from which length on the write-ahead log is checkpointed, and to which it is cut.
+    pub(crate) wal_size: u32,
     pub(crate) pragmas: Vec<(String, Value)>,
     pub(crate) setup: Option<Callback>,
     pub(crate) on_open: Option<Callback>,
@@ -65,6 +77,34 @@ impl Settings {
 pub struct Sqlite {
     settings: Settings,
     source: Source,
+    pub(crate) writes: Writes,
+}
+
+/// How writes are queued and grouped, and the queue.
+pub(crate) struct Writes {
+    /// How many may wait at most.
+    pub(crate) queue: usize,
+    /// How many a group may have, and after which time it is committed.
+    pub(crate) group_members: usize,
+    pub(crate) group_time: Duration,
+    /// As which agent the pool itself borrows the connection that writes.
+    pub(crate) writer: Arc<str>,
+    pub(crate) hands: Arc<Hands>,
+    lane: Arc<Lane<Arc<dyn Job>>>,
+}
+
+impl Writes {
+    pub(crate) fn new(queue: usize, group_members: usize, group_time: Duration) -> Self {
+        Writes {
+            queue,
+            group_members,
+            group_time,
+            writer: "leasepool: writer".into(),
+            // One leads the lane, one runs checkpoints.
+            hands: Hands::new(2),
+            lane: Arc::new(Lane::new()),
+        }
+    }
 }
 
 enum Source {
@@ -86,10 +126,14 @@ const OPEN_ATTEMPTS: usize = 3;
 
 impl Sqlite {
     /// Opens the database once, creates and sets it up if need be, and closes it again.
-    pub(crate) fn new(database: Database, settings: Settings) -> Result<Self, Error> {
+    pub(crate) fn new(
+        database: Database,
+        settings: Settings,
+        writes: Writes,
+    ) -> Result<Self, Error> {
         match database {
             Database::File(path) => {
-                let file = File::claim(&path)?;
+                let file = File::claim(&path, Wal::new(settings.wal_size))?;
                 let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                 let opener = SqliteConnectionManager::file(&file.path).with_flags(flags);
                 let creator = SqliteConnectionManager::file(&file.path)
@@ -101,6 +145,7 @@ impl Sqlite {
                 let sqlite = Sqlite {
                     settings,
                     source: Source::File { file, opener },
+                    writes,
                 };
                 sqlite.first_open(connection)?;
                 Ok(sqlite)
@@ -116,6 +161,7 @@ impl Sqlite {
                         opener,
                         _anchor: Mutex::new(anchor),
                     },
+                    writes,
                 };
                 if let Source::Memory { opener, .. } = &sqlite.source {
                     let connection = opener.connect().map_err(|e| open_error(&target, e))?;
@@ -196,7 +242,7 @@ impl Sqlite {
         generation: u64,
     ) -> Result<Connection, Error> {
         let mut connection = opener.connect().map_err(|e| open_error(target, e))?;
-        let watch = reset::Watch::install(&connection);
+        let watch = Watch::install(&connection);
         let opened = watch.map_err(Into::into).and_then(|watch| {
             connection::prepare(&connection, &self.settings, self.is_file())?;
             connection::limit_attach(&connection, &self.settings)?;
@@ -264,6 +310,23 @@ impl Sqlite {
             *set_up = generation.number;
         }
         Ok(())
+    }
+
+    /// The queue of those who write.
+    pub(crate) fn lane(&self) -> Arc<Lane<Arc<dyn Job>>> {
+        Arc::clone(&self.writes.lane)
+    }
+
+    /// The write-ahead log, if there is one that the pool is to keep short.
+    pub(crate) fn wal(&self) -> Option<&Wal> {
+        match &self.source {
+            Source::File { file, .. } => Some(&file.wal),
+            Source::Memory { .. } => None,
+        }
+    }
+
+    pub(crate) fn busy_timeout(&self) -> Duration {
+        self.settings.busy_timeout
     }
 
     fn is_file(&self) -> bool {
@@ -358,6 +421,11 @@ impl Backend for Sqlite {
             Source::File { file, .. } => budget::descriptors_on(&file.path),
             Source::Memory { .. } => Some(0),
         }
+    }
+
+    fn observe(&self, stats: &mut Stats) {
+        stats.writes_waiting = self.writes.lane.waiting();
+        stats.wal_pages = self.wal().map_or(0, |wal| wal.pages() as usize);
     }
 
     fn check(&self) -> Result<(), Error> {

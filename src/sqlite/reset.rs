@@ -27,154 +27,19 @@
 //! `unsafe` code, and the hook that rusqlite's feature `preupdate_hook` adds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization, Wal};
+use rusqlite::hooks::Action;
 use rusqlite::limits::Limit;
 use rusqlite::trace::TraceEventCodes;
 
 use super::Settings;
 use super::registered::Registered;
+use super::wal;
+use super::watch::Watch;
 use crate::backend::Fate;
-
-/// Sees, through the authorizer and hooks on a connection, what its borrowers do to it.
-pub(super) struct Watch {
-    touched: AtomicU32,
-    /// The pool itself is at work.
-    quiet: AtomicBool,
-}
-
-/// Something was done that a reset cannot undo.
-const CHANGED: u32 = 1;
-/// Our authorizer was replaced: nothing is seen any more.
-const BLIND: u32 = 2;
-/// One of the hooks that were there before `on_open` was replaced.
-const HOOKED: u32 = 4;
-
-/// Sets its bit when the closure that owns it is dropped.
-struct Tripwire(Arc<Watch>, u32);
-
-/// Keeps a watch quiet for as long as it lives.
-pub(super) struct Quiet(Arc<Watch>);
-
-impl Watch {
-    /// Watches `connection` from now on, and marks its hooks, so that it shows whether `on_open`
-    /// sets any.
-    pub(super) fn install(connection: &Connection) -> rusqlite::Result<Arc<Watch>> {
-        let watch = Arc::new(Watch {
-            touched: AtomicU32::new(0),
-            quiet: AtomicBool::new(false),
-        });
-        let tripwire = |bit| Tripwire(Arc::clone(&watch), bit);
-        let authorizer = tripwire(BLIND);
-        connection.authorizer(Some(move |context: AuthContext<'_>| {
-            authorizer.0.see(&context);
-            Authorization::Allow
-        }))?;
-        let hook = tripwire(HOOKED);
-        connection.commit_hook(Some(move || hook.is_nothing()))?;
-        let hook = tripwire(HOOKED);
-        connection.rollback_hook(Some(move || _ = hook.is_nothing()))?;
-        let hook = tripwire(HOOKED);
-        connection.update_hook(Some(move |_: Action, _: &str, _: &str, _: i64| {
-            hook.is_nothing();
-        }))?;
-        let hook = tripwire(HOOKED);
-        connection.progress_handler(i32::MAX, Some(move || hook.is_nothing()))?;
-        Ok(watch)
-    }
-
-    pub(super) fn quiet(self: &Arc<Self>) -> Quiet {
-        self.quiet.store(true, Relaxed);
-        Quiet(Arc::clone(self))
-    }
-
-    fn touched(&self) -> u32 {
-        self.touched.load(Relaxed)
-    }
-
-    /// Called as a statement is being prepared, by the thread that has the connection.
-    fn see(&self, context: &AuthContext<'_>) {
-        let changes = match context.action {
-            // ATTACH with a parameter for a name comes as `Unknown`, since it has no name to tell.
-            AuthAction::Unknown { .. }
-            | AuthAction::Attach { .. }
-            | AuthAction::Detach { .. }
-            | AuthAction::CreateTempIndex { .. }
-            | AuthAction::CreateTempTable { .. }
-            | AuthAction::CreateTempTrigger { .. }
-            | AuthAction::CreateTempView { .. }
-            | AuthAction::DropTempIndex { .. }
-            | AuthAction::DropTempTable { .. }
-            | AuthAction::DropTempTrigger { .. }
-            | AuthAction::DropTempView { .. } => true,
-            AuthAction::Insert { .. }
-            | AuthAction::Update { .. }
-            | AuthAction::Delete { .. }
-            | AuthAction::AlterTable { .. }
-            | AuthAction::CreateVtable { .. }
-            | AuthAction::DropVtable { .. } => context.database_name == Some("temp"),
-            AuthAction::Pragma {
-                pragma_name,
-                pragma_value: Some(_),
-            } => !leaves_connection_alone(pragma_name),
-            AuthAction::Function { function_name } => {
-                function_name.eq_ignore_ascii_case("load_extension")
-            }
-            _ => false,
-        };
-        if changes && !self.quiet.load(Relaxed) {
-            self.touched.fetch_or(CHANGED, Relaxed);
-        }
-    }
-}
-
-/// Pragmas whose argument only says what to look at, or whose effect is in the file.
-fn leaves_connection_alone(pragma: &str) -> bool {
-    const HARMLESS: [&str; 16] = [
-        "application_id",
-        "foreign_key_check",
-        "foreign_key_list",
-        "incremental_vacuum",
-        "index_info",
-        "index_list",
-        "index_xinfo",
-        "integrity_check",
-        "optimize",
-        "quick_check",
-        "schema_version",
-        "table_info",
-        "table_list",
-        "table_xinfo",
-        "user_version",
-        "wal_checkpoint",
-    ];
-    HARMLESS
-        .iter()
-        .any(|harmless| pragma.eq_ignore_ascii_case(harmless))
-}
-
-impl Tripwire {
-    /// The hooks that only mark their place let everything pass.
-    fn is_nothing(&self) -> bool {
-        false
-    }
-}
-
-impl Drop for Tripwire {
-    fn drop(&mut self) {
-        self.0.touched.fetch_or(self.1, Relaxed);
-    }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        self.0.quiet.store(false, Relaxed);
-    }
-}
 
 /// What a connection was like when it had just been opened.
 pub(super) struct Baseline {
@@ -186,6 +51,7 @@ pub(super) struct Baseline {
     limits: Vec<(Limit, i32)>,
     switches: Vec<(DbConfig, bool)>,
     autocheckpoint: i32,
+    wal_hook: wal::Hook,
     identity: Option<usize>,
     registered: Registered,
 }
@@ -241,7 +107,7 @@ impl Baseline {
         settings: &Settings,
         watch: Arc<Watch>,
     ) -> rusqlite::Result<Baseline> {
-        let hooked_by_on_open = watch.touched() & (HOOKED | BLIND) != 0;
+        let hooked_by_on_open = watch.is_hooked();
         if !hooked_by_on_open {
             remove_hooks(connection)?;
         }
@@ -261,11 +127,13 @@ impl Baseline {
                 .collect(),
             autocheckpoint: connection
                 .pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?,
+            wal_hook: wal::hook(settings.wal_size),
             identity: identity(connection),
             registered: Registered::on(connection)?,
             watch: Arc::clone(&watch),
         };
-        watch.touched.store(0, Relaxed);
+        baseline.note_commits(connection, baseline.wal_hook);
+        watch.forget();
         Ok(baseline)
     }
 
@@ -273,7 +141,7 @@ impl Baseline {
     /// come first, the ones that run SQL last.
     pub(super) fn restore(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
         if self.hooked_by_on_open
-            || self.watch.touched() != 0
+            || self.watch.is_touched()
             || identity(connection) != self.identity
             || connection.is_busy()
         {
@@ -324,9 +192,11 @@ impl Baseline {
     }
 
     /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's hook removes them.
+    /// Nor are they wanted: the pool runs checkpoints beside the commits, see [`wal`]. Whoever asked for
+    /// another number of pages gets SQLite's own.
     fn restore_wal_hook(&self, connection: &Connection) -> rusqlite::Result<()> {
         match self.autocheckpoint {
-            AUTOCHECKPOINT => connection.wal_hook(Some(autocheckpoint)),
+            AUTOCHECKPOINT => connection.wal_hook(Some(self.wal_hook)),
             never if never <= 0 => connection.wal_hook(None),
             // Only SQLite's own hook can be told another number.
             pages => {
@@ -336,19 +206,35 @@ impl Baseline {
         }
         Ok(())
     }
+
+    /// Takes off what the next member of a group of writes would otherwise run into.
+    pub(super) fn begin_member(&self, connection: &Connection) -> rusqlite::Result<()> {
+        if !self.hooked_by_on_open {
+            remove_hooks(connection)?;
+        }
+        connection.trace_v2(TraceEventCodes::empty(), None);
+        connection.busy_timeout(Duration::ZERO)?;
+        self.note_commits(connection, wal::note);
+        Ok(())
+    }
+
+    /// Puts back what a lease counts on.
+    pub(super) fn end_group(&self, connection: &Connection) {
+        // It fails only for a connection that is not owned.
+        let _ = connection.busy_timeout(self.busy_timeout);
+        self.note_commits(connection, self.wal_hook);
+    }
+
+    /// Sets the WAL hook, unless somebody asked for checkpoints of SQLite's own.
+    fn note_commits(&self, connection: &Connection, hook: wal::Hook) {
+        if self.autocheckpoint == AUTOCHECKPOINT {
+            connection.wal_hook(Some(hook));
+        }
+    }
 }
 
 /// `SQLITE_DEFAULT_WAL_AUTOCHECKPOINT`, in pages.
 const AUTOCHECKPOINT: i32 = 1000;
-
-/// What SQLite's own hook does with that number. Setting it costs a hundredth of the pragma.
-fn autocheckpoint(wal: &Wal, pages: i32) -> rusqlite::Result<()> {
-    if pages >= AUTOCHECKPOINT {
-        // A checkpoint that fails now will be tried again after the next commit.
-        let _ = wal.checkpoint();
-    }
-    Ok(())
-}
 
 fn remove_hooks(connection: &Connection) -> rusqlite::Result<()> {
     connection.commit_hook(None::<fn() -> bool>)?;

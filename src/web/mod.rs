@@ -42,6 +42,7 @@ use crate::error::Error;
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::events;
 use crate::lease::Lease;
+use crate::lend::lend_async;
 use crate::pool::Pool;
 
 const MISSING: &str = "the request names none";
@@ -94,7 +95,8 @@ impl Agent {
     }
 
     async fn lease_at(&self, place: &'static Location<'static>) -> Result<Lease, Error> {
-        self.pool.lease_async_at(self.id()?, place).await
+        let shared = self.pool.shared();
+        lend_async(shared, self.id()?, shared.options.lease_timeout, place).await
     }
 
     /// Runs `work` on a connection of the agent's, off the async threads: [`Pool::run`].

@@ -1,0 +1,164 @@
+//! A group of writes: one transaction, in which each member has a savepoint of its own.
+//! It knows no queue and no pool: who is in the group, and what they are told, is decided elsewhere.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::ffi::ErrorCode;
+use rusqlite::{DropBehavior, Savepoint, Transaction, TransactionBehavior};
+
+use super::connection::Connection;
+use super::watch::MEMBER;
+use crate::error::Error;
+
+/// How long to wait before a lock that somebody outside holds is asked for again, and by how much that
+/// varies. SQLite's own pauses grow to 100 ms, and so its waits last longer than the lock is held.
+const PAUSE: Duration = Duration::from_micros(500);
+const JITTER: Duration = Duration::from_millis(1);
+
+/// An open transaction. Dropping it rolls it back.
+pub(crate) struct Group<'a> {
+    connection: &'a mut Connection,
+    over: bool,
+}
+
+/// What a member left behind.
+pub(crate) enum Member {
+    /// Its savepoint is part of the transaction, or (as it wished) rolled back.
+    Done,
+    /// Its savepoint was rolled back, and this is what it is to be told.
+    Refused(Error),
+    /// SQLite has rolled back the whole transaction, with all members'.
+    Lost,
+}
+
+impl<'a> Group<'a> {
+    /// Begins a transaction that writes. While another process, or a connection that takes no part in the
+    /// pool's queue, holds the lock, it asks again and again, as long as `patience` says.
+    pub(crate) fn begin(
+        connection: &'a mut Connection,
+        patience: impl FnMut() -> bool,
+    ) -> rusqlite::Result<Self> {
+        connection.enter_group()?;
+        let mut group = Group {
+            connection,
+            over: true,
+        };
+        let mut transaction = begin_immediate(group.connection, patience)?;
+        transaction.set_drop_behavior(DropBehavior::Ignore);
+        drop(transaction);
+        group.over = false;
+        Ok(group)
+    }
+
+    /// Lets one member work. `work` returns whether to keep what it did.
+    pub(crate) fn member(&mut self, work: impl FnOnce(&mut Savepoint<'_>) -> bool) -> Member {
+        match self.try_member(work) {
+            Ok(member) if !self.connection.is_autocommit() => member,
+            _ if self.connection.is_autocommit() => {
+                self.over = true;
+                Member::Lost
+            }
+            Ok(member) => member,
+            Err(error) => Member::Refused(error.into()),
+        }
+    }
+
+    fn try_member(
+        &mut self,
+        work: impl FnOnce(&mut Savepoint<'_>) -> bool,
+    ) -> rusqlite::Result<Member> {
+        let watch = self.connection.watch();
+        self.connection.begin_member()?;
+        let quiet = watch.quiet();
+        let mut savepoint = self.connection.savepoint_with_name(MEMBER)?;
+        drop(quiet);
+        let fence = watch.fence();
+        let keep = work(&mut savepoint);
+        drop(fence);
+        let _quiet = watch.quiet();
+        savepoint.set_drop_behavior(DropBehavior::Rollback);
+        let refused = watch.take_refused();
+        if keep && refused.is_none() {
+            savepoint.commit()?;
+        } else {
+            savepoint.finish()?;
+        }
+        Ok(match refused {
+            Some(action) => Member::Refused(Error::NotInWrite { action }),
+            None => Member::Done,
+        })
+    }
+
+    /// Commits. If that fails, nothing of the group is kept.
+    pub(crate) fn commit(mut self, mut patience: impl FnMut() -> bool) -> rusqlite::Result<()> {
+        let _quiet = self.connection.watch().quiet();
+        loop {
+            match self.connection.execute_batch("COMMIT") {
+                Ok(()) => {
+                    self.over = true;
+                    return Ok(());
+                }
+                // Only databases in memory: a reader is at work.
+                Err(error) if is_busy(&error) && patience() => pause(),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        if !self.over && !self.connection.is_autocommit() {
+            let _quiet = self.connection.watch().quiet();
+            // If it fails, the lease's end finds the transaction still open, and tries again.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+        self.connection.leave_group();
+    }
+}
+
+/// `BEGIN IMMEDIATE`, again and again while the lock is taken, as long as `patience` says.
+pub(crate) fn begin_immediate(
+    connection: &rusqlite::Connection,
+    mut patience: impl FnMut() -> bool,
+) -> rusqlite::Result<Transaction<'_>> {
+    loop {
+        match Transaction::new_unchecked(connection, TransactionBehavior::Immediate) {
+            Err(error) if is_busy(&error) && patience() => pause(),
+            begun => return begun,
+        }
+    }
+}
+
+/// Waits until `deadline` at most.
+pub(crate) fn until(deadline: Instant) -> impl FnMut() -> bool {
+    move || Instant::now() < deadline
+}
+
+fn pause() {
+    std::thread::sleep(PAUSE + JITTER.mul_f64(fraction()));
+}
+
+/// Something between 0 and 1 that two processes do not agree on.
+fn fraction() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0) as f64 / u64::MAX as f64
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
+
+/// The same error once more: one commit may fail for many.
+pub(crate) fn same(error: &rusqlite::Error) -> rusqlite::Error {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, message) => {
+            rusqlite::Error::SqliteFailure(*failure, message.clone())
+        }
+        // A COMMIT has no parameters and no rows: it fails in no other way.
+        other => rusqlite::Error::ToSqlConversionFailure(other.to_string().into()),
+    }
+}

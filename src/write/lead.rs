@@ -1,0 +1,257 @@
+//! Leading a lane: connection, pen, transaction, members, commit, answers; one group after the other.
+//! It knows neither who calls nor how they wait.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::checkpoint;
+use super::nesting::Within;
+use crate::error::{Error, Wanted};
+use crate::lease::Lease;
+use crate::lend::lend;
+use crate::permits::{Claim, Refusal};
+use crate::queue::{Job, Lane};
+use crate::shared::Shared;
+use crate::sqlite::{Group, Member, Sqlite, same, until};
+use crate::stats::{add, count};
+
+/// A lane of a pool's, with the agent whose connection its leader uses.
+#[derive(Clone)]
+pub(super) struct Post {
+    pub(super) shared: Arc<Shared<Sqlite>>,
+    pub(super) lane: Arc<Lane<Arc<dyn Job>>>,
+    pub(super) agent: Arc<str>,
+}
+
+impl Post {
+    pub(super) fn of(shared: &Arc<Shared<Sqlite>>) -> Self {
+        Post {
+            shared: Arc::clone(shared),
+            lane: shared.backend.lane(),
+            agent: Arc::clone(&shared.backend.writes.writer),
+        }
+    }
+
+    /// Leads until nobody waits, on a thread of the pool's.
+    pub(super) fn lead(self, mut first: Option<Arc<dyn Job>>) {
+        loop {
+            self.lead_once(first.take());
+            if self.lane.step_down() {
+                return;
+            }
+        }
+    }
+
+    /// Lets a thread of the pool's lead from now on.
+    pub(super) fn hand_over(self, first: Option<Arc<dyn Job>>) {
+        let hands = Arc::clone(&self.shared.backend.writes.hands);
+        hands.take(Box::new(move || self.lead(first)));
+    }
+
+    /// Leads one group, which begins with `first` or with the first of the queue.
+    pub(super) fn lead_once(&self, first: Option<Arc<dyn Job>>) {
+        // The user's code that runs within (wakers, drops of what nobody waits for) may panic: that must
+        // not end the lane. Members that had no answer get one as the group is dropped.
+        let led = catch_unwind(AssertUnwindSafe(|| self.group(first)));
+        drop(led);
+    }
+
+    fn group(&self, first: Option<Arc<dyn Job>>) {
+        let Some(first) = first.or_else(|| self.lane.next()) else {
+            return;
+        };
+        let mut members = Members(Vec::new());
+        if first.is_called_off() {
+            return;
+        }
+        let mut lease = match self.connection(&first) {
+            Ok(lease) => lease,
+            Err(error) => return self.fail(&first, error),
+        };
+        let pen = match self.pen(first.claim(), first.deadline()) {
+            Ok(pen) => pen,
+            Err(error) => return self.fail(&first, error),
+        };
+        let outcome = match self.begin(&mut lease, &first) {
+            Ok(group) => self.fill(group, first, &mut members),
+            Err(error) => return self.fail(&first, error.into()),
+        };
+        let clean = lease.connection_mut().is_clean();
+        checkpoint::noted(&self.shared);
+        drop(pen);
+        match clean {
+            true => drop(lease),
+            false => Lease::discard(lease),
+        }
+        let counters = &self.shared.counters;
+        count(&counters.write_groups);
+        match &outcome {
+            Ok(()) => add(&counters.writes, members.0.len() as u64),
+            Err(_) => add(&counters.write_failures, members.0.len() as u64),
+        }
+        members.conclude(outcome);
+    }
+
+    fn begin<'a>(&self, lease: &'a mut Lease, first: &Arc<dyn Job>) -> rusqlite::Result<Group<'a>> {
+        let begun = Group::begin(lease.connection_mut(), || {
+            self.lane.set_locked_out(true);
+            let now = Instant::now();
+            self.expire(now);
+            now < first.deadline() && !first.is_called_off()
+        });
+        self.lane.set_locked_out(false);
+        begun
+    }
+
+    /// Lets members work until the group is full or nobody waits, and commits.
+    fn fill(
+        &self,
+        mut group: Group<'_>,
+        first: Arc<dyn Job>,
+        members: &mut Members,
+    ) -> Result<(), Lost> {
+        let limits = &self.shared.backend.writes;
+        let started = Instant::now();
+        let deadline = first.deadline();
+        let within = Within::pool(&self.shared);
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match group.member(|savepoint| job.work(savepoint)) {
+                Member::Done => members.0.push(job),
+                Member::Refused(error) => self.fail(&job, error),
+                Member::Lost => {
+                    members.0.push(job);
+                    return Err(Lost::RolledBack);
+                }
+            }
+            let now = Instant::now();
+            if members.0.len() >= limits.group_members
+                || now.saturating_duration_since(started) >= limits.group_time
+            {
+                break;
+            }
+            next = self.next(now);
+        }
+        drop(within);
+        group.commit(until(deadline)).map_err(Lost::Commit)
+    }
+
+    /// The next whose time has not passed.
+    fn next(&self, now: Instant) -> Option<Arc<dyn Job>> {
+        loop {
+            let job = self.lane.next()?;
+            if job.is_called_off() {
+                continue;
+            }
+            if job.deadline() > now {
+                return Some(job);
+            }
+            self.fail(&job, self.too_late(job.claim()));
+        }
+    }
+
+    fn connection(&self, first: &Arc<dyn Job>) -> Result<Lease, Error> {
+        let now = Instant::now();
+        if first.deadline() <= now {
+            return Err(self.too_late(first.claim()));
+        }
+        let wait = first.deadline().saturating_duration_since(now);
+        lend(&self.shared, &self.agent, Some(wait), first.claim().place)
+    }
+
+    /// The right to begin a transaction that writes.
+    pub(super) fn pen(&self, claim: &Claim, deadline: Instant) -> Result<Pen<'_>, Error> {
+        let permits = &self.lane.pen;
+        let refusal = match permits.acquire_free() {
+            true => return Ok(Pen(&self.lane)),
+            false => permits.acquire(claim.clone(), deadline),
+        };
+        match refusal {
+            Ok(()) => Ok(Pen(&self.lane)),
+            Err(Refusal::Closed) => Err(Error::Closed),
+            Err(Refusal::TimedOut { .. }) => Err(self.too_late(claim)),
+        }
+    }
+
+    /// Answers those in the queue whose time has passed.
+    pub(super) fn expire(&self, now: Instant) {
+        for job in self.lane.take_out(|job| job.deadline() <= now) {
+            self.fail(&job, self.too_late(job.claim()));
+        }
+    }
+
+    /// Why a write that waited too long was not done.
+    pub(super) fn too_late(&self, claim: &Claim) -> Error {
+        if self.lane.is_locked_out() {
+            return locked_out().into();
+        }
+        count(&self.shared.counters.timeouts);
+        self.exhausted(claim, self.lane.waiting())
+    }
+
+    pub(super) fn exhausted(&self, claim: &Claim, waiting: usize) -> Error {
+        self.shared
+            .exhausted(Wanted::TurnToWrite, claim.asked_at, waiting)
+    }
+
+    fn fail(&self, job: &Arc<dyn Job>, error: Error) {
+        count(&self.shared.counters.write_failures);
+        job.conclude(Err(error));
+    }
+}
+
+/// What SQLite says to those who are locked out.
+fn locked_out() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
+        Some("somebody outside of the pool's queue holds the lock to write".to_owned()),
+    )
+}
+
+/// Why nothing of a group is kept.
+enum Lost {
+    /// SQLite rolled it back within a member's work.
+    RolledBack,
+    Commit(rusqlite::Error),
+}
+
+impl Lost {
+    fn error(&self) -> Error {
+        match self {
+            Lost::RolledBack => Error::RolledBack,
+            Lost::Commit(error) => same(error).into(),
+        }
+    }
+}
+
+/// Those who have worked and wait for the commit. Dropped without one, they are told that there is none.
+struct Members(Vec<Arc<dyn Job>>);
+
+impl Members {
+    fn conclude(mut self, outcome: Result<(), Lost>) {
+        while let Some(job) = self.0.pop() {
+            job.conclude(match &outcome {
+                Ok(()) => Ok(()),
+                Err(lost) => Err(lost.error()),
+            });
+        }
+    }
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        for job in self.0.drain(..) {
+            job.conclude(Err(Error::RolledBack));
+        }
+    }
+}
+
+/// The right to begin a transaction that writes, which goes to the next when it is dropped.
+pub(super) struct Pen<'a>(&'a Lane<Arc<dyn Job>>);
+
+impl Drop for Pen<'_> {
+    fn drop(&mut self) {
+        self.0.pen.release();
+    }
+}
