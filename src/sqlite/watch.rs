@@ -159,6 +159,8 @@ fn changes(context: &AuthContext<'_>) -> Option<String> {
         | AuthAction::DropTempTable { .. }
         | AuthAction::DropTempTrigger { .. }
         | AuthAction::DropTempView { .. } => TEMPORARY,
+        // SQLite itself does this as it renames something.
+        AuthAction::Update { table_name, .. } if is_temporary_schema(table_name) => return None,
         AuthAction::Insert { .. }
         | AuthAction::Update { .. }
         | AuthAction::Delete { .. }
@@ -183,6 +185,12 @@ fn changes(context: &AuthContext<'_>) -> Option<String> {
         _ => return None,
     };
     Some(what.to_owned())
+}
+
+fn is_temporary_schema(table: &str) -> bool {
+    ["sqlite_temp_master", "sqlite_temp_schema"]
+        .iter()
+        .any(|schema| table.eq_ignore_ascii_case(schema))
 }
 
 const TEMPORARY: &str = "a change of a temporary table";

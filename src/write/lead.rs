@@ -36,7 +36,7 @@ impl Post {
     /// Leads until nobody waits, on a thread of the pool's.
     pub(super) fn lead(self, mut first: Option<Arc<dyn Job>>) {
         loop {
-            self.lead_once(first.take());
+            self.lead_once(first.take(), Company::Welcome);
             if self.lane.step_down() {
                 return;
             }
@@ -50,14 +50,14 @@ impl Post {
     }
 
     /// Leads one group, which begins with `first` or with the first of the queue.
-    pub(super) fn lead_once(&self, first: Option<Arc<dyn Job>>) {
+    pub(super) fn lead_once(&self, first: Option<Arc<dyn Job>>, company: Company) {
         // The user's code that runs within (wakers, drops of what nobody waits for) may panic: that must
         // not end the lane. Members that had no answer get one as the group is dropped.
-        let led = catch_unwind(AssertUnwindSafe(|| self.group(first)));
+        let led = catch_unwind(AssertUnwindSafe(|| self.group(first, company)));
         drop(led);
     }
 
-    fn group(&self, first: Option<Arc<dyn Job>>) {
+    fn group(&self, first: Option<Arc<dyn Job>>, company: Company) {
         let Some(first) = first.or_else(|| self.lane.next()) else {
             return;
         };
@@ -74,7 +74,7 @@ impl Post {
             Err(error) => return self.fail(&first, error),
         };
         let outcome = match self.begin(&mut lease, &first) {
-            Ok(group) => self.fill(group, first, &mut members),
+            Ok(group) => self.fill(group, first, company, &mut members),
             Err(error) => return self.fail(&first, error.into()),
         };
         let clean = lease.connection_mut().is_clean();
@@ -109,9 +109,14 @@ impl Post {
         &self,
         mut group: Group<'_>,
         first: Arc<dyn Job>,
+        company: Company,
         members: &mut Members,
     ) -> Result<(), Lost> {
         let limits = &self.shared.backend.writes;
+        let most = match company {
+            Company::Welcome => limits.group_members,
+            Company::None => 1,
+        };
         let started = Instant::now();
         let deadline = first.deadline();
         let within = Within::pool(&self.shared);
@@ -126,7 +131,7 @@ impl Post {
                 }
             }
             let now = Instant::now();
-            if members.0.len() >= limits.group_members
+            if members.0.len() >= most
                 || now.saturating_duration_since(started) >= limits.group_time
             {
                 break;
@@ -199,6 +204,13 @@ impl Post {
         count(&self.shared.counters.write_failures);
         job.conclude(Err(error));
     }
+}
+
+/// Whether others may join a group.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    Welcome,
+    None,
 }
 
 /// What SQLite says to those who are locked out.

@@ -30,7 +30,7 @@ use crate::sqlite::{Sqlite, begin_immediate, until};
 use crate::stats::count;
 
 use checkpoint::noted;
-use lead::Post;
+use lead::{Company, Post};
 use nesting::Within;
 
 /// What the pool calls, of this.
@@ -283,7 +283,7 @@ where
     let call = Call::new(shared, agent, wait, place, work)?;
     let deadline = match call.join()? {
         Some(first) => {
-            call.post.lead_once(Some(first));
+            call.post.lead_once(Some(first), Company::None);
             if !call.post.lane.step_down() {
                 call.post.clone().hand_over(None);
             }
@@ -301,7 +301,7 @@ where
     call.returned(answer)
 }
 
-async fn write_async<T, E, F>(
+pub(crate) async fn write_async<T, E, F>(
     shared: &Arc<Shared<Sqlite>>,
     agent: &str,
     wait: Duration,
