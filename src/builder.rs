@@ -247,12 +247,16 @@ impl Builder {
 
     /// How long the write-ahead log may become before the pool runs a checkpoint, in bytes (for pages of the
     /// usual 4,096); 65,536 to 1,073,741,824. A thread of the pool's does that, on a connection of the
-    /// pool's, and no commit waits for it. The file `-wal` is cut to that size once it can be.
+    /// pool's, and no commit waits for it.
     ///
-    /// The log grows beyond this while a checkpoint runs, and for as long as somebody reads from it what
-    /// was there before: a read transaction that stays open is reported as a `tracing` event, with the oldest
-    /// lease. A [`pragma`](Builder::pragma) `wal_autocheckpoint` brings SQLite's own checkpoints back, which
-    /// run within commits.
+    /// While a checkpoint runs, the log grows on: usually to twice this; at three times, writes wait until the
+    /// checkpoint has ended, as the disk is slower than they are. The file `-wal` is cut to four times this.
+    /// The log grows without a bound only for as long as somebody reads from it: a read transaction that
+    /// stays open is reported as a `tracing` event, with the oldest lease.
+    ///
+    /// Commits of leases that do not use the queue run SQLite's own checkpoint once the log is half as long
+    /// again, or somewhat longer. A [`pragma`](Builder::pragma) `wal_autocheckpoint` brings SQLite's own
+    /// checkpoints back for all.
     ///
     /// Defaults to 4 MiB, which is also when SQLite runs its own.
     pub fn wal_size(mut self, bytes: u32) -> Self {

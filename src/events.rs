@@ -127,13 +127,12 @@ pub(crate) fn checkpoint_failed(pool: &str, error: &Error) {
 
 /// The write-ahead log cannot shrink, since somebody reads from it: the oldest lease, as far as is known, or
 /// another process.
-pub(crate) fn wal_pinned(pool: &str, pages: u32, copied: u32, holder: Option<&Holder>) {
+pub(crate) fn wal_pinned(pool: &str, pages: u32, holder: Option<&Holder>) {
     #[cfg(feature = "tracing")]
     match holder {
         Some(holder) => tracing::warn!(
             pool,
             pages,
-            copied,
             agent = holder.agent,
             borrowed_at = %holder.borrowed_at,
             age = ?holder.age,
@@ -142,7 +141,6 @@ pub(crate) fn wal_pinned(pool: &str, pages: u32, copied: u32, holder: Option<&Ho
         None => tracing::warn!(
             pool,
             pages,
-            copied,
             "the write-ahead log cannot shrink: another process reads from it"
         ),
     }

@@ -37,7 +37,7 @@ pub(crate) use connection::Connection;
 pub use connection::Synchronous;
 pub use database::Database;
 pub(crate) use group::{Group, Member, begin_immediate, same, until};
-pub(crate) use wal::{Checkpointed, Wal, checkpoint, take_noted};
+pub(crate) use wal::{Checkpointed, Mode, Wal, checkpoint, take_noted};
 
 use database::{File, Generation};
 use watch::Watch;

@@ -9,9 +9,11 @@
 use std::cell::Cell;
 use std::sync::atomic::{
     AtomicBool, AtomicU32,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+    Ordering::{Acquire, Relaxed, Release},
 };
+use std::time::Instant;
 
+use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal as WalHook;
 
@@ -72,6 +74,9 @@ pub(crate) fn take_noted() -> Option<u32> {
     }
 }
 
+/// So many times as long as it should be is far too long.
+const FAR: u32 = 3;
+
 /// When the log of a file wants a checkpoint.
 pub(crate) struct Wal {
     /// Pages from which on it wants one.
@@ -80,7 +85,9 @@ pub(crate) struct Wal {
     due_at: AtomicU32,
     /// Pages after the last commit that was told.
     pages: AtomicU32,
-    running: AtomicBool,
+    running: Mutex<bool>,
+    /// Told when a checkpoint has ended.
+    ended: Condvar,
     /// The last checkpoint left frames behind that somebody still reads.
     pinned: AtomicBool,
 }
@@ -88,14 +95,13 @@ pub(crate) struct Wal {
 /// How a checkpoint ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Checkpointed {
-    /// Somebody else was running one.
+    /// Somebody else was running one, or was waited for in vain.
     pub(crate) busy: bool,
-    /// Pages in the log, and how many of them are in the database now.
+    /// Pages in the log.
     pub(crate) log: u32,
-    pub(crate) done: u32,
 }
 
-/// The right to run a checkpoint; there is one at a time.
+/// A checkpoint is being run; there is one at a time.
 pub(crate) struct Running<'a>(&'a Wal);
 
 impl Wal {
@@ -107,7 +113,8 @@ impl Wal {
             limit,
             due_at: AtomicU32::new(limit),
             pages: AtomicU32::new(0),
-            running: AtomicBool::new(false),
+            running: Mutex::new(false),
+            ended: Condvar::new(),
             pinned: AtomicBool::new(false),
         }
     }
@@ -118,12 +125,17 @@ impl Wal {
             // It begins anew.
             self.due_at.store(self.limit, Relaxed);
         }
-        pages >= self.due_at.load(Relaxed) && !self.running.load(Relaxed)
+        pages >= self.due_at.load(Relaxed)
     }
 
     /// Whether a checkpoint that could not finish should be tried again.
     pub(crate) fn wants_another_try(&self) -> bool {
-        self.pinned.load(Acquire) && !self.running.load(Relaxed)
+        self.pinned.load(Acquire)
+    }
+
+    /// Whether writers had better wait than let it grow on.
+    pub(crate) fn is_far_too_long(&self, pages: u32) -> bool {
+        pages >= self.limit.saturating_mul(FAR)
     }
 
     /// How many pages it had after the last commit that was told.
@@ -131,12 +143,24 @@ impl Wal {
         self.pages.load(Relaxed)
     }
 
-    pub(crate) fn begin(&self) -> Option<Running<'_>> {
-        let begun = self
-            .running
-            .compare_exchange(false, true, AcqRel, Relaxed)
-            .is_ok();
-        begun.then(|| Running(self))
+    /// A checkpoint is to be run, unless one is: returns whether the caller is to [`run`](Wal::run) it.
+    pub(crate) fn begin(&self) -> bool {
+        !std::mem::replace(&mut *self.running.lock(), true)
+    }
+
+    /// The checkpoint that was begun runs until this is dropped.
+    pub(crate) fn run(&self) -> Running<'_> {
+        Running(self)
+    }
+
+    /// Lets whoever wants to write wait for the checkpoint that is running, if the log is far too long: the
+    /// disk is slower than they are. Nobody can help it if somebody reads from the log.
+    pub(crate) fn hold_back(&self, deadline: Instant) {
+        if !self.is_far_too_long(self.pages()) || self.wants_another_try() {
+            return;
+        }
+        let mut running = self.running.lock();
+        while *running && !self.ended.wait_until(&mut running, deadline).timed_out() {}
     }
 }
 
@@ -148,8 +172,7 @@ impl Running<'_> {
         // the next commit does if nobody reads from it, this is back to the limit.
         let next = result.log.saturating_add(wal.limit / 4).max(wal.limit);
         wal.due_at.store(next, Relaxed);
-        let pinned = !result.busy && result.done < result.log;
-        pinned && !wal.pinned.swap(pinned, Release)
+        result.busy && !wal.pinned.swap(true, Release)
     }
 
     pub(crate) fn is_over(&self) {
@@ -159,24 +182,31 @@ impl Running<'_> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.running.store(false, Release);
+        *self.0.running.lock() = false;
+        self.0.ended.notify_all();
     }
 }
 
-impl Checkpointed {
-    pub(crate) fn left(self) -> u32 {
-        self.log.saturating_sub(self.done)
-    }
+/// How much a checkpoint is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It copies into the database what nobody reads from the log any more, waits for nobody, and nobody
+    /// waits for it.
+    Passive,
+    /// It copies all, and sees to it that nobody reads from the log: the next write begins it anew. It waits
+    /// for writers and readers as long as the connection's `busy_timeout`.
+    Restart,
 }
 
-/// Copies into the database what nobody reads from the log any more. It waits for nobody, and nobody
-/// waits for it.
-pub(crate) fn checkpoint(connection: &Connection) -> rusqlite::Result<Checkpointed> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+pub(crate) fn checkpoint(connection: &Connection, mode: Mode) -> rusqlite::Result<Checkpointed> {
+    let sql = match mode {
+        Mode::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
+        Mode::Restart => "PRAGMA wal_checkpoint(RESTART)",
+    };
+    connection.query_row(sql, [], |row| {
         Ok(Checkpointed {
             busy: row.get(0)?,
             log: u32::try_from(row.get::<_, i64>(1)?).unwrap_or(0),
-            done: u32::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
         })
     })
 }

@@ -65,6 +65,9 @@ impl Post {
         if first.is_called_off() {
             return;
         }
+        if let Some(wal) = self.shared.backend.wal() {
+            wal.hold_back(first.deadline());
+        }
         let mut lease = match self.connection(&first) {
             Ok(lease) => lease,
             Err(error) => return self.fail(&first, error),
@@ -100,7 +103,9 @@ impl Post {
             self.expire(now);
             now < first.deadline() && !first.is_called_off()
         });
-        self.lane.set_locked_out(false);
+        if begun.is_ok() {
+            self.lane.set_locked_out(false);
+        }
         begun
     }
 

@@ -874,8 +874,8 @@ fn the_log_stays_short_under_load() {
     });
     let (longest, written) = (longest.into_inner(), written.into_inner());
     assert!(written >= 40 << 20, "{written}");
-    // It grows on while a checkpoint runs, on a machine that may be busy with other tests.
-    assert!(longest <= 8 << 20, "{longest}");
+    // Three times `wal_size`, and the group that came last.
+    assert!(longest <= 4 << 20, "{longest}");
     let stats = pool.stats();
     assert!(stats.checkpoints >= 5, "{stats:?}");
 }
