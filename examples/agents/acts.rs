@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use leasepool::rusqlite::{self, Connection};
-use leasepool::{Database, Pool, Stats, Synchronous};
+use leasepool::rusqlite::{self, Connection, TransactionBehavior};
+use leasepool::{Database, Error, Pool, Stats, Synchronous};
 use r2d2_sqlite::SqliteConnectionManager;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -21,7 +21,7 @@ use crate::args::{Act, Args};
 use crate::probe::{Descriptors, limit_descriptors};
 use crate::report::{Report, Sample};
 use crate::transcript::{Transcript, word_of};
-use crate::workload::{self, Turn};
+use crate::workload::{self, Access, Turn};
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the pinned act waits for a connection: long enough to see that none will come.
@@ -31,14 +31,10 @@ const TELL_EVERY: Duration = Duration::from_millis(50);
 /// One turn in so many searches.
 const SEARCH_EVERY: u64 = 50;
 
-/// One way of giving agents their connections.
+/// One way of giving agents access to the database.
 trait Server: Sync {
-    /// Runs `work` on the agent's connection.
-    fn with(
-        &self,
-        agent: &str,
-        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
-    ) -> Result<(), String>;
+    /// Takes an agent's turn. `acknowledged` is told of every row.
+    fn serve(&self, turn: Turn, acknowledged: impl Fn()) -> Result<(), String>;
 
     /// How many agents have a connection to themselves.
     fn agents(&self) -> Option<usize>;
@@ -53,6 +49,54 @@ struct Kept<C, F> {
 
 struct Leased(Pool);
 
+/// Who has a connection reads and writes on it, and waits for SQLite's lock.
+impl Access for &mut Connection {
+    type Error = rusqlite::Error;
+
+    fn write<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> rusqlite::Result<T> {
+        // IMMEDIATE: a transaction that writes must not begin as one that reads.
+        let transaction = self.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let result = work(&transaction)?;
+        transaction.commit()?;
+        Ok(result)
+    }
+
+    fn read<T>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        work(self)
+    }
+}
+
+/// Who has none leases one to read, and hands the pool what is to be written.
+struct Lent<'a> {
+    pool: &'a Pool,
+    agent: &'a str,
+}
+
+impl Access for Lent<'_> {
+    type Error = Error;
+
+    fn write<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.pool.write(self.agent, move |tx| Ok(work(tx)?))
+    }
+
+    fn read<T>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let lease = self.pool.lease(self.agent)?;
+        Ok(work(&lease)?)
+    }
+}
+
 fn configure(conn: &mut Connection) -> rusqlite::Result<()> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
@@ -63,22 +107,19 @@ where
     C: DerefMut<Target = Connection> + Send,
     F: Fn() -> Result<C, String> + Sync,
 {
-    fn with(
-        &self,
-        agent: &str,
-        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
-    ) -> Result<(), String> {
-        let known = lock(&self.agents).get(agent).cloned();
+    fn serve(&self, turn: Turn, acknowledged: impl Fn()) -> Result<(), String> {
+        let known = lock(&self.agents).get(&turn.agent).cloned();
         let conn = match known {
             Some(conn) => conn,
             None => {
                 let conn = Arc::new(Mutex::new((self.give)()?));
-                lock(&self.agents).insert(agent.to_owned(), Arc::clone(&conn));
+                lock(&self.agents).insert(turn.agent.clone(), Arc::clone(&conn));
                 conn
             }
         };
         let mut conn = lock(&conn);
-        work(&mut conn).map_err(|e| e.to_string())
+        turn.take(&mut **conn, acknowledged)
+            .map_err(|e| e.to_string())
     }
 
     fn agents(&self) -> Option<usize> {
@@ -87,13 +128,13 @@ where
 }
 
 impl Server for Leased {
-    fn with(
-        &self,
-        agent: &str,
-        work: &mut dyn FnMut(&mut Connection) -> rusqlite::Result<()>,
-    ) -> Result<(), String> {
-        let mut lease = self.0.lease(agent).map_err(|e| e.to_string())?;
-        work(&mut lease).map_err(|e| e.to_string())
+    fn serve(&self, turn: Turn, acknowledged: impl Fn()) -> Result<(), String> {
+        let agent = turn.agent.clone();
+        let access = Lent {
+            pool: &self.0,
+            agent: &agent,
+        };
+        turn.take(access, acknowledged).map_err(|e| e.to_string())
     }
 
     fn agents(&self) -> Option<usize> {
@@ -240,18 +281,17 @@ impl<'a> Stage<'a> {
             }
             let agent = format!("agent-{}", zipf.sample(&mut rng) as u64);
             let (message, reply) = self.transcript.draw(&mut rng);
-            let turn = Turn {
-                agent: &agent,
-                message: &message,
-                reply: &reply,
-                search: number
-                    .is_multiple_of(SEARCH_EVERY)
-                    .then(|| word_of(&message))
-                    .flatten(),
+            let search = match number.is_multiple_of(SEARCH_EVERY) {
+                true => word_of(&message).map(str::to_owned),
+                false => None,
             };
-            let served = server.with(&agent, &mut |conn| {
-                turn.take(conn, || _ = self.rows.fetch_add(1, Relaxed))
-            });
+            let turn = Turn {
+                agent,
+                message,
+                reply,
+                search,
+            };
+            let served = server.serve(turn, || _ = self.rows.fetch_add(1, Relaxed));
             match served {
                 Ok(()) => _ = self.turns.fetch_add(1, Relaxed),
                 Err(error) => {

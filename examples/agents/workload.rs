@@ -1,6 +1,7 @@
 //! What a chat server does with its database: the schema, and one turn of a conversation.
+//! It does not know where connections come from.
 
-use leasepool::rusqlite::{Connection, Result, TransactionBehavior};
+use leasepool::rusqlite::{Connection, Result};
 
 /// Sessions, their messages, and a full-text index that triggers keep.
 pub(crate) fn set_up(conn: &Connection) -> Result<()> {
@@ -39,43 +40,63 @@ pub(crate) fn set_up(conn: &Connection) -> Result<()> {
     )
 }
 
-/// One turn: what is said, what is answered, and what is looked for, if anything.
-pub(crate) struct Turn<'a> {
-    pub(crate) agent: &'a str,
-    pub(crate) message: &'a str,
-    pub(crate) reply: &'a str,
-    pub(crate) search: Option<&'a str>,
+/// An agent's way to the database.
+pub(crate) trait Access {
+    type Error;
+
+    /// Runs `work` in a transaction that writes, and returns once that is committed.
+    fn write<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> std::result::Result<T, Self::Error>;
+
+    fn read<T>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> Result<T>,
+    ) -> std::result::Result<T, Self::Error>;
 }
 
-impl Turn<'_> {
+/// One turn: what is said, what is answered, and what is looked for, if anything.
+pub(crate) struct Turn {
+    pub(crate) agent: String,
+    pub(crate) message: String,
+    pub(crate) reply: String,
+    pub(crate) search: Option<String>,
+}
+
+impl Turn {
     /// Takes the turn. `acknowledged` is told of every row as soon as it is committed.
-    pub(crate) fn take(&self, conn: &mut Connection, acknowledged: impl Fn()) -> Result<()> {
-        let session = append(conn, self.agent, "user", self.message)?;
+    pub(crate) fn take<A: Access>(
+        self,
+        mut access: A,
+        acknowledged: impl Fn(),
+    ) -> std::result::Result<(), A::Error> {
+        let agent = self.agent.clone();
+        let session = access.write(move |conn| append(conn, &agent, "user", &self.message))?;
         acknowledged();
-        history(conn, session)?;
-        if let Some(word) = self.search {
-            search(conn, session, word)?;
-        }
-        append(conn, self.agent, "assistant", self.reply)?;
+        access.read(|conn| {
+            history(conn, session)?;
+            if let Some(word) = &self.search {
+                search(conn, session, word)?;
+            }
+            Ok(())
+        })?;
+        access.write(move |conn| append(conn, &self.agent, "assistant", &self.reply))?;
         acknowledged();
         Ok(())
     }
 }
 
-fn append(conn: &mut Connection, agent: &str, role: &str, body: &str) -> Result<i64> {
-    // IMMEDIATE: a transaction that writes must not begin as one that reads.
-    let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let session = transaction
+fn append(conn: &Connection, agent: &str, role: &str, body: &str) -> Result<i64> {
+    let session = conn
         .prepare_cached(
             "INSERT INTO sessions (agent) VALUES (?1)
              ON CONFLICT (agent) DO UPDATE SET last_seen_at = unixepoch()
              RETURNING id",
         )?
         .query_row([agent], |row| row.get(0))?;
-    transaction
-        .prepare_cached("INSERT INTO messages (session_id, role, body) VALUES (?1, ?2, ?3)")?
+    conn.prepare_cached("INSERT INTO messages (session_id, role, body) VALUES (?1, ?2, ?3)")?
         .execute((session, role, body))?;
-    transaction.commit()?;
     Ok(session)
 }
 

@@ -1,5 +1,5 @@
-//! The routes. A session borrows a connection for each step on the database, and has none while its
-//! reply is on the way.
+//! The routes. A session borrows a connection for each read, hands each write to the pool's queue, and
+//! has no connection while its reply is on the way.
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,6 +13,7 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{Html, IntoResponse, Json};
 use axum::routing::{delete, get, post};
 use futures_core::Stream;
+use leasepool::rusqlite::{Connection, Savepoint};
 use leasepool::web::{Agent, AgentSource, LeaseLayer};
 use serde::Deserialize;
 
@@ -75,11 +76,10 @@ async fn send(
     let session = agent.id()?.to_owned();
     let place = app.streams.clone().try_acquire_owned();
     let place = place.map_err(|_| Fault::Busy)?;
-    // A write may wait for other writers: not on an async thread.
     let (text, of) = (said.text.clone(), session.clone());
     let id = agent
-        .run(move |conn| store::add(conn, &of, "user", &text))
-        .await??;
+        .write(move |tx| store::add(tx, &of, "user", &text).map_err(Fault::from))
+        .await?;
     app.accepted.fetch_add(1, Relaxed);
     let stream = async_stream::stream! {
         let _place = place;
@@ -112,11 +112,13 @@ fn stream_reply(
             }
         }
         let reply = words.join(" ");
-        let stored = agent.run(move |conn| store::add_reply(conn, &session, &reply)).await;
-        yield match stored {
-            Ok(Ok(Some(id))) => Event::default().event("done").data(id.to_string()),
-            Ok(Ok(None)) => Event::default().event("end").data("the session was deleted"),
-            _ => Event::default().event("end").data("the reply could not be stored"),
+        let add = move |tx: &mut Savepoint<'_>| {
+            store::add_reply(tx, &session, &reply).map_err(Fault::from)
+        };
+        yield match agent.write(add).await {
+            Ok(Some(id)) => Event::default().event("done").data(id.to_string()),
+            Ok(None) => Event::default().event("end").data("the session was deleted"),
+            Err(_) => Event::default().event("end").data("the reply could not be stored"),
         };
     }
 }
@@ -163,7 +165,7 @@ async fn search(
     if words.q.chars().count() > LONGEST_QUERY || words.q.contains('\0') {
         return Err(Fault::Bad("q: up to 200 characters"));
     }
-    let search = move |conn: &mut leasepool::rusqlite::Connection| store::search(conn, &words.q);
+    let search = move |conn: &mut Connection| store::search(conn, &words.q);
     let found = app
         .pool
         .run_timeout("search", SEARCH_TIMEOUT, search)
@@ -174,8 +176,8 @@ async fn search(
 async fn remove(agent: Agent) -> Result<StatusCode, Fault> {
     let session = agent.id()?.to_owned();
     let deleted = agent
-        .run(move |conn| store::delete(conn, &session))
-        .await??;
+        .write(move |tx| store::delete(tx, &session).map_err(Fault::from))
+        .await?;
     agent.pool().release(agent.id()?);
     match deleted {
         true => Ok(StatusCode::NO_CONTENT),

@@ -1,7 +1,7 @@
 //! The SQL: sessions, messages, and a full-text index of them.
-//! It knows no HTTP and no pool.
+//! It knows no HTTP and no pool, and begins no transaction: what writes is called within one.
 
-use leasepool::rusqlite::{Connection, Result, TransactionBehavior};
+use leasepool::rusqlite::{Connection, Result};
 use serde::Serialize;
 
 /// The longest list that is returned.
@@ -56,36 +56,24 @@ pub(crate) fn set_up(connection: &mut Connection) -> Result<()> {
     )
 }
 
-/// Adds a message, and its session if that is new. Returns the message's id, once it is committed.
-pub(crate) fn add(
-    connection: &mut Connection,
-    session: &str,
-    author: &str,
-    text: &str,
-) -> Result<i64> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction
+/// Adds a message, and its session if that is new. Returns the message's id.
+pub(crate) fn add(connection: &Connection, session: &str, author: &str, text: &str) -> Result<i64> {
+    connection
         .prepare_cached(
             "INSERT INTO session VALUES (?1, 1, unixepoch())
              ON CONFLICT (id) DO UPDATE SET messages = messages + 1, last_at = unixepoch()",
         )?
         .execute([session])?;
-    let id = transaction
+    connection
         .prepare_cached(
             "INSERT INTO message (session, author, text, at) VALUES (?1, ?2, ?3, unixepoch())
              RETURNING id",
         )?
-        .query_row([session, author, text], |row| row.get(0))?;
-    transaction.commit()?;
-    Ok(id)
+        .query_row([session, author, text], |row| row.get(0))
 }
 
 /// Adds the reply, unless the session has been deleted meanwhile.
-pub(crate) fn add_reply(
-    connection: &mut Connection,
-    session: &str,
-    text: &str,
-) -> Result<Option<i64>> {
+pub(crate) fn add_reply(connection: &Connection, session: &str, text: &str) -> Result<Option<i64>> {
     let known: bool = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM session WHERE id = ?1)")?
         .query_row([session], |row| row.get(0))?;
@@ -164,10 +152,8 @@ fn quoted(query: &str) -> String {
 }
 
 /// Whether there was such a session.
-pub(crate) fn delete(connection: &mut Connection, session: &str) -> Result<bool> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute("DELETE FROM message WHERE session = ?1", [session])?;
-    let deleted = transaction.execute("DELETE FROM session WHERE id = ?1", [session])?;
-    transaction.commit()?;
+pub(crate) fn delete(connection: &Connection, session: &str) -> Result<bool> {
+    connection.execute("DELETE FROM message WHERE session = ?1", [session])?;
+    let deleted = connection.execute("DELETE FROM session WHERE id = ?1", [session])?;
     Ok(deleted > 0)
 }

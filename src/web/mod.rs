@@ -8,17 +8,18 @@
 //!
 //! - [`Lease`]: a connection, leased before the handler runs and returned when the
 //!   handler drops it. For handlers that do little but SQL.
-//! - [`Agent`]: the handle for leasing. For handlers that do SQL in some places only, or may answer
-//!   without. A connection that is held while a handler waits for something else is one that others
-//!   wait for.
+//! - [`Agent`]: the handle for leasing and for writing. For handlers that write, that do SQL in some
+//!   places only, or that may answer without. A connection that is held while a handler waits for
+//!   something else is one that others wait for.
 //!
 //! A lease that is moved into a streaming body lives until the body ends or the server drops it. hyper
 //! drops it as soon as it sees that the client has gone; actix-web when it next writes. So a stream
 //! that may be silent for long should not hold a lease.
 //!
-//! An error becomes a response: 503 with `Retry-After` if no connection came free, 503 if the pool is
-//! closed, 400 if the request names no agent or one that cannot be, 500 for everything else. Bodies are
-//! fixed texts: what went wrong is for the log, where the event goes with the feature `tracing`.
+//! An error becomes a response: 503 with `Retry-After` if no connection came free or no turn to write
+//! came, 503 if the pool is closed, 400 if the request names no agent or one that cannot be, 500 for
+//! everything else. Bodies are fixed texts: what went wrong is for the log, where the event goes with
+//! the feature `tracing`.
 
 #[cfg(feature = "actix")]
 mod actix;
@@ -44,12 +45,13 @@ use crate::events;
 use crate::lease::Lease;
 use crate::lend::lend_async;
 use crate::pool::Pool;
+use crate::write::write_async;
 
 const MISSING: &str = "the request names none";
 const TWICE: &str = "the request names it twice";
 const NOT_UTF8: &str = "it is not UTF-8";
 
-/// The agent of a request: the handle for leasing. Cloning it is cheap.
+/// The agent of a request: the handle for leasing and for writing. Cloning it is cheap.
 ///
 /// ```
 /// use leasepool::web::Agent;
@@ -112,6 +114,40 @@ impl Agent {
     {
         let place = Location::caller();
         async move { self.pool.run_at(self.id()?, None, place, work).await }
+    }
+
+    /// Runs `work` in a transaction that writes, in one queue with all who write: [`Pool::write_async`].
+    ///
+    /// ```
+    /// use leasepool::Error;
+    /// use leasepool::web::Agent;
+    ///
+    /// async fn read_all(agent: Agent) -> Result<(), Error> {
+    ///     let id = agent.id()?.to_owned();
+    ///     agent
+    ///         .write(move |tx| {
+    ///             tx.execute("UPDATE message SET read = 1 WHERE agent = ?1", [id])?;
+    ///             Ok(())
+    ///         })
+    ///         .await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Pool::write`], as `work`'s error type.
+    #[track_caller]
+    pub fn write<T, E, F>(&self, work: F) -> impl Future<Output = Result<T, E>>
+    where
+        F: FnOnce(&mut rusqlite::Savepoint<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let place = Location::caller();
+        async move {
+            let (shared, id) = (self.pool.shared(), self.id()?);
+            let wait = shared.options.lease_timeout;
+            write_async(shared, id, wait, place, work).await
+        }
     }
 }
 

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::checkpoint;
 use super::nesting::Within;
 use crate::error::{Error, Wanted};
 use crate::lease::Lease;
@@ -51,8 +50,8 @@ impl Post {
 
     /// Leads one group, which begins with `first` or with the first of the queue.
     pub(super) fn lead_once(&self, first: Option<Arc<dyn Job>>, company: Company) {
-        // The user's code that runs within (wakers, drops of what nobody waits for) may panic: that must
-        // not end the lane. Members that had no answer get one as the group is dropped.
+        // Nothing is known to panic within. If it does, that must not end the lane, and members that have no
+        // answer yet get one as the group is dropped.
         let led = catch_unwind(AssertUnwindSafe(|| self.group(first, company)));
         drop(led);
     }
@@ -61,7 +60,7 @@ impl Post {
         let Some(first) = first.or_else(|| self.lane.next()) else {
             return;
         };
-        let mut members = Members(Vec::new());
+        let mut members = Members::default();
         if first.is_called_off() {
             return;
         }
@@ -81,7 +80,6 @@ impl Post {
             Err(error) => return self.fail(&first, error.into()),
         };
         let clean = lease.connection_mut().is_clean();
-        checkpoint::noted(&self.shared);
         drop(pen);
         match clean {
             true => drop(lease),
@@ -90,10 +88,10 @@ impl Post {
         let counters = &self.shared.counters;
         count(&counters.write_groups);
         match &outcome {
-            Ok(()) => add(&counters.writes, members.0.len() as u64),
-            Err(_) => add(&counters.write_failures, members.0.len() as u64),
+            Ok(()) => add(&counters.writes, members.jobs.len() as u64),
+            Err(_) => add(&counters.write_failures, members.jobs.len() as u64),
         }
-        members.conclude(outcome);
+        members.outcome = outcome;
     }
 
     fn begin<'a>(&self, lease: &'a mut Lease, first: &Arc<dyn Job>) -> rusqlite::Result<Group<'a>> {
@@ -128,15 +126,15 @@ impl Post {
         let mut next = Some(first);
         while let Some(job) = next {
             match group.member(|savepoint| job.work(savepoint)) {
-                Member::Done => members.0.push(job),
+                Member::Done => members.jobs.push(job),
                 Member::Refused(error) => self.fail(&job, error),
                 Member::Lost => {
-                    members.0.push(job);
+                    members.jobs.push(job);
                     return Err(Lost::RolledBack);
                 }
             }
             let now = Instant::now();
-            if members.0.len() >= most
+            if members.jobs.len() >= most
                 || now.saturating_duration_since(started) >= limits.group_time
             {
                 break;
@@ -207,7 +205,7 @@ impl Post {
 
     fn fail(&self, job: &Arc<dyn Job>, error: Error) {
         count(&self.shared.counters.write_failures);
-        job.conclude(Err(error));
+        conclude(job, Err(error));
     }
 }
 
@@ -242,26 +240,39 @@ impl Lost {
     }
 }
 
-/// Those who have worked and wait for the commit. Dropped without one, they are told that there is none.
-struct Members(Vec<Arc<dyn Job>>);
+/// Those who have worked. They are told the outcome when this is dropped, in the order in which they came.
+struct Members {
+    jobs: Vec<Arc<dyn Job>>,
+    outcome: Result<(), Lost>,
+}
 
-impl Members {
-    fn conclude(mut self, outcome: Result<(), Lost>) {
-        while let Some(job) = self.0.pop() {
-            job.conclude(match &outcome {
-                Ok(()) => Ok(()),
-                Err(lost) => Err(lost.error()),
-            });
+impl Default for Members {
+    fn default() -> Self {
+        Members {
+            jobs: Vec::new(),
+            // Until there is a commit.
+            outcome: Err(Lost::RolledBack),
         }
     }
 }
 
 impl Drop for Members {
     fn drop(&mut self) {
-        for job in self.0.drain(..) {
-            job.conclude(Err(Error::RolledBack));
+        for job in self.jobs.drain(..) {
+            let outcome = match &self.outcome {
+                Ok(()) => Ok(()),
+                Err(lost) => Err(lost.error()),
+            };
+            conclude(&job, outcome);
         }
     }
+}
+
+/// Answers one caller. What that runs of the user's (a waker, the drop of what nobody waits for) may panic;
+/// that is no reason not to answer the next.
+pub(super) fn conclude(job: &Arc<dyn Job>, outcome: Result<(), Error>) {
+    let concluded = catch_unwind(AssertUnwindSafe(|| job.conclude(outcome)));
+    drop(concluded);
 }
 
 /// The right to begin a transaction that writes, which goes to the next when it is dropped.

@@ -247,11 +247,12 @@ impl Lease {
         let deadline = asked_at + shared.options.lease_timeout;
         let post = Post::of(&shared);
         let claim = Claim::new(Lease::agent(lease), asked_at, place);
-        let _pen = post.pen(&claim, deadline)?;
-        let _within = Within::pool(&post.shared);
+        let pen = post.pen(&claim, deadline)?;
+        let within = Within::pool(&post.shared);
         let mut transaction = begin(lease, deadline).map_err(Error::from)?;
         let result = work(&mut transaction)?;
         transaction.commit().map_err(Error::from)?;
+        drop((within, pen));
         count(&post.shared.counters.write_groups);
         count(&post.shared.counters.writes);
         noted(&post.shared);
@@ -437,6 +438,6 @@ fn refuse(shared: &Shared<Sqlite>) {
     lane.close();
     for job in lane.take_out(|_| true) {
         count(&shared.counters.write_failures);
-        job.conclude(Err(Error::Closed));
+        lead::conclude(&job, Err(Error::Closed));
     }
 }

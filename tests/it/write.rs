@@ -794,7 +794,8 @@ fn a_panicking_conversion_or_drop_does_not_stop_the_next() {
         held.go_on();
         began.recv().unwrap();
         armed.store(true, SeqCst);
-        // Nobody wants what it returns: that is dropped where the work was done.
+        // Nobody wants what it returns: that is dropped where the work was done. Its neighbour is told the
+        // truth all the same.
         drop(write);
         next.join().unwrap().unwrap();
     });

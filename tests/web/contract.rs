@@ -8,7 +8,7 @@ use leasepool::{Builder, Database, Pool};
 use tempfile::TempDir;
 
 use crate::client::{ask, get, get_with, read_until};
-use crate::server::{FRAMEWORKS, Framework, Named, Server};
+use crate::server::{FRAMEWORKS, Framework, Named, Server, WRONG};
 
 /// Longer than anything may take; only a failing test waits for so long.
 const LONG: Duration = Duration::from_secs(30);
@@ -34,7 +34,7 @@ impl Fixture {
             .synchronous(leasepool::Synchronous::Normal)
             .setup(|conn| {
                 conn.execute_batch(
-                    "CREATE TABLE IF NOT EXISTS visit (agent);
+                    "CREATE TABLE IF NOT EXISTS visit (agent NOT NULL);
                      CREATE INDEX IF NOT EXISTS visit_agent ON visit (agent)",
                 )
             })
@@ -119,7 +119,7 @@ fn the_agent_is_found_in_an_extension_or_by_a_function() {
 fn exhaustion_is_a_503_that_says_when_to_come_again() {
     on_each(1, Named::BySegment, |_, pool, server| {
         let held = pool.lease("the-secret-holder").unwrap();
-        for path in ["/agents/bob/visit", "/agents/bob/work"] {
+        for path in ["/agents/bob/visit", "/agents/bob/work", "/agents/bob/write"] {
             let refused = get(server.address, path);
             assert_eq!(refused.status, 503, "{refused:?}");
             assert!(refused.head.contains("retry-after: 1"), "{refused:?}");
@@ -127,7 +127,62 @@ fn exhaustion_is_a_503_that_says_when_to_come_again() {
         }
         drop(held);
         assert_eq!(get(server.address, "/agents/bob/visit").status, 200);
-        assert_eq!(pool.stats().timeouts, 2);
+        assert_eq!(pool.stats().timeouts, 3);
+    });
+}
+
+#[test]
+fn what_is_written_is_committed_and_shares_commits() {
+    on_each(4, Named::BySegment, |_, pool, server| {
+        assert_eq!(get(server.address, "/agents/alice/write").body, "alice 1");
+        assert_eq!(get(server.address, "/agents/alice/visit").body, "alice 2");
+        // So many requests wait for a lock that they all are written when it goes.
+        let mut lease = pool.lease("slow").unwrap();
+        let transaction = lease.transaction().unwrap();
+        transaction
+            .execute("INSERT INTO visit VALUES ('slow')", ())
+            .unwrap();
+        let before = pool.stats();
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..20)
+                .map(|_| scope.spawn(|| get(server.address, "/agents/bob/write")))
+                .collect();
+            until("all wait", || pool.stats().writes_waiting == 19);
+            transaction.commit().unwrap();
+            for answer in asked {
+                assert_eq!(answer.join().unwrap().status, 200);
+            }
+        });
+        let after = pool.stats();
+        assert_eq!(after.writes - before.writes, 20);
+        assert_eq!(after.write_groups - before.write_groups, 1);
+        assert_eq!(get(server.address, "/agents/bob/write").body, "bob 21");
+    });
+}
+
+#[test]
+fn a_write_that_fails_says_nothing_of_the_database_and_leaves_nothing() {
+    on_each(2, Named::BySegment, |_, pool, server| {
+        for way in 0..=WRONG.len() {
+            let failed = get(server.address, &format!("/agents/a/write-wrong?n={way}"));
+            let told = (failed.status, failed.body.as_str());
+            assert_eq!(told, (500, "internal error"), "{way}");
+        }
+        let lease = pool.lease("a").unwrap();
+        let left: i64 = lease
+            .query_row("SELECT count(*) FROM visit", (), |row| row.get(0))
+            .unwrap();
+        assert_eq!(left, 0);
+        drop(lease);
+        pool.close().unwrap();
+        let closed = get(server.address, "/agents/a/write");
+        let told = (closed.status, closed.body.as_str());
+        assert_eq!(told, (503, "the server is shutting down"));
+    });
+    on_each(2, Named::ByHeader, |_, _, server| {
+        let unnamed = get(server.address, "/agents/x/write-wrong?n=0");
+        let told = (unnamed.status, unnamed.body.as_str());
+        assert_eq!(told, (400, "the request names no agent"));
     });
 }
 

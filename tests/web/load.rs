@@ -129,7 +129,8 @@ fn a_flood_of_agents_stays_under_the_ceiling() {
                 .unwrap()
                 .query_row("SELECT count(*) FROM visit", [], |row| row.get::<_, i64>(0));
         assert_eq!(rows.unwrap(), load.ok as i64, "{framework:?}");
-        assert_eq!(pool.stats().lent, 0);
+        // A checkpoint of the pool's may still be at work.
+        until("all are back", || pool.stats().lent == 0);
     }
 }
 
@@ -175,7 +176,8 @@ fn shutdown_under_load_loses_nothing() {
         read_until(&mut stream, "chunk 0");
         until("it is loaded", || pool.stats().leases > 300);
         server.stop();
-        assert_eq!(pool.stats().lent, 0, "{framework:?}");
+        // A checkpoint of the pool's may still be at work.
+        until("all are back", || pool.stats().lent == 0);
         pool.close().unwrap();
         assert_eq!(pool.descriptors(), Some(0), "{framework:?}");
         // Requests that were cut off had not been answered, and may have been served or not.

@@ -134,6 +134,39 @@ async fn work(agent: Agent) -> Result<String, Error> {
     Ok(format!("{} {sum}", agent.id()?))
 }
 
+async fn write(agent: Agent) -> Result<String, Error> {
+    let id = agent.id()?.to_owned();
+    agent
+        .write(move |tx| {
+            tx.execute("INSERT INTO visit VALUES (?1)", [&id])?;
+            let count = "SELECT count(*) FROM visit WHERE agent = ?1";
+            let visits: i64 = tx.query_row(count, [&id], |row| row.get(0))?;
+            Ok(format!("{id} {visits}"))
+        })
+        .await
+}
+
+/// Ways to fail in a write, and one more: to panic.
+pub(crate) const WRONG: [&str; 3] = [
+    "INSERT INTO visit VALUES (secret_column)",
+    "COMMIT",
+    "INSERT OR ROLLBACK INTO visit VALUES (NULL)",
+];
+
+/// Asks not who the agent is, so that the write finds out.
+async fn write_wrong(agent: Agent, way: u64) -> Result<String, Error> {
+    agent
+        .write(move |tx| {
+            tx.execute("INSERT INTO visit VALUES ('nobody')", [])?;
+            match WRONG.get(way as usize) {
+                Some(sql) => tx.execute_batch(sql)?,
+                None => panic!("the secret of visit"),
+            }
+            Ok(String::new())
+        })
+        .await
+}
+
 fn serve_axum(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot::Receiver<()>) {
     use axum::Router;
     use axum::body::Body;
@@ -158,6 +191,11 @@ fn serve_axum(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot:
             get(|lease: Lease| async move { wrong_sql(&lease) }),
         )
         .route("/agents/{agent}/work", get(work))
+        .route("/agents/{agent}/write", get(write))
+        .route(
+            "/agents/{agent}/write-wrong",
+            get(|agent: Agent, size: Query<Size>| write_wrong(agent, size.n)),
+        )
         .route("/agents/{agent}/idle", get(|_: Agent| async { "no lease" }));
     if let Some(source) = source(named, query) {
         router = router.layer(LeaseLayer::new(pool, source));
@@ -213,6 +251,11 @@ fn serve_actix(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot
                     get().to(|lease: Lease| async move { wrong_sql(&lease) }),
                 )
                 .route("/agents/{agent}/work", get().to(work))
+                .route("/agents/{agent}/write", get().to(write))
+                .route(
+                    "/agents/{agent}/write-wrong",
+                    get().to(|agent: Agent, size: Query<Size>| write_wrong(agent, size.n)),
+                )
                 .route(
                     "/agents/{agent}/idle",
                     get().to(|_: Agent| async { "no lease" }),
