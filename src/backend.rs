@@ -1,7 +1,9 @@
 //! What the core needs of a kind of connection: open, reset, close, and what it costs.
 //! It knows nothing of pools.
 
+use std::borrow::Cow;
 use std::ops::DerefMut;
+use std::time::Instant;
 
 use crate::error::Error;
 use crate::stats::Stats;
@@ -22,7 +24,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Looks again at what connections depend on (for a file: whether it is still the same), if the
     /// last look is too old. Called before every lease, so it must cost next to nothing as a rule.
-    fn refresh(&self, now: std::time::Instant);
+    fn refresh(&self, now: Instant);
 
     /// Counts the changes that [`refresh`](Backend::refresh) saw: while it stays the same, so does
     /// what [`fits`](Backend::fits) says.
@@ -31,6 +33,30 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether the connection can still serve `agent` (`None`: anybody), by what [`refresh`](Backend::refresh) saw
     /// last. It does no I/O.
     fn fits(&self, connection: &Self::Connection, agent: Option<&str>) -> bool;
+
+    /// Whether each agent has connections of its own, and one at a time.
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
+    /// Where agents have connections of their own: a name for what the agent's connections are to. Agents of
+    /// which it is the same wait for each other.
+    ///
+    /// # Errors
+    /// What [`open`](Backend::open) would return for an agent that can have none.
+    fn belongings<'a>(&self, agent: &'a str) -> Result<Cow<'a, str>, Error> {
+        Ok(Cow::Borrowed(agent))
+    }
+
+    /// Whether the connection was opened for what `agent` has, where agents have connections of their own.
+    /// One that was not is closed to make room, and is no worse for it.
+    fn belongs(&self, _connection: &Self::Connection, _agent: &str) -> bool {
+        true
+    }
+
+    /// Looks again at what this one connection depends on, if the last look is too old. Called before each
+    /// lease, so it must cost next to nothing as a rule.
+    fn revisit(&self, _connection: &mut Self::Connection, _now: Instant) {}
 
     /// Ends a lease: rolls back what was left open. The same agent may get the connection next.
     fn settle(&self, connection: &mut Self::Connection) -> Fate;
@@ -87,6 +113,8 @@ pub enum Fate {
 pub enum Ending {
     /// Its time has come: age, or the pool closes.
     Retired,
+    /// Its agent was evicted, or another needs its place. The agent may come back.
+    Evicted,
     /// It is not to be trusted: it must write nothing more, not even a last checkpoint.
     Faulty,
 }

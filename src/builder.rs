@@ -11,7 +11,9 @@ use rusqlite::types::{ToSqlOutput, Value};
 use crate::error::Error;
 use crate::pool::Pool;
 use crate::shared::Options;
-use crate::sqlite::{Budget, Database, Settings, Sqlite, Synchronous, Writes};
+use crate::sqlite::{
+    Budget, Database, Kind, Place, Settings, Sharing, Sqlite, Synchronous, Writes,
+};
 use crate::write;
 
 const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
@@ -23,6 +25,8 @@ const WAL_SIZE: RangeInclusive<u32> = 1 << 16..=1 << 30;
 const QUEUE: RangeInclusive<usize> = 1..=1_000_000;
 const GROUP_MEMBERS: RangeInclusive<usize> = 1..=100_000;
 const GROUP_TIME: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+/// Threads that commit at the same time, where agents have files of their own.
+const WRITERS: usize = 16;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WAITS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 const TIMEOUTS: RangeInclusive<Duration> =
@@ -99,6 +103,7 @@ impl Builder {
                 attach_limit: 0,
                 mmap_size: 0,
                 wal_size: 4 << 20,
+                exclusive_locking: false,
                 pragmas: Vec::new(),
                 setup: None,
                 on_open: None,
@@ -226,6 +231,19 @@ impl Builder {
         self
     }
 
+    /// Whether an agent's file is the pool's alone for as long as it is open there: SQLite's
+    /// `locking_mode=EXCLUSIVE`. For [`Database::per_agent`] only, where a file has one connection. SQLite then
+    /// needs no `-shm` and hardly any locks, so that opening a file, and a lease that misses, cost about half.
+    ///
+    /// The price: other processes get `SQLITE_BUSY`, also while the agent's connection is only parked, and
+    /// [`Pool::backup_agent`] waits until the agent's connection is returned, as another lease would.
+    ///
+    /// Defaults to `false`.
+    pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
+        self.settings.exclusive_locking = exclusive;
+        self
+    }
+
     /// How many writes ([`Pool::write`]) may wait for their turn; 1 to 1,000,000. One more fails at once with
     /// [`Error::Exhausted`].
     ///
@@ -335,19 +353,24 @@ impl Builder {
             cached_agents,
             ..
         } = self;
-        let is_file = matches!(database, Database::File(_));
+        let sharing = match &database.0 {
+            Kind::File(_) => Sharing::OneFile,
+            Kind::Agents(_) => Sharing::FileEach,
+            Kind::Memory => Sharing::NoFile,
+        };
         let max_connections = match (max_connections, &limit) {
             (Some(n), _) => n,
-            (None, Some(budget)) if self.fd_budget.is_some() && is_file => {
-                self.settings.affordable(budget.available).unwrap_or(1)
+            (None, Some(budget)) if sharing != Sharing::NoFile => {
+                let affordable = self.settings.affordable(sharing, budget.available);
+                affordable.unwrap_or(1)
             }
             (None, _) => 8,
         };
-        let ceiling = self.settings.fd_ceiling(is_file, max_connections);
+        let ceiling = self.settings.fd_ceiling(sharing, max_connections);
         for budget in [limit, Budget::of_process()].into_iter().flatten() {
             budget.check(max_connections, ceiling)?;
         }
-        let name = self.name.unwrap_or_else(|| database.name());
+        let name = self.name.unwrap_or_else(|| database.0.name());
         let options = Options {
             name: name.into(),
             max_connections,
@@ -360,7 +383,13 @@ impl Builder {
             overdue_after: self.overdue_after,
         };
         let (members, time) = self.write_group;
-        let writes = Writes::new(self.write_queue, members, time);
+        let shared = sharing != Sharing::FileEach;
+        let threads = match shared {
+            // One leads the lane, one runs checkpoints.
+            true => 2,
+            false => max_connections.clamp(2, WRITERS),
+        };
+        let writes = Writes::new(self.write_queue, members, time, threads, shared);
         let sqlite = Sqlite::new(database, self.settings, writes)?;
         Pool::new(sqlite, options, write::HOOKS)
     }
@@ -392,7 +421,14 @@ impl Builder {
         for (name, _) in &settings.pragmas {
             check_pragma(name)?;
         }
-        if let Database::File(path) = &self.database {
+        if settings.exclusive_locking && !matches!(self.database.0, Kind::Agents(_)) {
+            return Err(Error::Config {
+                option: "exclusive_locking",
+                value: "true".to_owned(),
+                expected: "false, as connections to one database have to share it".to_owned(),
+            });
+        }
+        if let Kind::File(path) | Kind::Agents(Place::Folder(path)) = &self.database.0 {
             check_path(path)?;
         }
         Ok(self.fd_budget.map(|available| Budget {

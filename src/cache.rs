@@ -23,7 +23,9 @@ use parking_lot::Mutex;
 
 use crate::backend::Backend;
 use crate::events::{self, Eviction};
+use crate::gate::Gate;
 use crate::ledger::{Entry, Ledger, Loan, Parked, Residence, State};
+use crate::registry::Kept;
 use crate::slot::TakenSlot;
 use crate::stats::{Counters, Holder, count};
 
@@ -35,6 +37,8 @@ pub(crate) struct AgentCache<B: Backend> {
     cached_agents: usize,
     /// Fewer entries than slots: the only case in which moka ever evicts by size.
     evicts_by_size: bool,
+    /// Connections are agents' own.
+    is_exclusive: bool,
     /// What the listener saw and nobody was told yet: it may not tell by itself, since whoever
     /// listens to events could call moka.
     evictions: Arc<Evictions>,
@@ -50,6 +54,7 @@ impl<B: Backend> AgentCache<B> {
         name: Arc<str>,
         slots: usize,
         cached_agents: usize,
+        is_exclusive: bool,
         counters: Arc<Counters>,
     ) -> Self {
         let ledger = Arc::new(Ledger::new(slots));
@@ -80,6 +85,7 @@ impl<B: Backend> AgentCache<B> {
             counters,
             cached_agents,
             evicts_by_size,
+            is_exclusive,
             evictions,
             name,
             turns: AtomicU64::new(0),
@@ -110,6 +116,7 @@ impl<B: Backend> AgentCache<B> {
     pub(crate) fn admit(
         &self,
         agent: &str,
+        gate: Option<&Arc<Kept<Gate>>>,
         index: usize,
         since: Instant,
         borrowed_at: &'static Location<'static>,
@@ -121,7 +128,7 @@ impl<B: Backend> AgentCache<B> {
             residence: Residence::Newcomer,
             reported: false,
         };
-        let entry = Entry::new(agent, loan);
+        let entry = Entry::new(agent, gate, loan);
         self.ledger.assign(index, &entry);
         entry
     }
@@ -202,9 +209,54 @@ impl<B: Backend> AgentCache<B> {
     /// Gives the least recently used parked connection back to r2d2, where the caller, or somebody
     /// as much in need, will find it.
     pub(crate) fn reclaim(&self) {
-        if let Some(victim) = self.ledger.least_recently_parked() {
+        // Where connections are agents' own, it is closed, and opening it again takes longer than looking.
+        let victim = match self.is_exclusive {
+            true => self.ledger.least_missed(),
+            false => self.ledger.least_recently_parked(),
+        };
+        if let Some(victim) = victim {
             self.evict(&victim, Eviction::Reclaimed);
         }
+    }
+
+    /// Takes the parked slot that is missed least, for whoever makes room.
+    pub(crate) fn take_least_missed(&self) -> Option<TakenSlot<B>> {
+        let victim = self.ledger.least_missed()?;
+        let slot = self.take_out(&victim, |_| true)?;
+        count(&self.counters.reclaims);
+        Some(slot)
+    }
+
+    /// Takes the slots that are parked behind a gate, whoever's they are.
+    pub(crate) fn take_behind(&self, gate: &Arc<Kept<Gate>>) -> Vec<TakenSlot<B>> {
+        let entries = self.ledger.entries().into_iter();
+        let behind = entries.filter(|entry| {
+            let theirs = entry.gate.as_ref();
+            theirs.is_some_and(|theirs| Arc::ptr_eq(theirs, gate))
+        });
+        behind
+            .filter_map(|entry| self.take_out(&entry, |_| true))
+            .collect()
+    }
+
+    /// Takes the slot out of an entry, if it is parked there and `wanted`, which runs under the entry's lock.
+    fn take_out(
+        &self,
+        entry: &Arc<Entry<B>>,
+        wanted: impl Fn(&TakenSlot<B>) -> bool,
+    ) -> Option<TakenSlot<B>> {
+        let slot = {
+            let mut body = entry.lock();
+            match &body.state {
+                State::Parked(parked) if wanted(&parked.slot) => {
+                    body.unpark(State::Gone).map(|parked| parked.slot)
+                }
+                _ => None,
+            }
+        }?;
+        self.ledger.clear(slot.index);
+        self.moka.invalidate(&*entry.agent);
+        Some(slot)
     }
 
     /// Evicts an agent: its parked connection goes to r2d2 (`true`), the ones it has been lent go
@@ -262,26 +314,11 @@ impl<B: Backend> AgentCache<B> {
             if taken.len() == limit {
                 break;
             }
-            let slot = {
-                let mut body = entry.lock();
-                match &body.state {
-                    State::Parked(parked)
-                        if parked
-                            .slot
-                            .occupant
-                            .as_ref()
-                            .is_none_or(|o| wanted(&o.connection, &entry.agent)) =>
-                    {
-                        body.unpark(State::Gone).map(|parked| parked.slot)
-                    }
-                    _ => None,
-                }
-            };
-            if let Some(slot) = slot {
-                self.ledger.clear(slot.index);
-                self.moka.invalidate(&*entry.agent);
-                taken.push(slot);
-            }
+            let slot = self.take_out(&entry, |slot| {
+                let occupant = slot.occupant.as_ref();
+                occupant.is_none_or(|occupant| wanted(&occupant.connection, &entry.agent))
+            });
+            taken.extend(slot);
         }
         taken
     }

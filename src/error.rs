@@ -140,6 +140,15 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// The agent has one connection, and this very thread has leased it and not returned it: it would wait for
+    /// itself. Return that lease first, or use it.
+    #[error("this thread holds the connection of {agent:?} that it waits for")]
+    #[non_exhaustive]
+    WaitsForItself {
+        /// The agent.
+        agent: String,
+    },
+
     /// A write was called for within a write of the same pool, on the same thread. It would wait for
     /// itself. Do both in one, or use a savepoint.
     #[error("a write within a write of the same pool")]
@@ -199,6 +208,8 @@ pub enum Wanted {
     Connection,
     /// The turn to write.
     TurnToWrite,
+    /// The one connection of an agent that has a file of its own.
+    Agent,
 }
 
 impl fmt::Display for Wanted {
@@ -206,6 +217,7 @@ impl fmt::Display for Wanted {
         f.write_str(match self {
             Wanted::Connection => "connection came free",
             Wanted::TurnToWrite => "turn to write came",
+            Wanted::Agent => "connection of the agent's came free",
         })
     }
 }

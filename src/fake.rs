@@ -135,6 +135,7 @@ fn pool(max_connections: usize) -> (Pool<Fake>, Arc<Switches>) {
         overdue_after: None,
     };
     let hooks = Hooks {
+        missed: |_| {},
         returned: |_| {},
         keep: |_| {},
         drain: |_, _| {},

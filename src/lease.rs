@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use crate::backend::{Backend, Fate};
+use crate::gate::Pass;
 use crate::ledger::Entry;
 use crate::shared::Shared;
 use crate::slot::{Occupant, TakenSlot};
@@ -69,6 +70,8 @@ pub struct Lease<B: Backend = Sqlite> {
     /// ready, and again once somebody called `discard`.
     fate: Fate,
     interrupt: OnceLock<InterruptHandle>,
+    /// Where agents have connections of their own. Goes back after the slot and the permit.
+    pass: Option<Pass>,
 }
 
 impl<B: Backend> Lease<B> {
@@ -77,6 +80,7 @@ impl<B: Backend> Lease<B> {
         shared: &Arc<Shared<B>>,
         entry: Arc<Entry<B>>,
         slot: TakenSlot<B>,
+        pass: Option<Pass>,
     ) -> Self {
         Lease {
             shared: Arc::clone(shared),
@@ -84,6 +88,7 @@ impl<B: Backend> Lease<B> {
             slot: Some(slot),
             fate: Fate::Discard,
             interrupt: OnceLock::new(),
+            pass,
         }
     }
 
@@ -104,11 +109,12 @@ impl<B: Backend> Lease<B> {
         }
     }
 
-    /// Ends the lease of a connection that cannot be closed.
-    pub(crate) fn strand(mut self) {
+    /// Ends the lease of a connection that cannot be closed. The pass goes on.
+    pub(crate) fn strand(mut self) -> Option<Pass> {
         if let Some(slot) = self.slot.take() {
             self.shared.strand(&self.entry, slot);
         }
+        self.pass.take()
     }
 
     /// Who borrowed the connection.
@@ -128,6 +134,9 @@ impl<B: Backend> Lease<B> {
     }
 
     fn occupant(&self) -> Option<&Occupant<B>> {
+        if let Some(pass) = &self.pass {
+            pass.note_thread();
+        }
         self.slot.as_ref()?.occupant.as_deref()
     }
 }

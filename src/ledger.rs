@@ -15,12 +15,16 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::backend::Backend;
 use crate::events::Eviction;
+use crate::gate::Gate;
+use crate::registry::Kept;
 use crate::slot::TakenSlot;
 use crate::stats::Holder;
 
 /// One agent's hold on one slot, from the lease that took the slot until the slot goes back to r2d2.
 pub(crate) struct Entry<B: Backend> {
     pub(crate) agent: Arc<str>,
+    /// Where agents have connections of their own: the agent's.
+    pub(crate) gate: Option<Arc<Kept<Gate>>>,
     body: Mutex<Body<B>>,
 }
 
@@ -79,6 +83,9 @@ struct Cells<B: Backend> {
     hits: u64,
 }
 
+/// An entry, and when it was parked.
+type Oldest<'a, B> = Option<(u64, &'a Arc<Entry<B>>)>;
+
 /// A few entries, with the hashes of their agents. There are as many shards as slots, or a few more.
 type Shard<B> = Mutex<Vec<(u64, Arc<Entry<B>>)>>;
 
@@ -91,9 +98,10 @@ pub(crate) struct Levels {
 }
 
 impl<B: Backend> Entry<B> {
-    pub(crate) fn new(agent: &str, loan: Loan) -> Arc<Self> {
+    pub(crate) fn new(agent: &str, gate: Option<&Arc<Kept<Gate>>>, loan: Loan) -> Arc<Self> {
         Arc::new(Entry {
             agent: Arc::from(agent),
+            gate: gate.cloned(),
             body: Mutex::new(Body {
                 state: State::Lent(loan),
                 hits: 0,
@@ -165,6 +173,16 @@ impl<B: Backend> Ledger<B> {
         Some(Arc::clone(&found.1))
     }
 
+    /// The gate of the agent whose connection is, or was last, parked.
+    pub(crate) fn gate(&self, agent: &str) -> Option<Arc<Kept<Gate>>> {
+        let (hash, shard) = self.shard(agent)?;
+        let shard = shard.lock();
+        let found = shard
+            .iter()
+            .find(|(other, entry)| *other == hash && *entry.agent == *agent)?;
+        found.1.gate.clone()
+    }
+
     /// Lets `find` find this entry for its agent, instead of an earlier one.
     pub(crate) fn enlist(&self, entry: &Arc<Entry<B>>) {
         if let Some((hash, shard)) = self.shard(&entry.agent) {
@@ -227,6 +245,35 @@ impl<B: Backend> Ledger<B> {
             }
         }
         oldest.map(|(_, entry)| Arc::clone(entry))
+    }
+
+    /// The parked entry that is missed least, as far as can be told: of those that were never leased again the
+    /// least recently parked, unless most have been.
+    pub(crate) fn least_missed(&self) -> Option<Arc<Entry<B>>> {
+        let cells = self.cells.lock();
+        let (mut once, mut again): (Oldest<'_, B>, Oldest<'_, B>) = (None, None);
+        let mut again_too_many = cells.by_slot.len() / 4 * 3;
+        for entry in cells.by_slot.iter().flatten() {
+            let body = entry.lock();
+            let State::Parked(parked) = &body.state else {
+                continue;
+            };
+            let oldest = match body.hits {
+                0 => &mut once,
+                _ => {
+                    again_too_many = again_too_many.saturating_sub(1);
+                    &mut again
+                }
+            };
+            if oldest.is_none_or(|(turn, _)| parked.turn < turn) {
+                *oldest = Some((parked.turn, entry));
+            }
+        }
+        let (first, second) = match again_too_many {
+            0 => (again, once),
+            _ => (once, again),
+        };
+        first.or(second).map(|(_, entry)| Arc::clone(entry))
     }
 
     /// Who holds what, the oldest lease first.

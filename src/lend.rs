@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
 use crate::error::Error;
+use crate::gate::Pass;
 use crate::lease::Lease;
 use crate::offload::off_thread;
 use crate::permits::Claim;
@@ -26,6 +27,11 @@ pub(crate) fn lend<B: Backend>(
     check_agent(agent)?;
     let asked_at = Instant::now();
     let deadline = wait.map(|wait| asked_at + wait);
+    let mut pass = shared.pass(agent, asked_at, deadline, place)?;
+    if let Some(pass) = &pass {
+        pass.note_thread();
+    }
+    let _door = shared.door(agent, asked_at, deadline, place)?;
     loop {
         let (permit, now) = match shared.free_permit() {
             Some(permit) => (permit, asked_at),
@@ -34,13 +40,13 @@ pub(crate) fn lend<B: Backend>(
                 (shared.permit(claim, deadline)?, Instant::now())
             }
         };
-        let (lease, need) = begin(shared, permit, agent, now, place)?;
+        let (lease, need) = begin(shared, permit, &mut pass, agent, now, place)?;
         if let Need::Nothing = need {
             return Ok(lease.ready());
         }
         match finish(lease, need, now)? {
-            Some(lease) => return Ok(lease),
-            None => continue,
+            Ok(lease) => return Ok(lease),
+            Err(again) => pass = again,
         }
     }
 }
@@ -56,6 +62,8 @@ pub(crate) async fn lend_async<B: Backend>(
     check_agent(agent)?;
     let asked_at = Instant::now();
     let deadline = asked_at + wait;
+    let mut pass = shared.pass_async(agent, asked_at, deadline, place).await?;
+    let _door = shared.door_async(agent, asked_at, deadline, place).await?;
     loop {
         let (permit, now) = match shared.free_permit() {
             Some(permit) => (permit, asked_at),
@@ -65,13 +73,13 @@ pub(crate) async fn lend_async<B: Backend>(
                 (permit, Instant::now())
             }
         };
-        let (lease, need) = begin(shared, permit, agent, now, place)?;
+        let (lease, need) = begin(shared, permit, &mut pass, agent, now, place)?;
         if let Need::Nothing = need {
             return Ok(lease.ready());
         }
         match off_thread(move || finish(lease, need, now)).await? {
-            Some(lease) => return Ok(lease),
-            None => continue,
+            Ok(lease) => return Ok(lease),
+            Err(again) => pass = again,
         }
     }
 }
@@ -82,6 +90,7 @@ pub(crate) async fn lend_async<B: Backend>(
 fn begin<B: Backend>(
     shared: &Arc<Shared<B>>,
     permit: Permit<'_, B>,
+    pass: &mut Option<Pass>,
     agent: &str,
     now: Instant,
     place: &'static Location<'static>,
@@ -90,37 +99,38 @@ fn begin<B: Backend>(
     let (entry, slot, hit) = match shared.cache.take(agent, now, place) {
         Some((entry, slot)) => (entry, slot, true),
         None => {
+            let gate = pass.as_ref().map(Pass::gate);
+            if let Some(gate) = gate {
+                shared.let_go_of_others(gate, agent);
+                (shared.hooks.missed)(shared);
+            }
             let slot = shared.any_slot()?;
-            (
-                shared.cache.admit(agent, slot.index, now, place),
-                slot,
-                false,
-            )
+            let entry = shared.cache.admit(agent, gate, slot.index, now, place);
+            (entry, slot, false)
         }
     };
     permit.pass_on();
-    let mut lease = Lease::unready(shared, entry, slot);
+    let mut lease = Lease::unready(shared, entry, slot, pass.take());
     let (agent, slot) = lease.parts();
     let need = shared.inspect(agent, slot, now, hit);
     Ok((lease, need))
 }
 
-/// Gives the lease what it needs. `None`: its old connection could not be closed, and is out of
-/// circulation.
+/// Gives the lease what it needs. `Err` within: its old connection could not be closed, and is out of
+/// circulation; the pass is there to begin again with.
 fn finish<B: Backend>(
     mut lease: Lease<B>,
     need: Need,
     now: Instant,
-) -> Result<Option<Lease<B>>, Error> {
+) -> Result<Result<Lease<B>, Option<Pass>>, Error> {
     if let Need::Connection(ending) = need {
         let shared = Arc::clone(lease.shared());
         let (agent, slot) = lease.parts();
         if let Err(Stuck) = shared.renew(agent, slot, now, ending)? {
-            lease.strand();
-            return Ok(None);
+            return Ok(Err(lease.strand()));
         }
     }
-    Ok(Some(lease.ready()))
+    Ok(Ok(lease.ready()))
 }
 
 pub(crate) fn check_agent(agent: &str) -> Result<(), Error> {

@@ -9,8 +9,8 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-// Who may import whom, each only what stands before it: histogram, stats, error, events, backend, offload, hands, permits,
-// waits, queue, slot, ledger, cache, keeper, shared, sqlite, lease, lend, pool, write, builder.
+// Who may import whom, each only what stands before it: histogram, stats, error, events, backend, offload, hands, registry,
+// permits, gate, waits, queue, slot, ledger, cache, keeper, shared, sqlite, lease, lend, pool, write, builder.
 mod backend;
 mod builder;
 mod cache;
@@ -18,6 +18,7 @@ mod error;
 mod events;
 #[cfg(test)]
 mod fake;
+mod gate;
 pub mod guide;
 mod hands;
 mod histogram;
@@ -25,6 +26,7 @@ mod keeper;
 mod lease;
 mod ledger;
 mod lend;
+mod life;
 #[cfg(any(feature = "metrics", feature = "status"))]
 mod meters;
 mod offload;
@@ -33,6 +35,7 @@ mod pool;
 #[cfg(feature = "metrics")]
 mod publish;
 mod queue;
+mod registry;
 #[cfg(feature = "tokio")]
 mod run;
 mod shared;
@@ -52,7 +55,7 @@ pub use error::{Error, FileState, Wanted};
 pub use histogram::Histogram;
 pub use lease::{InterruptHandle, Lease};
 pub use pool::Pool;
-pub use sqlite::{Database, Sqlite, Synchronous};
+pub use sqlite::{AgentIds, Database, Sqlite, Synchronous};
 pub use stats::{Holder, Stats, Waiting};
 pub use waits::SlowWait;
 

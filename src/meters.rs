@@ -53,6 +53,45 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
             "Callers that wait for a connection.",
             stats.waiting,
         ),
+        counter(
+            "leasepool_writes_total",
+            "Writes, by outcome.",
+            "outcome",
+            vec![
+                ("committed", stats.writes),
+                ("failed", stats.write_failures),
+            ],
+        ),
+        plain_counter(
+            "leasepool_write_groups_total",
+            "Transactions of which writes were part.",
+            stats.write_groups,
+        ),
+        histogram(
+            "leasepool_write_seconds",
+            "How long writes took, from the call to the answer.",
+            &stats.write,
+        ),
+        gauge(
+            "leasepool_writes_waiting",
+            "Writes that wait for their turn.",
+            stats.writes_waiting,
+        ),
+        gauge(
+            "leasepool_wal_pages",
+            "Pages in the write-ahead log after the last commit.",
+            stats.wal_pages,
+        ),
+        plain_counter(
+            "leasepool_checkpoints_total",
+            "Checkpoints that the pool has run.",
+            stats.checkpoints,
+        ),
+        plain_counter(
+            "leasepool_checkpoints_pinned_total",
+            "Times that the write-ahead log was found to be held by an open transaction.",
+            stats.checkpoints_pinned,
+        ),
         Family {
             name: "leasepool_connections",
             help: "Open connections, by state.",

@@ -20,6 +20,8 @@ pub struct Stats {
     /// Connections open, or being opened or closed, at this moment. `lent`, `parked`, `stuck` and
     /// those free in r2d2 are all among them.
     pub open: usize,
+    /// Database files that connections are open to.
+    pub files: usize,
     /// Connections lent.
     pub lent: usize,
     /// Idle connections kept for their agents.
@@ -27,7 +29,7 @@ pub struct Stats {
     /// Connections that could not be closed: something still uses them, most likely a statement
     /// given to [`std::mem::forget`]. Each keeps its slot, and is never lent again.
     pub stuck: usize,
-    /// Callers waiting for a connection.
+    /// Callers waiting for a connection, or for an agent's own.
     pub waiting: usize,
 
     /// Leases given.

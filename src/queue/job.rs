@@ -94,6 +94,8 @@ where
         let result = self.result.lock().take();
         match (outcome, result) {
             (Ok(()), Some(result)) => self.ticket.answer(result),
+            // What it tried matters more than what it made of the refusal.
+            (Err(error @ Error::NotInWrite { .. }), _) => self.ticket.answer(Err(error)),
             (Err(error), None | Some(Ok(Ok(_)))) => self.ticket.answer(Err(error)),
             // It failed by itself, and so lost nothing by what befell its group.
             (Err(_), Some(failed)) => self.ticket.answer(failed),

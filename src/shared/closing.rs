@@ -19,6 +19,7 @@ impl<B: Backend> Shared<B> {
     pub(crate) fn begin_close(&self) {
         (self.hooks.refuse)(self);
         if self.permits.close() {
+            self.close_gates();
             events::closing(&self.options.name, self.cache.ledger.levels().lent);
         }
         self.wind_up();

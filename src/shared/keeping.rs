@@ -86,6 +86,9 @@ impl<B: Backend> Shared<B> {
             self.close_unfit();
         }
         self.cache.maintain();
+        if self.gates.is_some() && self.has_idle() {
+            self.close_idle();
+        }
     }
 
     /// Closes the idle connections that can serve nobody any more, after the file was replaced.

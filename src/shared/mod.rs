@@ -8,6 +8,8 @@
 
 mod closing;
 mod keeping;
+mod passing;
+mod room;
 
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -23,11 +25,13 @@ use crate::backend::{Backend, Ending, Fate, NotClosed};
 use crate::cache::AgentCache;
 use crate::error::{Error, Wanted};
 use crate::events;
+use crate::gate::Gate;
 use crate::keeper::Keeper;
 use crate::ledger::Entry;
 use crate::permits::{Claim, Permits, Refusal};
 #[cfg(feature = "metrics")]
 use crate::publish::Published;
+use crate::registry::Registry;
 use crate::slot::{self, Occupant, Slots, TakenSlot};
 use crate::stats::{Counters, Stats, Waiting, count};
 use crate::waits::{SlowWait, Waits};
@@ -50,6 +54,10 @@ pub(crate) struct Shared<B: Backend> {
     pub(crate) backend: B,
     pub(crate) options: Options,
     permits: Permits,
+    /// Where agents have connections of their own, the gates of those in use.
+    gates: Option<Registry<Gate>>,
+    /// The right to open a connection, where that happens all the time.
+    doors: Permits,
     slots: r2d2::Pool<Slots<B>>,
     pub(crate) cache: AgentCache<B>,
     pub(crate) counters: Arc<Counters>,
@@ -69,10 +77,14 @@ pub(crate) struct Shared<B: Backend> {
     pressed: Mutex<Vec<Press>>,
     keeper: Keeper,
     pub(crate) hooks: Hooks<B>,
+    /// Somebody is making room, or is about to.
+    making_room: AtomicBool,
 }
 
 /// What stands above the core and has to be told: writes, where the backend knows such.
 pub(crate) struct Hooks<B: Backend> {
+    /// A lease took a vacant slot, or one that had to be vacated, where agents have connections of their own.
+    pub(crate) missed: fn(&Arc<Shared<B>>),
     /// A lease has ended, on this thread.
     pub(crate) returned: fn(&Arc<Shared<B>>),
     /// Called by the keeper, each time.
@@ -107,11 +119,14 @@ impl<B: Backend> Shared<B> {
         let counters = Arc::new(Counters::new(options.max_connections));
         let shared = Arc::new(Shared {
             permits: Permits::new(options.max_connections),
+            gates: backend.is_exclusive().then(Registry::new),
+            doors: Permits::new(passing::doors()),
             slots: slot::pool(options.max_connections)?,
             cache: AgentCache::new(
                 Arc::clone(&options.name),
                 options.max_connections,
                 options.cached_agents,
+                backend.is_exclusive(),
                 Arc::clone(&counters),
             ),
             counters,
@@ -125,6 +140,7 @@ impl<B: Backend> Shared<B> {
             pressed: Mutex::default(),
             keeper: Keeper::default(),
             hooks,
+            making_room: AtomicBool::new(false),
             backend,
             options,
         });
@@ -211,7 +227,12 @@ impl<B: Backend> Shared<B> {
     }
 
     pub(crate) fn waiting(&self) -> Vec<Waiting> {
-        self.permits.waiters(Instant::now())
+        let now = Instant::now();
+        let mut waiting = self.permits.waiters(now);
+        for gate in self.gates.iter().flat_map(Registry::all) {
+            waiting.extend(gate.waiters(now));
+        }
+        waiting
     }
 
     pub(crate) fn exhausted(&self, wanted: Wanted, asked_at: Instant, waiting: usize) -> Error {
@@ -257,6 +278,7 @@ impl<B: Backend> Shared<B> {
         let Some(occupant) = &mut slot.occupant else {
             return Need::Connection(None);
         };
+        self.backend.revisit(&mut occupant.connection, now);
         match self.unfit(agent, occupant, now, hit) {
             Some(ending) => Need::Connection(Some(ending)),
             None => {
@@ -292,6 +314,9 @@ impl<B: Backend> Shared<B> {
         now: Instant,
         hit: bool,
     ) -> Option<Ending> {
+        if !hit && !self.backend.belongs(&occupant.connection, agent) {
+            return Some(Ending::Evicted);
+        }
         if !self.backend.fits(&occupant.connection, Some(agent)) {
             return Some(self.discard(&self.counters.discarded_by_file, "file replaced"));
         }
@@ -433,7 +458,8 @@ impl<B: Backend> Shared<B> {
         stats.parked = levels.parked;
         stats.hits = levels.hits;
         stats.leases += levels.hits;
-        stats.waiting = self.permits.waiting();
+        let gates = self.gates.iter().flat_map(Registry::all);
+        stats.waiting = self.permits.waiting() + gates.map(|gate| gate.waiting()).sum::<usize>();
         stats.wait = self.waits.snapshot(stats.leases);
         self.backend.observe(&mut stats);
         stats

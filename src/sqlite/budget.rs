@@ -11,21 +11,39 @@ const PASSING: usize = 2;
 /// A database attached to a connection: its file, `-wal`, `-shm`.
 const PER_ATTACHED: usize = 3;
 
-/// The most descriptors that `n` connections can hold: for a file, each its own for the database and
-/// for `-wal`, all together one for `-shm`. Databases in memory cost none.
-pub(crate) fn ceiling(is_file: bool, n: usize, attach_limit: usize) -> usize {
+/// What connections are to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// One file.
+    OneFile,
+    /// As many files as connections.
+    FileEach,
+    /// Memory.
+    NoFile,
+}
+
+/// The most descriptors that `n` connections can hold: to one file, each its own for the database and
+/// for `-wal`, all together one for `-shm`; to a file each, all three. Databases in memory cost none.
+pub(crate) fn ceiling(sharing: Sharing, n: usize, attach_limit: usize) -> usize {
     let attached = n * attach_limit * PER_ATTACHED;
-    match (is_file, attached) {
-        (true, _) => 2 * n + 1 + attached + PASSING,
-        (false, 0) => 0,
-        (false, _) => attached + PASSING,
+    match (sharing, attached) {
+        (Sharing::OneFile, _) => 2 * n + 1 + attached + PASSING,
+        (Sharing::FileEach, _) => 3 * n + attached + PASSING,
+        (Sharing::NoFile, 0) => 0,
+        (Sharing::NoFile, _) => attached + PASSING,
     }
 }
 
-/// The largest number of connections to a file whose ceiling is not above `descriptors`.
-pub(crate) fn affordable(descriptors: usize, attach_limit: usize) -> Option<usize> {
-    let each = ceiling(true, 1, attach_limit) - ceiling(true, 0, attach_limit);
-    let n = descriptors.checked_sub(ceiling(true, 0, attach_limit))? / each;
+/// The largest number of connections whose ceiling is not above `descriptors`. `None` if there is none, or no
+/// largest.
+pub(crate) fn affordable(
+    sharing: Sharing,
+    descriptors: usize,
+    attach_limit: usize,
+) -> Option<usize> {
+    let none = ceiling(sharing, 0, attach_limit);
+    let each = ceiling(sharing, 1, attach_limit) - none;
+    let n = descriptors.checked_sub(none)?.checked_div(each)?;
     (n > 0).then_some(n.min(10_000))
 }
 
@@ -75,17 +93,17 @@ fn open_descriptors() -> Option<usize> {
     Some(entries.ok()?.count().saturating_sub(1))
 }
 
-/// How many descriptors this process has on the database file at `path` and the files that belong to it,
-/// deleted ones included. `None` where there is no `/proc`.
-pub(super) fn descriptors_on(path: &Path) -> Option<usize> {
-    let database = path.as_os_str().as_encoded_bytes();
+/// How many descriptors this process has on database files that `is_ours` picks by path, and on the files that
+/// belong to them, deleted ones included. `None` where there is no `/proc`.
+pub(super) fn descriptors_on(is_ours: impl Fn(&Path) -> bool) -> Option<usize> {
     let of_database = |target: &Path| {
-        let rest = target
-            .as_os_str()
-            .as_encoded_bytes()
-            .strip_prefix(database)?;
-        let rest = rest.strip_suffix(b" (deleted)").unwrap_or(rest);
-        matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal").then_some(())
+        let target = target.to_str()?;
+        let target = target.strip_suffix(" (deleted)").unwrap_or(target);
+        let database = ["-wal", "-shm", "-journal"]
+            .iter()
+            .find_map(|suffix| target.strip_suffix(suffix))
+            .unwrap_or(target);
+        is_ours(Path::new(database)).then_some(())
     };
     let entries = std::fs::read_dir("/proc/self/fd").ok()?;
     let links = entries.filter_map(|entry| entry.ok()?.path().read_link().ok());
@@ -98,27 +116,34 @@ mod tests {
 
     #[test]
     fn a_shared_file_costs_two_for_each_connection() {
-        assert_eq!(ceiling(true, 1, 0), 3 + PASSING);
-        assert_eq!(ceiling(true, 8, 0), 17 + PASSING);
-        assert_eq!(ceiling(true, 8, 2), 17 + 48 + PASSING);
+        assert_eq!(ceiling(Sharing::OneFile, 1, 0), 3 + PASSING);
+        assert_eq!(ceiling(Sharing::OneFile, 8, 0), 17 + PASSING);
+        assert_eq!(ceiling(Sharing::OneFile, 8, 2), 17 + 48 + PASSING);
+    }
+
+    #[test]
+    fn a_file_each_costs_three_for_each() {
+        assert_eq!(ceiling(Sharing::FileEach, 64, 0), 192 + PASSING);
+        assert_eq!(affordable(Sharing::FileEach, 194, 0), Some(64));
+        assert_eq!(affordable(Sharing::NoFile, 194, 0), None);
     }
 
     #[test]
     fn memory_costs_nothing_but_what_it_attaches() {
-        assert_eq!(ceiling(false, 8, 0), 0);
-        assert_eq!(ceiling(false, 8, 1), 24 + PASSING);
+        assert_eq!(ceiling(Sharing::NoFile, 8, 0), 0);
+        assert_eq!(ceiling(Sharing::NoFile, 8, 1), 24 + PASSING);
     }
 
     #[test]
     fn affordable_is_the_largest_that_fits() {
         for attach in 0..3 {
             for budget in 0..200 {
-                match affordable(budget, attach) {
+                match affordable(Sharing::OneFile, budget, attach) {
                     Some(n) => {
-                        assert!(ceiling(true, n, attach) <= budget);
-                        assert!(ceiling(true, n + 1, attach) > budget);
+                        assert!(ceiling(Sharing::OneFile, n, attach) <= budget);
+                        assert!(ceiling(Sharing::OneFile, n + 1, attach) > budget);
                     }
-                    None => assert!(ceiling(true, 1, attach) > budget),
+                    None => assert!(ceiling(Sharing::OneFile, 1, attach) > budget),
                 }
             }
         }
@@ -128,7 +153,9 @@ mod tests {
     fn it_never_falls_as_the_pool_grows() {
         for attach in 0..3 {
             for n in 1..100 {
-                assert!(ceiling(true, n + 1, attach) > ceiling(true, n, attach));
+                assert!(
+                    ceiling(Sharing::OneFile, n + 1, attach) > ceiling(Sharing::OneFile, n, attach)
+                );
             }
         }
     }

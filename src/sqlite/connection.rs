@@ -9,7 +9,9 @@ use std::time::Duration;
 use rusqlite::limits::Limit;
 
 use super::Settings;
+use super::agents::Home;
 use super::reset::Baseline;
+use super::wal;
 use super::watch::Watch;
 use crate::backend::Fate;
 
@@ -38,16 +40,32 @@ pub struct Connection {
     generation: u64,
     /// No statement is cached that was prepared outside of a group of writes.
     grouped: bool,
+    /// Where agents have files of their own: which one this is.
+    home: Option<Home>,
 }
 
 impl Connection {
-    pub(super) fn new(inner: rusqlite::Connection, baseline: Baseline, generation: u64) -> Self {
+    pub(super) fn new(
+        inner: rusqlite::Connection,
+        baseline: Baseline,
+        generation: u64,
+        home: Option<Home>,
+    ) -> Self {
         Connection {
             inner,
             baseline,
             generation,
             grouped: false,
+            home,
         }
+    }
+
+    pub(super) fn home(&self) -> Option<&Home> {
+        self.home.as_ref()
+    }
+
+    pub(super) fn home_mut(&mut self) -> Option<&mut Home> {
+        self.home.as_mut()
     }
 
     pub(super) fn watch(&self) -> Arc<Watch> {
@@ -58,8 +76,10 @@ impl Connection {
     /// statements that are prepared in it.
     pub(super) fn enter_group(&mut self) -> rusqlite::Result<()> {
         self.inner.busy_timeout(Duration::ZERO)?;
-        if !self.grouped {
-            self.inner.flush_prepared_statement_cache();
+        // Where the connection is the agent's own, so are the statements: what it prepared to break out of a
+        // transaction breaks its own.
+        if !self.grouped && self.home.is_none() {
+            self.baseline.flush_statements(&self.inner)?;
             self.grouped = true;
         }
         Ok(())
@@ -67,7 +87,12 @@ impl Connection {
 
     /// Takes off what one member of a group may have left for the next.
     pub(super) fn begin_member(&self) -> rusqlite::Result<()> {
-        self.baseline.begin_member(&self.inner)
+        // Where the file is the agent's own, nobody else could run its checkpoints.
+        let hook: Option<wal::Hook> = match self.home {
+            Some(_) => None,
+            None => Some(wal::note),
+        };
+        self.baseline.begin_member(&self.inner, hook)
     }
 
     /// After a group of writes.
@@ -118,6 +143,7 @@ impl Connection {
             baseline,
             generation,
             grouped,
+            home,
         } = self;
         inner.close().map_err(|(inner, error)| {
             let connection = Connection {
@@ -125,6 +151,7 @@ impl Connection {
                 baseline,
                 generation,
                 grouped,
+                home,
             };
             (Box::new(connection), error)
         })
@@ -155,6 +182,9 @@ pub(super) fn prepare(
     connection.set_prepared_statement_cache_capacity(settings.statement_cache);
     // Temporary files would be descriptors that nobody has counted.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
+    if settings.exclusive_locking {
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    }
     if is_file {
         if connection.is_readonly("main")? {
             return Err(Box::new(io::Error::new(

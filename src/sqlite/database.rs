@@ -2,25 +2,29 @@
 //! It never opens the file: closing any descriptor to it would drop the locks that SQLite holds.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::agents::Place;
 use super::wal::Wal;
 use crate::error::{Error, FileState};
 
 /// What a pool lends connections to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Database {
-    /// One file for all agents: [`Database::file`].
+#[derive(Debug, Clone)]
+pub struct Database(pub(crate) Kind);
+
+#[derive(Debug, Clone)]
+pub(crate) enum Kind {
+    /// One file for all agents.
     File(PathBuf),
-    /// One database in memory for all agents: [`Database::memory`].
+    /// A file for each agent.
+    Agents(Place),
+    /// One database in memory for all agents.
     Memory,
 }
 
@@ -32,38 +36,64 @@ impl Database {
     /// hard links and relative paths all count as the same. A second `build` fails with
     /// [`Error::AlreadyPooled`]; clone the first pool instead.
     pub fn file(path: impl AsRef<Path>) -> Self {
-        Database::File(path.as_ref().to_path_buf())
+        Database(Kind::File(path.as_ref().to_path_buf()))
+    }
+
+    /// A file for each agent, in `folder`: any number of agents, and never more than `max_connections` files
+    /// open. A file is created when its agent is first lent a connection (readable by nobody but the user),
+    /// and so is the folder when the pool is built.
+    ///
+    /// The file of agent `session-1` is `session-1.db`. Small letters, digits, `-` and `_` of an id stand
+    /// for themselves; every other byte of it in UTF-8, capitals among them, is written as `%` and two small
+    /// hexadecimal digits. So no id leads out of the folder, no two ids have one file, also on file systems
+    /// that do not tell capitals, and each id can be read back. Ids whose name would be longer than 255
+    /// bytes with what SQLite adds to it, and the names of devices (`con`, `nul`, ...), are refused
+    /// with [`Error::InvalidAgent`].
+    ///
+    /// A connection serves its agent only, and an agent has one at a time: a second borrower of the same agent
+    /// waits until the first returns it, and takes no other agent's place meanwhile.
+    ///
+    /// One process may have one pool on a folder at a time.
+    pub fn per_agent(folder: impl AsRef<Path>) -> Self {
+        let folder = folder.as_ref().to_path_buf();
+        Database(Kind::Agents(Place::Folder(folder)))
+    }
+
+    /// Like [`Database::per_agent`], with files where `place` says. It is called with the agent's id, on
+    /// the borrower's thread, whenever a file may have to be opened; it must always say the same for the same
+    /// id, and be quick. Folders are not created. Agents with the same path share one file, and wait for each
+    /// other. An id may contain anything: do not make a path of it without looking.
+    pub fn per_agent_with<F>(place: F) -> Self
+    where
+        F: Fn(&str) -> PathBuf + Send + Sync + 'static,
+    {
+        Database(Kind::Agents(Place::Function(Arc::new(place))))
     }
 
     /// A database in memory that all agents of this pool share, and that ends with the pool. It costs
     /// no descriptors. It has no WAL: a writer waits for readers, and readers for a writer, for at
     /// most `busy_timeout`.
     pub fn memory() -> Self {
-        Database::Memory
+        Database(Kind::Memory)
     }
 }
 
-impl Database {
+impl Kind {
     /// A short name for it.
     pub(crate) fn name(&self) -> String {
         match self {
-            Database::File(path) => match path.file_name() {
+            Kind::File(path) | Kind::Agents(Place::Folder(path)) => match path.file_name() {
                 Some(name) => name.to_string_lossy().into_owned(),
                 None => "file".to_owned(),
             },
-            Database::Memory => "memory".to_owned(),
+            Kind::Agents(Place::Function(_)) => "agents".to_owned(),
+            Kind::Memory => "memory".to_owned(),
         }
     }
 }
 
-impl fmt::Display for Database {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Database::File(path) => path.display().fmt(f),
-            Database::Memory => f.write_str("a database in memory"),
-        }
-    }
-}
+/// What a database in memory is called in messages.
+pub(super) const IN_MEMORY: &str = "a database in memory";
 
 /// A name that no other database in memory of this process has. The memdb VFS shares a database
 /// among the connections that open the same name, if it starts with a slash.
@@ -74,10 +104,10 @@ pub(crate) fn memory_name() -> String {
 
 /// How old the last look at the file may be when a connection is lent. A look costs a microsecond,
 /// several times what a lease does.
-const LOOK_EVERY: Duration = Duration::from_micros(100);
+pub(super) const LOOK_EVERY: Duration = Duration::from_micros(100);
 
 /// A database has at least one page, and no page is shorter.
-const SHORTEST: u64 = 512;
+pub(super) const SHORTEST: u64 = 512;
 
 /// The database file of a pool, claimed for it within this process.
 pub(crate) struct File {
@@ -116,6 +146,8 @@ pub(crate) struct Generation {
 pub(crate) struct Identity {
     device: u64,
     inode: u64,
+    /// When it was made, in nanoseconds, where the file system tells: numbers are given again.
+    born: u64,
 }
 
 impl File {
@@ -241,20 +273,22 @@ impl File {
 }
 
 impl Identity {
+    /// The file at `path`, and its length.
     #[cfg(unix)]
-    fn at(path: &Path) -> io::Result<(Identity, u64)> {
+    pub(super) fn at(path: &Path) -> io::Result<(Identity, u64)> {
         use std::os::unix::fs::MetadataExt;
         let metadata = std::fs::metadata(path)?;
         let identity = Identity {
             device: metadata.dev(),
             inode: metadata.ino(),
+            born: born(&metadata),
         };
         Ok((identity, metadata.len()))
     }
 
     /// Elsewhere an open database cannot be replaced, and hard links are not told apart.
     #[cfg(not(unix))]
-    fn at(path: &Path) -> io::Result<(Identity, u64)> {
+    pub(super) fn at(path: &Path) -> io::Result<(Identity, u64)> {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
         let length = std::fs::metadata(path)?.len();
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(path);
@@ -262,14 +296,25 @@ impl Identity {
             Identity {
                 device: u64::MAX,
                 inode: hash,
+                born: 0,
             },
             length,
         ))
     }
 }
 
+#[cfg(unix)]
+fn born(metadata: &std::fs::Metadata) -> u64 {
+    let since = metadata.created().ok().and_then(|made| {
+        made.duration_since(std::time::UNIX_EPOCH)
+            .ok()
+            .map(|since| since.as_nanos())
+    });
+    since.map_or(0, |nanos| u64::try_from(nanos).unwrap_or(0))
+}
+
 /// An absolute path without links, also of a file that does not exist yet.
-fn resolve(path: &Path) -> io::Result<PathBuf> {
+pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     match path.canonicalize() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         resolved => return resolved,
@@ -320,12 +365,12 @@ enum Key {
 
 /// A pool's claim on a file. Dropping it gives the file up.
 #[derive(Default)]
-struct Claim {
+pub(super) struct Claim {
     keys: Vec<Key>,
 }
 
 impl Claim {
-    fn new(path: &Path) -> Result<Claim, Error> {
+    pub(super) fn new(path: &Path) -> Result<Claim, Error> {
         let mut claim = Claim::default();
         claim.add(path, Key::Path(path.to_path_buf()))?;
         if let Ok((identity, _)) = Identity::at(path) {
@@ -365,7 +410,7 @@ impl Claim {
         Ok(())
     }
 
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         let mut claimed = CLAIMED.lock();
         for key in self.keys.drain(..) {
             claimed.remove(&key);

@@ -208,14 +208,24 @@ impl Baseline {
     }
 
     /// Takes off what the next member of a group of writes would otherwise run into.
-    pub(super) fn begin_member(&self, connection: &Connection) -> rusqlite::Result<()> {
+    pub(super) fn begin_member(
+        &self,
+        connection: &Connection,
+        hook: Option<wal::Hook>,
+    ) -> rusqlite::Result<()> {
         if !self.hooked_by_on_open {
             remove_hooks(connection)?;
         }
         connection.trace_v2(TraceEventCodes::empty(), None);
         connection.busy_timeout(Duration::ZERO)?;
-        self.note_commits(connection, wal::note);
+        self.note_commits(connection, hook.unwrap_or(self.wal_hook));
         Ok(())
+    }
+
+    /// Forgets all prepared statements, on a connection that was just reset.
+    pub(super) fn flush_statements(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.flush_prepared_statement_cache();
+        self.registered.expect_invalidation(connection)
     }
 
     /// Puts back what a lease counts on.

@@ -34,11 +34,14 @@ pub(super) struct Now {
     open: usize,
     stuck: usize,
     descriptor_ceiling: usize,
+    writes_waiting: usize,
+    wal_pages: usize,
     #[serde(flatten)]
     pub(super) sample: Sample,
     counters: Counters,
     wait: Durations,
     hold: Durations,
+    write: Durations,
     /// Who holds a connection: the longest first.
     holders: Vec<Person>,
     /// Who waits: the next to be served first.
@@ -58,6 +61,7 @@ pub(super) struct Sample {
     waiting: usize,
     leases: u64,
     hits: u64,
+    writes: u64,
 }
 
 #[derive(Serialize)]
@@ -76,6 +80,10 @@ struct Counters {
     discarded_by_age: u64,
     discarded_by_lease: u64,
     overdue: u64,
+    write_failures: u64,
+    write_groups: u64,
+    checkpoints: u64,
+    checkpoints_pinned: u64,
 }
 
 /// In seconds.
@@ -126,6 +134,8 @@ impl Now {
             open: stats.open,
             stuck: stats.stuck,
             descriptor_ceiling: pool.fd_ceiling(),
+            writes_waiting: stats.writes_waiting,
+            wal_pages: stats.wal_pages,
             sample: Sample {
                 uptime_s: uptime.as_secs_f64(),
                 descriptors: pool.descriptors(),
@@ -135,6 +145,7 @@ impl Now {
                 waiting: stats.waiting,
                 leases: stats.leases,
                 hits: stats.hits,
+                writes: stats.writes,
             },
             holders: holders
                 .map(|h| Person::new(h.agent, h.age, h.borrowed_at))
@@ -151,6 +162,7 @@ impl Now {
                 .collect(),
             wait: Durations::of(&stats.wait),
             hold: Durations::of(&stats.hold),
+            write: Durations::of(&stats.write),
             counters: Counters::of(&stats),
         }
     }
@@ -173,6 +185,10 @@ impl Counters {
             discarded_by_age: stats.discarded_by_age,
             discarded_by_lease: stats.discarded_by_lease,
             overdue: stats.overdue,
+            write_failures: stats.write_failures,
+            write_groups: stats.write_groups,
+            checkpoints: stats.checkpoints,
+            checkpoints_pinned: stats.checkpoints_pinned,
         }
     }
 }

@@ -97,7 +97,7 @@ fn finish(shared: &Arc<Shared<Sqlite>>, lease: &Lease) -> Result<Checkpointed, E
     lease.busy_timeout(Duration::ZERO)?;
     let begun = Instant::now();
     let claim = Claim::new(AGENT, begun, Location::caller());
-    let post = Post::of(shared);
+    let post = Post::of(shared, AGENT)?;
     let _pen = post.pen(&claim, begun + WAIT)?;
     let begun = Instant::now();
     loop {

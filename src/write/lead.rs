@@ -12,24 +12,37 @@ use crate::lend::lend;
 use crate::permits::{Claim, Refusal};
 use crate::queue::{Job, Lane};
 use crate::shared::Shared;
-use crate::sqlite::{Group, Member, Sqlite, same, until};
+use crate::sqlite::{Group, Member, Sqlite, WriteLane, same, until};
 use crate::stats::{add, count};
 
 /// A lane of a pool's, with the agent whose connection its leader uses.
 #[derive(Clone)]
 pub(super) struct Post {
     pub(super) shared: Arc<Shared<Sqlite>>,
-    pub(super) lane: Arc<Lane<Arc<dyn Job>>>,
+    pub(super) lane: WriteLane,
     pub(super) agent: Arc<str>,
 }
 
 impl Post {
-    pub(super) fn of(shared: &Arc<Shared<Sqlite>>) -> Self {
-        Post {
+    /// Where `agent` writes.
+    pub(super) fn of(shared: &Arc<Shared<Sqlite>>, agent: &str) -> Result<Self, Error> {
+        let (lane, agent) = shared.backend.lane(agent)?;
+        Ok(Post {
             shared: Arc::clone(shared),
-            lane: shared.backend.lane(),
-            agent: Arc::clone(&shared.backend.writes.writer),
-        }
+            lane,
+            agent,
+        })
+    }
+
+    /// One for each lane in use.
+    pub(super) fn all(shared: &Arc<Shared<Sqlite>>) -> Vec<Self> {
+        let lanes = shared.backend.writes.lanes().into_iter();
+        let post = |lane: WriteLane| Post {
+            shared: Arc::clone(shared),
+            agent: Arc::clone(lane.key()),
+            lane,
+        };
+        lanes.map(post).collect()
     }
 
     /// Leads until nobody waits, on a thread of the pool's.
@@ -69,15 +82,15 @@ impl Post {
         }
         let mut lease = match self.connection(&first) {
             Ok(lease) => lease,
-            Err(error) => return self.fail(&first, error),
+            Err(error) => return conclude(&first, Err(error)),
         };
         let pen = match self.pen(first.claim(), first.deadline()) {
             Ok(pen) => pen,
-            Err(error) => return self.fail(&first, error),
+            Err(error) => return conclude(&first, Err(error)),
         };
         let outcome = match self.begin(&mut lease, &first) {
             Ok(group) => self.fill(group, first, company, &mut members),
-            Err(error) => return self.fail(&first, error.into()),
+            Err(error) => return conclude(&first, Err(error.into())),
         };
         let clean = lease.connection_mut().is_clean();
         drop(pen);
@@ -87,9 +100,8 @@ impl Post {
         }
         let counters = &self.shared.counters;
         count(&counters.write_groups);
-        match &outcome {
-            Ok(()) => add(&counters.writes, members.jobs.len() as u64),
-            Err(_) => add(&counters.write_failures, members.jobs.len() as u64),
+        if outcome.is_ok() {
+            add(&counters.writes, members.jobs.len() as u64);
         }
         members.outcome = outcome;
     }
@@ -127,7 +139,7 @@ impl Post {
         while let Some(job) = next {
             match group.member(|savepoint| job.work(savepoint)) {
                 Member::Done => members.jobs.push(job),
-                Member::Refused(error) => self.fail(&job, error),
+                Member::Refused(error) => conclude(&job, Err(error)),
                 Member::Lost => {
                     members.jobs.push(job);
                     return Err(Lost::RolledBack);
@@ -155,7 +167,7 @@ impl Post {
             if job.deadline() > now {
                 return Some(job);
             }
-            self.fail(&job, self.too_late(job.claim()));
+            conclude(&job, Err(self.too_late(job.claim())));
         }
     }
 
@@ -185,7 +197,7 @@ impl Post {
     /// Answers those in the queue whose time has passed.
     pub(super) fn expire(&self, now: Instant) {
         for job in self.lane.take_out(|job| job.deadline() <= now) {
-            self.fail(&job, self.too_late(job.claim()));
+            conclude(&job, Err(self.too_late(job.claim())));
         }
     }
 
@@ -194,18 +206,12 @@ impl Post {
         if self.lane.is_locked_out() {
             return locked_out().into();
         }
-        count(&self.shared.counters.timeouts);
         self.exhausted(claim, self.lane.waiting())
     }
 
     pub(super) fn exhausted(&self, claim: &Claim, waiting: usize) -> Error {
         self.shared
             .exhausted(Wanted::TurnToWrite, claim.asked_at, waiting)
-    }
-
-    fn fail(&self, job: &Arc<dyn Job>, error: Error) {
-        count(&self.shared.counters.write_failures);
-        conclude(job, Err(error));
     }
 }
 

@@ -35,6 +35,7 @@ use nesting::Within;
 
 /// What the pool calls, of this.
 pub(crate) const HOOKS: Hooks<Sqlite> = Hooks {
+    missed,
     returned: noted,
     keep,
     drain,
@@ -240,24 +241,40 @@ impl Lease {
         F: FnOnce(&mut Transaction<'_>) -> Result<T, E>,
         E: From<Error>,
     {
-        let place = Location::caller();
         let shared = Arc::clone(lease.shared());
-        nesting::check(&shared)?;
         let asked_at = Instant::now();
-        let deadline = asked_at + shared.options.lease_timeout;
-        let post = Post::of(&shared);
-        let claim = Claim::new(Lease::agent(lease), asked_at, place);
-        let pen = post.pen(&claim, deadline)?;
-        let within = Within::pool(&post.shared);
-        let mut transaction = begin(lease, deadline).map_err(Error::from)?;
-        let result = work(&mut transaction)?;
-        transaction.commit().map_err(Error::from)?;
-        drop((within, pen));
-        count(&post.shared.counters.write_groups);
-        count(&post.shared.counters.writes);
-        noted(&post.shared);
-        Ok(result)
+        let answer = write_leased(lease, asked_at, Location::caller(), work);
+        noted(&shared);
+        told(&shared, asked_at, answer)
     }
+}
+
+fn write_leased<T, E, F>(
+    lease: &mut Lease,
+    asked_at: Instant,
+    place: &'static Location<'static>,
+    work: F,
+) -> Answer<T, E>
+where
+    F: FnOnce(&mut Transaction<'_>) -> Result<T, E>,
+{
+    let shared = Arc::clone(lease.shared());
+    nesting::check(&shared)?;
+    let deadline = asked_at + shared.options.lease_timeout;
+    let post = Post::of(&shared, Lease::agent(lease))?;
+    let claim = Claim::new(Lease::agent(lease), asked_at, place);
+    let _pen = post.pen(&claim, deadline)?;
+    let _within = Within::pool(&shared);
+    let mut transaction = begin(lease, deadline)?;
+    let result = work(&mut transaction);
+    if result.is_ok() {
+        transaction.commit()?;
+    } else {
+        transaction.rollback()?;
+    }
+    count(&shared.counters.write_groups);
+    count(&shared.counters.writes);
+    Ok(result)
 }
 
 /// `BEGIN IMMEDIATE`, which waits for locks from outside of the queue as a group does.
@@ -281,25 +298,9 @@ where
     T: Send + 'static,
     E: From<Error> + Send + 'static,
 {
-    let call = Call::new(shared, agent, wait, place, work)?;
-    let deadline = match call.join()? {
-        Some(first) => {
-            call.post.lead_once(Some(first), Company::None);
-            if !call.post.lane.step_down() {
-                call.post.clone().hand_over(None);
-            }
-            None
-        }
-        None => Some(call.job.deadline()),
-    };
-    let ticket = &call.job.ticket;
-    let answer = match ticket.wait(deadline) {
-        Some(answer) => Some(answer),
-        None if call.leave() => return Err(call.too_late().into()),
-        // It has begun, or is about to.
-        None => ticket.wait(None),
-    };
-    call.returned(answer)
+    let asked_at = Instant::now();
+    let answer = Call::new(shared, agent, asked_at, wait, place, work).and_then(Call::wait);
+    told(shared, asked_at, answer)
 }
 
 pub(crate) async fn write_async<T, E, F>(
@@ -314,12 +315,30 @@ where
     T: Send + 'static,
     E: From<Error> + Send + 'static,
 {
-    let call = Call::new(shared, agent, wait, place, work)?;
-    if let Some(first) = call.join()? {
-        call.post.clone().hand_over(Some(first));
+    let asked_at = Instant::now();
+    let answer = match Call::new(shared, agent, asked_at, wait, place, work) {
+        Ok(call) => call.answer().await,
+        Err(error) => Err(error),
+    };
+    told(shared, asked_at, answer)
+}
+
+/// What the caller gets, counted.
+fn told<T, E: From<Error>>(
+    shared: &Shared<Sqlite>,
+    asked_at: Instant,
+    answer: Answer<T, E>,
+) -> Result<T, E> {
+    let took = asked_at.elapsed();
+    // Callers that write at the same time have asked at different times.
+    shared
+        .counters
+        .write
+        .record(took.subsec_nanos() as usize, took);
+    if answer.is_err() {
+        count(&shared.counters.write_failures);
     }
-    let answer = poll_fn(|cx| call.job.ticket.poll(cx)).await;
-    call.returned(Some(answer))
+    answer?
 }
 
 /// One call of `write`. Dropping it calls off what has not begun.
@@ -343,19 +362,55 @@ where
     fn new(
         shared: &Arc<Shared<Sqlite>>,
         agent: &str,
+        asked_at: Instant,
         wait: Duration,
         place: &'static Location<'static>,
         work: F,
     ) -> Result<Self, Error> {
         check_agent(agent)?;
         nesting::check(shared)?;
-        let asked_at = Instant::now();
+        if shared.backend.writes.is_closed() {
+            return Err(Error::Closed);
+        }
         let claim = Claim::new(agent, asked_at, place);
         Ok(Call {
-            post: Post::of(shared),
+            post: Post::of(shared, agent)?,
             job: Arc::new(Write::new(claim, asked_at + wait, work)),
             answered: false,
         })
+    }
+
+    /// Blocks until there is an answer.
+    fn wait(mut self) -> Answer<T, E> {
+        let deadline = match self.join()? {
+            Some(first) => {
+                self.post.lead_once(Some(first), Company::None);
+                if !self.post.lane.step_down() {
+                    self.post.clone().hand_over(None);
+                }
+                None
+            }
+            None => Some(self.job.deadline()),
+        };
+        let answer = match self.job.ticket.wait(deadline) {
+            Some(answer) => Some(answer),
+            None if self.leave() => return Err(self.post.too_late(self.job.claim())),
+            // It has begun, or is about to.
+            None => self.job.ticket.wait(None),
+        };
+        self.answered = true;
+        // Every job is answered.
+        answer.unwrap_or(Err(Error::RolledBack))
+    }
+
+    /// Awaits the answer.
+    async fn answer(mut self) -> Answer<T, E> {
+        if let Some(first) = self.join()? {
+            self.post.clone().hand_over(Some(first));
+        }
+        let answer = poll_fn(|cx| self.job.ticket.poll(cx)).await;
+        self.answered = true;
+        answer
     }
 
     /// Joins the lane. Returns the job if nobody leads: then whoever called is to see to that.
@@ -366,10 +421,7 @@ where
             Ok(Joined::Leads(job)) => Ok(Some(job)),
             Ok(Joined::Queued) => Ok(None),
             Err(Refused::Closed) => Err(Error::Closed),
-            Err(Refused::Full(waiting)) => {
-                count(&self.post.shared.counters.timeouts);
-                Err(self.post.exhausted(self.job.claim(), waiting))
-            }
+            Err(Refused::Full(waiting)) => Err(self.post.exhausted(self.job.claim(), waiting)),
         }
     }
 
@@ -381,27 +433,6 @@ where
             .lane
             .take_out(|job| std::ptr::eq(Arc::as_ptr(job).cast::<()>(), mine));
         !left.is_empty()
-    }
-
-    fn too_late(&self) -> Error {
-        count(&self.post.shared.counters.write_failures);
-        self.post.too_late(self.job.claim())
-    }
-
-    fn returned(mut self, answer: Option<Answer<T, E>>) -> Result<T, E>
-    where
-        E: From<Error>,
-    {
-        self.answered = true;
-        let took = self.job.claim().asked_at.elapsed();
-        // Whoever writes at the same time has a job elsewhere in memory.
-        let shard = Arc::as_ptr(&self.job).cast::<()>().addr() / size_of::<Write<F, T, E>>();
-        self.post.shared.counters.write.record(shard, took);
-        match answer {
-            Some(answer) => answer?,
-            // Not reachable: every job is answered.
-            None => Err(Error::RolledBack.into()),
-        }
     }
 }
 
@@ -421,23 +452,41 @@ where
 
 /// The keeper's part.
 fn keep(shared: &Arc<Shared<Sqlite>>) {
-    Post::of(shared).expire(Instant::now());
+    let now = Instant::now();
+    for post in Post::all(shared) {
+        post.expire(now);
+    }
     checkpoint::retry(shared);
+}
+
+/// Where agents have connections of their own, slots are vacated by a thread of the pool's before they are
+/// needed.
+fn missed(shared: &Arc<Shared<Sqlite>>) {
+    if shared.wants_room() {
+        let theirs = Arc::clone(shared);
+        let hands = &shared.backend.writes.hands;
+        hands.take(Box::new(move || theirs.make_room()));
+    }
 }
 
 /// Refuses new writes, and waits until those that are queued are done, until `deadline` at most.
 fn drain(shared: &Arc<Shared<Sqlite>>, deadline: Instant) {
-    let lane = shared.backend.lane();
-    lane.close();
-    lane.wait_for_rest(deadline);
+    let writes = &shared.backend.writes;
+    writes.close();
+    for lane in writes.lanes() {
+        lane.close();
+        lane.wait_for_rest(deadline);
+    }
 }
 
 /// Refuses new writes, and those that are queued.
 fn refuse(shared: &Shared<Sqlite>) {
-    let lane = shared.backend.lane();
-    lane.close();
-    for job in lane.take_out(|_| true) {
-        count(&shared.counters.write_failures);
-        lead::conclude(&job, Err(Error::Closed));
+    let writes = &shared.backend.writes;
+    writes.close();
+    for lane in writes.lanes() {
+        lane.close();
+        for job in lane.take_out(|_| true) {
+            lead::conclude(&job, Err(Error::Closed));
+        }
     }
 }

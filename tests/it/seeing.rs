@@ -1,11 +1,12 @@
 //! What operators see of a pool: readiness, histograms, waits, events, metrics.
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use leasepool::{Database, Error, Pool};
 
-use crate::common::{Fixture, LONG};
+use crate::common::{Fixture, LONG, eventually, insert};
 
 #[test]
 fn ready_says_whether_a_lease_could_be_had_and_takes_none() {
@@ -127,6 +128,129 @@ fn only_the_ten_slowest_waits_are_remembered() {
     assert_eq!(slowest.len(), 10);
     assert!(slowest.is_sorted_by(|a, b| a.waited >= b.waited));
     assert!(slowest[9].waited >= Duration::from_millis(20));
+}
+
+/// The length of the `-wal` file in pages, each with the header of its frame.
+fn wal_on_disk(fixture: &Fixture) -> usize {
+    let length = std::fs::metadata(fixture.in_folder("agents.db-wal"))
+        .unwrap()
+        .len();
+    ((length - 32) / (4096 + 24)) as usize
+}
+
+/// Writes 20 pages.
+fn write_much(pool: &Pool) {
+    pool.write("writer", |tx| {
+        tx.execute("INSERT INTO t VALUES (randomblob(20 * 4096))", [])?;
+        Ok::<_, Error>(())
+    })
+    .unwrap();
+}
+
+/// A pool that runs a checkpoint from 16 pages on.
+fn pool_with_short_log(fixture: &Fixture) -> Pool {
+    let builder = fixture.builder(4).name("chat").wal_size(64 << 10);
+    builder.build().unwrap()
+}
+
+/// A write that goes on until something is sent, and three that then share its transaction: `see` is called
+/// while they wait.
+fn four_in_one_group(pool: &Pool, see: impl FnOnce()) {
+    thread::scope(|scope| {
+        // Here, so that `see` may panic: the write then ends, too.
+        let (begun, has_begun) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        // One that blocks would do its own write by itself.
+        let first = pool.write_async("first", move |tx| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            insert(tx);
+            Ok::<_, Error>(())
+        });
+        scope.spawn(|| smol::block_on(first).unwrap());
+        has_begun.recv().unwrap();
+        for _ in 0..3 {
+            scope.spawn(|| {
+                pool.write("next", |tx| {
+                    insert(tx);
+                    Ok::<_, Error>(())
+                })
+                .unwrap();
+            });
+        }
+        eventually("three wait", || pool.stats().writes_waiting == 3);
+        see();
+        go_on.send(()).unwrap();
+    });
+}
+
+/// A write that fails, in a transaction that has nobody else's.
+fn one_that_fails(pool: &Pool) {
+    let refused = pool.write("fails", |tx| {
+        let _ = tx.execute_batch("COMMIT");
+        Ok::<_, Error>(())
+    });
+    assert!(
+        matches!(refused, Err(Error::NotInWrite { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn writes_are_counted_and_measured() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(2)
+        .lease_timeout(LONG)
+        .write_group(256, LONG)
+        .build()
+        .unwrap();
+    let slow = Duration::from_millis(60);
+    pool.write("slow", move |tx| {
+        thread::sleep(slow);
+        insert(tx);
+        Ok::<_, Error>(())
+    })
+    .unwrap();
+    let stats = pool.stats();
+    assert_eq!((stats.writes, stats.write_groups), (1, 1));
+    assert!(stats.write.quantile(0.5) >= slow, "{:?}", stats.write);
+    assert_eq!(stats.wal_pages, wal_on_disk(&fixture));
+    four_in_one_group(&pool, || ());
+    one_that_fails(&pool);
+    let stats = pool.stats();
+    assert_eq!((stats.writes, stats.write_failures), (5, 1));
+    assert_eq!((stats.write_groups, stats.writes_waiting), (3, 0));
+    assert_eq!(stats.write.count(), 6);
+    assert_eq!(stats.wal_pages, wal_on_disk(&fixture));
+    assert!(stats.wal_pages > 0);
+    assert_eq!((stats.checkpoints, stats.checkpoints_pinned), (0, 0));
+}
+
+#[test]
+fn checkpoints_are_counted_and_so_is_a_log_that_is_held() {
+    let fixture = Fixture::new();
+    let pool = pool_with_short_log(&fixture);
+    eventually("two checkpoints", || {
+        write_much(&pool);
+        pool.stats().checkpoints >= 2
+    });
+    assert_eq!(pool.stats().checkpoints_pinned, 0);
+    let reader = pool.lease("reader").unwrap();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM t")
+        .unwrap();
+    eventually("the log is held", || {
+        write_much(&pool);
+        pool.stats().checkpoints_pinned > 0
+    });
+    let before = pool.stats();
+    eventually("a checkpoint is tried again", || {
+        pool.stats().checkpoints > before.checkpoints
+    });
+    assert_eq!(pool.stats().checkpoints_pinned, 1);
+    assert!(before.wal_pages >= 20, "{before:?}");
+    drop(reader);
 }
 
 #[cfg(feature = "tracing")]
@@ -259,6 +383,34 @@ mod events {
         );
     }
 
+    #[test]
+    fn who_holds_the_log_is_told() {
+        in_child("seeing::events::who_holds_the_log_is_told", || {
+            let log = Log::install();
+            let fixture = Fixture::new();
+            let pool = pool_with_short_log(&fixture);
+            let reader = pool.lease("reader").unwrap();
+            let place = format!("seeing.rs:{}:", line!() - 1);
+            reader
+                .execute_batch("BEGIN; SELECT count(*) FROM t")
+                .unwrap();
+            let later = pool.lease("later").unwrap();
+            eventually("the log is held", || {
+                write_much(&pool);
+                pool.stats().checkpoints_pinned > 0
+            });
+            log.until("the write-ahead log cannot shrink: a lease reads from it");
+            let told = log.take();
+            let of_log = |line: &&String| line.contains("cannot shrink");
+            let lines: Vec<_> = told.iter().filter(of_log).collect();
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].starts_with("WARN") && lines[0].contains("pool=\"chat\""));
+            assert!(lines[0].contains("agent=\"reader\""), "{lines:?}");
+            assert!(lines[0].contains(&place), "{lines:?}");
+            drop((reader, later));
+        });
+    }
+
     /// A subscriber that uses the pool while it is told of an eviction must not deadlock.
     #[test]
     fn a_listener_may_use_the_pool() {
@@ -309,6 +461,17 @@ mod metrics {
     }
 
     impl Seen {
+        fn install() -> Seen {
+            let recorder = DebuggingRecorder::new();
+            let snapshotter = recorder.snapshotter();
+            recorder.install().unwrap();
+            Seen {
+                snapshotter,
+                values: HashMap::new(),
+                recorded: HashMap::new(),
+            }
+        }
+
         fn look(&mut self) {
             for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
                 let key = key.key();
@@ -341,16 +504,63 @@ mod metrics {
     }
 
     #[test]
+    fn the_facade_is_told_of_writes() {
+        in_child("seeing::metrics::the_facade_is_told_of_writes", || {
+            let mut seen = Seen::install();
+            let fixture = Fixture::new();
+            let builder = fixture.builder(2).name("chat").lease_timeout(LONG);
+            let pool = builder.write_group(256, LONG).build().unwrap();
+            four_in_one_group(&pool, || {
+                seen.until("leasepool_writes_waiting pool=chat", 3.0);
+            });
+            one_that_fails(&pool);
+            seen.until("leasepool_writes_total outcome=committed pool=chat", 4.0);
+            seen.until("leasepool_writes_total outcome=failed pool=chat", 1.0);
+            seen.until("leasepool_write_groups_total pool=chat", 2.0);
+            let wal = wal_on_disk(&fixture) as f64;
+            assert!(wal > 0.0);
+            seen.until("leasepool_wal_pages pool=chat", wal);
+            pool.close().unwrap();
+            seen.look();
+            let took = &seen.recorded["leasepool_write_seconds pool=chat"];
+            assert_eq!(took.len(), 5, "{took:?}");
+            // Four of them lasted until the gauge was seen.
+            let long = took.iter().filter(|seconds| **seconds > 0.01).count();
+            assert!(long >= 4, "{took:?}");
+        });
+    }
+
+    #[test]
+    fn the_facade_is_told_of_checkpoints() {
+        in_child("seeing::metrics::the_facade_is_told_of_checkpoints", || {
+            let mut seen = Seen::install();
+            let fixture = Fixture::new();
+            let pool = pool_with_short_log(&fixture);
+            eventually("two checkpoints", || {
+                write_much(&pool);
+                pool.stats().checkpoints >= 2
+            });
+            let reader = pool.lease("reader").unwrap();
+            reader
+                .execute_batch("BEGIN; SELECT count(*) FROM t")
+                .unwrap();
+            eventually("the log is held", || {
+                write_much(&pool);
+                pool.stats().checkpoints_pinned > 0
+            });
+            seen.until("leasepool_checkpoints_pinned_total pool=chat", 1.0);
+            drop(reader);
+            pool.close().unwrap();
+            let told = pool.stats().checkpoints;
+            assert!(told >= 3);
+            seen.until("leasepool_checkpoints_total pool=chat", told as f64);
+        });
+    }
+
+    #[test]
     fn the_facade_is_told_what_stats_say() {
         in_child("seeing::metrics::the_facade_is_told_what_stats_say", || {
-            let recorder = DebuggingRecorder::new();
-            let snapshotter = recorder.snapshotter();
-            recorder.install().unwrap();
-            let mut seen = Seen {
-                snapshotter,
-                values: HashMap::new(),
-                recorded: HashMap::new(),
-            };
+            let mut seen = Seen::install();
             let fixture = Fixture::new();
             let pool = fixture.builder(2).name("chat").build().unwrap();
             for _ in 0..5 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
-use leasepool::{Database, Pool};
+use leasepool::{Database, Error, Pool};
 
 use crate::server::{LONG, Server};
 
@@ -95,6 +95,8 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
     let folder = tempfile::tempdir().unwrap();
     let pool = Pool::builder(Database::file(folder.path().join("chat.db")))
         .max_connections(2)
+        .lease_timeout(LONG)
+        .write_group(256, LONG)
         .build()
         .unwrap();
     let server = Server::start(&pool, 0);
@@ -124,6 +126,47 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
     until_text(&browser, "holders", |rows| rows == "nobody").await;
     until_text(&browser, "legend", |states| states.contains("parked 2")).await;
     until_text(&browser, "state", |state| state == "ready").await;
+
+    // A write, three that wait for it, and all of them as one transaction.
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    let writer = pool.clone();
+    let first = tokio::spawn(async move {
+        let write = writer.write_async("first", move |tx| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            tx.execute_batch("CREATE TABLE t (x)")?;
+            Ok::<_, Error>(())
+        });
+        write.await
+    });
+    has_begun.recv().unwrap();
+    let next = [1, 2, 3].map(|x| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let write = pool.write_async("next", move |tx| {
+                tx.execute("INSERT INTO t VALUES (?1)", [x])?;
+                Ok::<_, Error>(())
+            });
+            write.await
+        })
+    });
+    until_text(&browser, "writes-waiting", |n| n == "3").await;
+    assert_eq!(text(&browser, "group-size").await, "–");
+    go_on.send(()).unwrap();
+    until_text(&browser, "writes", |n| n == "4").await;
+    let some = |rate: &str| rate.parse().is_ok_and(|rate: f64| rate > 0.0);
+    until_text(&browser, "write-rate", some).await;
+    assert_eq!(text(&browser, "group-size").await, "4.0");
+    assert_eq!(text(&browser, "writes-waiting").await, "0");
+    let pages = pool.stats().wal_pages.to_string();
+    assert_eq!(text(&browser, "wal-pages").await, pages);
+    assert!(text(&browser, "write-durations").await.starts_with("took "));
+    until_text(&browser, "write-rate", |rate| rate == "0.0").await;
+    first.await.unwrap().unwrap();
+    for write in next {
+        write.await.unwrap().unwrap();
+    }
 
     // Nothing sticks out on a phone, in light or in dark.
     let overflow = "return document.documentElement.scrollWidth - innerWidth";

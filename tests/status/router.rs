@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use leasepool::{Database, Pool};
+use leasepool::{Database, Error, Pool};
 
-use crate::server::Server;
+use crate::server::{LONG, Server};
 
 fn pool(connections: usize) -> (tempfile::TempDir, Pool) {
     let folder = tempfile::tempdir().unwrap();
@@ -136,6 +136,164 @@ fn prometheus_text_is_well_formed_and_true() {
             "{line}"
         );
     }
+    server.stop();
+}
+
+/// A pool with a table, and what writes do to it: two by themselves, four in one transaction, and one that
+/// fails. `see` is called while three of the four wait.
+fn written(see: impl FnOnce(&Server)) -> (tempfile::TempDir, Pool, Server) {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = Pool::builder(Database::file(folder.path().join("a\"b.db")))
+        .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
+        .lease_timeout(LONG)
+        .write_group(256, LONG)
+        .wal_size(64 << 10)
+        .build()
+        .unwrap();
+    let server = Server::start(&pool, 0);
+    let write = |sql: &'static str| {
+        pool.write("writer", move |tx| {
+            tx.execute_batch(sql)?;
+            Ok::<_, Error>(())
+        })
+    };
+    const INSERT: &str = "INSERT INTO t VALUES (1)";
+    write(INSERT).unwrap();
+    write(INSERT).unwrap();
+    std::thread::scope(|scope| {
+        // Here, so that `see` may panic: the write then ends, too.
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        // One that blocks would do its own write by itself.
+        let first = pool.write_async("first", move |tx| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            tx.execute_batch(INSERT)?;
+            Ok::<_, Error>(())
+        });
+        scope.spawn(|| smol::block_on(first).unwrap());
+        has_begun.recv().unwrap();
+        for _ in 0..3 {
+            scope.spawn(|| write(INSERT).unwrap());
+        }
+        while pool.stats().writes_waiting < 3 {
+            std::thread::yield_now();
+        }
+        see(&server);
+        go_on.send(()).unwrap();
+    });
+    let refused = pool.write("fails", |tx| {
+        let _ = tx.execute_batch("COMMIT");
+        Ok::<_, Error>(())
+    });
+    assert!(
+        matches!(refused, Err(Error::NotInWrite { .. })),
+        "{refused:?}"
+    );
+    (folder, pool, server)
+}
+
+#[test]
+fn json_says_what_was_written() {
+    let pause = Duration::from_millis(30);
+    let (folder, pool, server) = written(|server| {
+        std::thread::sleep(pause);
+        let json = server.json();
+        assert_eq!(
+            (&json["writes_waiting"], &json["writes"]),
+            (&3.into(), &2.into())
+        );
+    });
+    let json = server.json();
+    assert_eq!(
+        (&json["writes_waiting"], &json["writes"]),
+        (&0.into(), &6.into())
+    );
+    let counters = &json["counters"];
+    assert_eq!(counters["write_failures"], 1);
+    assert_eq!(counters["write_groups"], 4);
+    let write = &json["write"];
+    assert_eq!(write["count"], 7);
+    // Four of seven lasted until they had been seen.
+    for quantile in ["p50", "p99", "max"] {
+        assert!(
+            write[quantile].as_f64().unwrap() >= pause.as_secs_f64(),
+            "{write}"
+        );
+    }
+    let wal = std::fs::metadata(folder.path().join("a\"b.db-wal")).unwrap();
+    assert_eq!(json["wal_pages"], (wal.len() - 32) / (4096 + 24));
+    assert_eq!(
+        (&counters["checkpoints"], &counters["checkpoints_pinned"]),
+        (&0.into(), &0.into())
+    );
+    let start = std::time::Instant::now();
+    while server.json()["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .all(|sample| sample["writes"] != 6)
+    {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    // A reader that stays holds the log.
+    let reader = pool.lease("reader").unwrap();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM t")
+        .unwrap();
+    while server.json()["counters"]["checkpoints_pinned"] != 1 {
+        assert!(start.elapsed() < LONG);
+        pool.write("writer", |tx| {
+            tx.execute("INSERT INTO t VALUES (randomblob(20 * 4096))", [])?;
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+    }
+    let before = pool.stats().checkpoints;
+    let told = server.json()["counters"]["checkpoints"].as_u64().unwrap();
+    assert!((before..=pool.stats().checkpoints).contains(&told));
+    // It is tried again, and counted, but it is held only once.
+    while server.json()["counters"]["checkpoints"].as_u64().unwrap() < 3 {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(server.json()["counters"]["checkpoints_pinned"], 1);
+    drop(reader);
+    server.stop();
+}
+
+#[test]
+fn prometheus_is_told_what_was_written() {
+    let value = |server: &Server, series: &str| -> f64 {
+        let (_, body) = server.get("/status/metrics");
+        let (name, labels) = series.split_once(' ').unwrap_or((series, ""));
+        let series = format!("{name}{{pool=\"a\\\"b.db\"{labels}}}");
+        let line = body.lines().find_map(|line| line.strip_prefix(&series));
+        let value = line.unwrap_or_else(|| panic!("no {series} in\n{body}"));
+        value.trim().parse().unwrap()
+    };
+    let (folder, pool, server) = written(|server| {
+        assert_eq!(value(server, "leasepool_writes_waiting"), 3.0);
+    });
+    let wal = std::fs::metadata(folder.path().join("a\"b.db-wal")).unwrap();
+    for (series, wanted) in [
+        ("leasepool_writes_total ,outcome=\"committed\"", 6),
+        ("leasepool_writes_total ,outcome=\"failed\"", 1),
+        ("leasepool_write_groups_total", 4),
+        ("leasepool_write_seconds_count", 7),
+        ("leasepool_write_seconds_bucket ,le=\"60\"", 7),
+        ("leasepool_write_seconds_bucket ,le=\"0.000001\"", 0),
+        ("leasepool_writes_waiting", 0),
+        ("leasepool_wal_pages", (wal.len() - 32) / (4096 + 24)),
+        ("leasepool_checkpoints_total", 0),
+        ("leasepool_checkpoints_pinned_total", 0),
+    ] {
+        assert_eq!(value(&server, series), wanted as f64, "{series}");
+    }
+    let sum = value(&server, "leasepool_write_seconds_sum");
+    assert!((sum - pool.stats().write.sum().as_secs_f64()).abs() < 1e-9);
     server.stop();
 }
 

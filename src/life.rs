@@ -1,0 +1,130 @@
+//! The life of an agent's own database: [`Database::per_agent`](crate::Database::per_agent).
+//! It takes what must not be used meanwhile out of use, and leaves the files to the backend.
+
+use std::panic::Location;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::lend::check_agent;
+use crate::permits::Claim;
+use crate::pool::{Pool, at_most};
+use crate::sqlite::AgentIds;
+
+impl Pool {
+    /// The ids of the agents that have a file, in no particular order, read from the folder as you go.
+    ///
+    /// ```
+    /// # use leasepool::{Database, Pool};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// let pool = Pool::builder(Database::per_agent(folder.path().join("agents"))).build()?;
+    /// drop(pool.lease("alice")?);
+    /// for agent in pool.agents()? {
+    ///     assert_eq!(agent?, "alice");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the pool is not one of [`Database::per_agent`](crate::Database::per_agent);
+    /// [`Error::Open`] if the folder cannot be read.
+    ///
+    /// # Blocking
+    /// For as long as the folder takes to be read.
+    pub fn agents(&self) -> Result<AgentIds, Error> {
+        self.shared().backend.agent_ids()
+    }
+
+    /// Removes the agent's database: closes its connection and deletes its files. The next lease of the agent
+    /// begins with a new one. Returns whether there was one.
+    ///
+    /// Waits for at most `lease_timeout` until the agent's connection is returned, and those who came
+    /// before have had it.
+    ///
+    /// # Errors
+    /// - [`Error::Exhausted`] if the connection was still lent then.
+    /// - [`Error::Config`] if agents have no files of their own; [`Error::Open`] if a file cannot be deleted.
+    /// - [`Error::Closed`], [`Error::InvalidAgent`], [`Error::WaitsForItself`] as for [`Pool::lease`].
+    ///
+    /// # Blocking
+    /// Like [`Pool::lease`], and for the disk.
+    #[track_caller]
+    pub fn remove_agent(&self, agent: impl AsRef<str>) -> Result<bool, Error> {
+        let wait = self.shared().options.lease_timeout;
+        self.remove_agent_within(agent.as_ref(), wait, Location::caller())
+    }
+
+    /// Like [`Pool::remove_agent`], but waits for at most `timeout`; zero: not at all.
+    ///
+    /// # Errors
+    /// Those of [`Pool::remove_agent`].
+    ///
+    /// # Blocking
+    /// Like [`Pool::remove_agent`].
+    #[track_caller]
+    pub fn remove_agent_timeout(
+        &self,
+        agent: impl AsRef<str>,
+        timeout: Duration,
+    ) -> Result<bool, Error> {
+        self.remove_agent_within(agent.as_ref(), at_most(timeout), Location::caller())
+    }
+
+    /// Copies the agent's database, as the last commit left it, to the file `to`, which may not exist yet.
+    /// The agent may be in use meanwhile: its connection reads and writes on.
+    ///
+    /// It uses SQLite's online backup, in one step, on connections of its own; for that it takes two places
+    /// of the pool (one, if there is only one). The copy is readable by nobody but the user.
+    ///
+    /// # Errors
+    /// - [`Error::Exhausted`] if no connection came free within `lease_timeout`.
+    /// - [`Error::Open`] if the agent has no file, or `to` exists, or the copy fails; then there is none.
+    /// - [`Error::Config`] if agents have no files of their own.
+    ///
+    /// # Blocking
+    /// Like [`Pool::lease`], and for as long as the copy takes.
+    #[track_caller]
+    pub fn backup_agent(&self, agent: impl AsRef<str>, to: impl AsRef<Path>) -> Result<(), Error> {
+        let (agent, place) = (agent.as_ref(), Location::caller());
+        check_agent(agent)?;
+        let shared = self.shared();
+        if !shared.backend.is_exclusive() {
+            // It says why not.
+            return shared.backend.backup(agent, to.as_ref());
+        }
+        let asked_at = Instant::now();
+        let deadline = asked_at + shared.options.lease_timeout;
+        let places = shared.options.max_connections.min(2);
+        let rooms = (0..places)
+            .map(|_| shared.room(Claim::new(agent, asked_at, place), deadline))
+            .collect::<Result<Vec<_>, _>>()?;
+        let copied = shared.backend.backup(agent, to.as_ref());
+        drop(rooms);
+        copied
+    }
+
+    fn remove_agent_within(
+        &self,
+        agent: &str,
+        wait: Duration,
+        place: &'static Location<'static>,
+    ) -> Result<bool, Error> {
+        check_agent(agent)?;
+        let shared = self.shared();
+        let asked_at = Instant::now();
+        let deadline = asked_at + wait;
+        let claim = Claim::new(agent, asked_at, place);
+        let pass = shared.pass(agent, asked_at, Some(deadline), place)?;
+        let room = shared.room(claim, deadline)?;
+        // Before the files go, whatever the pool has open on them must.
+        if let Some(pass) = &pass {
+            shared.close_belongings(pass.gate())?;
+        }
+        let removed = shared.backend.remove_file(agent);
+        drop((room, pass));
+        removed
+    }
+}

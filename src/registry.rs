@@ -1,0 +1,94 @@
+//! A registry: one value for each key that somebody uses now. It forgets a key with its last user.
+//! It does not know what the values are.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+
+use foldhash::quality::RandomState;
+use parking_lot::Mutex;
+
+pub(crate) struct Registry<T>(Arc<Map<T>>);
+
+type Map<T> = Mutex<HashMap<Arc<str>, Weak<Kept<T>>, RandomState>>;
+
+/// A value, for as long as it is used.
+pub(crate) struct Kept<T> {
+    value: T,
+    key: Arc<str>,
+    map: Weak<Map<T>>,
+}
+
+impl<T> Registry<T> {
+    pub(crate) fn new() -> Self {
+        Registry(Arc::default())
+    }
+
+    /// The value of `key`: the one that is in use, or a new one.
+    pub(crate) fn get(&self, key: &str, make: impl FnOnce() -> T) -> Arc<Kept<T>> {
+        let mut map = self.0.lock();
+        if let Some(kept) = map.get(key).and_then(Weak::upgrade) {
+            return kept;
+        }
+        let key: Arc<str> = key.into();
+        let kept = Arc::new(Kept {
+            value: make(),
+            key: Arc::clone(&key),
+            map: Arc::downgrade(&self.0),
+        });
+        map.insert(key, Arc::downgrade(&kept));
+        kept
+    }
+
+    /// All values in use.
+    pub(crate) fn all(&self) -> Vec<Arc<Kept<T>>> {
+        self.0.lock().values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl<T> Kept<T> {
+    pub(crate) fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+}
+
+impl<T> Deref for Kept<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        let Some(map) = self.map.upgrade() else {
+            return;
+        };
+        let mut map = map.lock();
+        // Somebody may have put a new one in its place.
+        if map
+            .get(&self.key)
+            .is_some_and(|kept| kept.strong_count() == 0)
+        {
+            map.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_forgets_with_the_last_user() {
+        let registry = Registry::new();
+        let one = registry.get("a", || 1);
+        assert_eq!(**registry.get("a", || 2), 1);
+        assert_eq!(registry.all().len(), 1);
+        drop(one);
+        assert_eq!(registry.0.lock().len(), 0);
+        assert_eq!(**registry.get("a", || 3), 3);
+        assert_eq!(registry.0.lock().len(), 0);
+    }
+}

@@ -1,0 +1,180 @@
+//! Passing an agent's gate, where agents have connections of their own: before the permit, so that whoever
+//! waits for one agent takes no other's place.
+//! Elsewhere there are no gates, and all of this is nothing.
+
+use std::num::NonZero;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Shared;
+use crate::backend::Backend;
+use crate::error::{Error, Wanted};
+use crate::events;
+use crate::gate::{self, Gate, Pass, Shut};
+use crate::permits::{Claim, Permits, Refusal};
+use crate::registry::{Kept, Registry};
+use crate::stats::count;
+
+/// The right to open a connection, until it is dropped.
+pub(crate) struct Door<'a>(&'a Permits);
+
+impl Drop for Door<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// How many connections may be opened at a time.
+pub(super) fn doors() -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+    2 * cores
+}
+
+impl<B: Backend> Shared<B> {
+    /// Passes the agent's gate, waiting until `deadline` (`None`: not at all).
+    #[inline]
+    pub(crate) fn pass(
+        &self,
+        agent: &str,
+        asked_at: Instant,
+        deadline: Option<Instant>,
+        place: &'static Location<'static>,
+    ) -> Result<Option<Pass>, Error> {
+        let Some(gates) = &self.gates else {
+            return Ok(None);
+        };
+        let gate = self.gate(gates, agent)?;
+        if let Some(pass) = gate::try_pass(&gate) {
+            return Ok(Some(pass));
+        }
+        let claim = Claim::new(agent, asked_at, place);
+        let answer = events::wait(&self.options.name, agent, || {
+            gate::pass(&gate, &claim, deadline)
+        });
+        self.passed(answer, claim).map(Some)
+    }
+
+    /// The same, awaited.
+    pub(crate) async fn pass_async(
+        &self,
+        agent: &str,
+        asked_at: Instant,
+        deadline: Instant,
+        place: &'static Location<'static>,
+    ) -> Result<Option<Pass>, Error> {
+        let Some(gates) = &self.gates else {
+            return Ok(None);
+        };
+        let gate = self.gate(gates, agent)?;
+        if let Some(pass) = gate::try_pass(&gate) {
+            return Ok(Some(pass));
+        }
+        let claim = Claim::new(agent, asked_at, place);
+        let waiting = gate::pass_async(&gate, &claim, deadline);
+        let answer = events::wait_async(&self.options.name, agent, waiting).await;
+        self.passed(answer.map_err(Shut::Refused), claim).map(Some)
+    }
+
+    fn gate(&self, gates: &Registry<Gate>, agent: &str) -> Result<Arc<Kept<Gate>>, Error> {
+        // Whoever has a connection parked has its gate in use.
+        match self.cache.ledger.gate(agent) {
+            Some(gate) => Ok(gate),
+            None => Ok(gates.get(&self.backend.belongings(agent)?, Gate::new)),
+        }
+    }
+
+    fn passed(&self, answer: Result<Pass, Shut>, claim: Claim) -> Result<Pass, Error> {
+        let asked_at = claim.asked_at;
+        let result = match answer {
+            Ok(pass) => Ok(pass),
+            Err(Shut::Own) => Err(Error::WaitsForItself {
+                agent: claim.agent.as_ref().to_owned(),
+            }),
+            Err(Shut::Refused(Refusal::Closed)) => Err(Error::Closed),
+            Err(Shut::Refused(Refusal::TimedOut { waiting })) => {
+                count(&self.counters.timeouts);
+                Err(self.exhausted(Wanted::Agent, asked_at, waiting))
+            }
+        };
+        if result.is_err() {
+            self.waits.record(claim, false);
+        }
+        result
+    }
+
+    /// The right to open a connection, where agents have connections of their own and this one's is not
+    /// parked; waiting until `deadline`. Files are opened a few at a time: SQLite opens them one by one, so more
+    /// would only hold slots, in which connections of others could stay parked, while they wait for each
+    /// other.
+    pub(crate) fn door(
+        &self,
+        agent: &str,
+        asked_at: Instant,
+        deadline: Option<Instant>,
+        place: &'static Location<'static>,
+    ) -> Result<Option<Door<'_>>, Error> {
+        let Some(deadline) = deadline.filter(|_| self.needs_door(agent)) else {
+            return Ok(None);
+        };
+        let opened = match self.doors.acquire_free() {
+            true => Ok(()),
+            false => {
+                let claim = Claim::new(agent, asked_at, place);
+                self.doors.acquire(claim, deadline)
+            }
+        };
+        self.through_door(opened, asked_at)
+    }
+
+    /// The same, awaited.
+    pub(crate) async fn door_async(
+        &self,
+        agent: &str,
+        asked_at: Instant,
+        deadline: Instant,
+        place: &'static Location<'static>,
+    ) -> Result<Option<Door<'_>>, Error> {
+        if !self.needs_door(agent) {
+            return Ok(None);
+        }
+        let claim = Claim::new(agent, asked_at, place);
+        let opened = self.doors.acquire_async(claim, deadline).await;
+        self.through_door(opened, asked_at)
+    }
+
+    fn needs_door(&self, agent: &str) -> bool {
+        self.gates.is_some() && self.cache.ledger.gate(agent).is_none()
+    }
+
+    fn through_door(
+        &self,
+        opened: Result<(), Refusal>,
+        asked_at: Instant,
+    ) -> Result<Option<Door<'_>>, Error> {
+        match opened {
+            Ok(()) => Ok(Some(Door(&self.doors))),
+            Err(Refusal::Closed) => Err(Error::Closed),
+            Err(Refusal::TimedOut { waiting }) => {
+                count(&self.counters.timeouts);
+                Err(self.exhausted(Wanted::Connection, asked_at, waiting))
+            }
+        }
+    }
+
+    /// Gives back what is parked for others behind the same gate: they share what is there with `agent`.
+    pub(crate) fn let_go_of_others(&self, gate: &Arc<Kept<Gate>>, agent: &str) {
+        // Where it is named after the agent, it is the agent's alone.
+        if **gate.key() != *agent {
+            drop(self.cache.take_behind(gate));
+        }
+    }
+
+    /// Lets nobody wait at a gate any more.
+    pub(super) fn close_gates(&self) {
+        for gate in self.gates.iter().flat_map(Registry::all) {
+            gate.close();
+        }
+        self.doors.close();
+    }
+}

@@ -1,0 +1,117 @@
+//! Making room, where agents have connections of their own: what is evicted is closed, and a few slots are kept
+//! vacant, so that whoever comes next need not wait for that.
+//! It takes no connection from anybody who uses it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::time::Instant;
+
+use super::{Permit, Shared, Stuck};
+use crate::backend::{Backend, Ending};
+use crate::error::Error;
+use crate::gate::Gate;
+use crate::permits::Claim;
+use crate::registry::Kept;
+use crate::slot::{self, TakenSlot};
+
+/// One slot in so many is kept vacant.
+const SPARE: usize = 8;
+
+/// A vacant slot, for what opens a connection that is not lent. The slot goes back before the permit.
+pub(crate) struct Room<'a, B: Backend> {
+    _slot: TakenSlot<B>,
+    _permit: Permit<'a, B>,
+}
+
+impl<B: Backend> Shared<B> {
+    /// A vacant slot, waiting until `deadline` at most.
+    pub(crate) fn room(&self, claim: Claim, deadline: Instant) -> Result<Room<'_, B>, Error> {
+        loop {
+            let permit = match self.free_permit() {
+                Some(permit) => permit,
+                None => self.permit(claim.clone(), Some(deadline))?,
+            };
+            let mut slot = self.any_slot()?;
+            match self.vacate(&mut slot, Ending::Evicted) {
+                Ok(()) => {
+                    return Ok(Room {
+                        _slot: slot,
+                        _permit: permit,
+                    });
+                }
+                Err(Stuck) => {
+                    permit.pass_on();
+                    self.strand_slot(slot);
+                }
+            }
+        }
+    }
+
+    /// Closes every connection that is parked behind the gate, and every one that is idle. Whoever calls has
+    /// passed the gate, and has a permit.
+    pub(crate) fn close_belongings(&self, gate: &Arc<Kept<Gate>>) -> Result<(), Error> {
+        for mut slot in self.cache.take_behind(gate) {
+            if let Err(Stuck) = self.vacate(&mut slot, Ending::Faulty) {
+                // Its permit is nobody's now: there is one slot less to be had.
+                self.permits.withdraw();
+                self.strand_slot(slot);
+            }
+        }
+        self.close_idle();
+        Ok(())
+    }
+
+    /// Whether there are fewer vacant slots than there should be, and nobody sees to it. Whoever gets `true`
+    /// calls [`make_room`](Shared::make_room).
+    pub(crate) fn wants_room(&self) -> bool {
+        self.lacks_room() && !self.making_room.swap(true, AcqRel)
+    }
+
+    fn lacks_room(&self) -> bool {
+        let max = self.options.max_connections;
+        max - self.counters.open.load(Acquire).min(max) < max / SPARE
+    }
+
+    /// Closes what is missed least, until there are vacant slots enough.
+    pub(crate) fn make_room(&self) {
+        while self.lacks_room()
+            && let Some(permit) = self.free_permit()
+        {
+            let Some(mut slot) = self.cache.take_least_missed() else {
+                break;
+            };
+            if let Err(Stuck) = self.vacate(&mut slot, Ending::Evicted) {
+                permit.pass_on();
+                self.strand_slot(slot);
+            }
+        }
+        self.making_room.store(false, Release);
+    }
+
+    /// Whether connections are open that are nobody's.
+    pub(super) fn has_idle(&self) -> bool {
+        let levels = self.cache.ledger.levels();
+        let used = levels.lent + levels.parked + self.counters.stuck.load(Acquire);
+        self.counters.open.load(Acquire) > used
+    }
+
+    /// Closes what was evicted, and is nobody's.
+    pub(super) fn close_idle(&self) {
+        let mut vacant = Vec::new();
+        while let Some(permit) = self.free_permit()
+            && let Some(mut slot) = slot::take(&self.slots)
+        {
+            if let Err(Stuck) = self.vacate(&mut slot, Ending::Evicted) {
+                permit.pass_on();
+                self.strand_slot(slot);
+                continue;
+            }
+            // Kept until all have been seen: r2d2 would give it again.
+            vacant.push((slot, permit));
+        }
+        for (slot, permit) in vacant {
+            drop(slot);
+            drop(permit);
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Agents' own files: where each is, which are open, and what must be so before one is opened.
+//! It never opens a file: SQLite does, through whoever asks here.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::database::{Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
+use super::id;
+use super::known::Known;
+use crate::error::{Error, FileState};
+
+/// Which file is an agent's.
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// In this folder, under a name made of the agent's id.
+    Folder(PathBuf),
+    /// Where the function says.
+    Function(Arc<dyn Fn(&str) -> PathBuf + Send + Sync>),
+}
+
+pub(crate) struct Agents {
+    place: Place,
+    known: Known,
+    open: Mutex<HashMap<PathBuf, Opened>>,
+    /// The folder, for as long as the pool has it.
+    claim: Mutex<Claim>,
+}
+
+/// A file that the pool has open.
+struct Opened {
+    connections: usize,
+    _claim: Claim,
+}
+
+/// The file of one connection: what it was when it was opened, and when that was looked at last.
+pub(super) struct Home {
+    pub(super) path: PathBuf,
+    identity: Identity,
+    looked_at: Instant,
+    /// What the last look saw.
+    lost: bool,
+}
+
+/// What is to be done to open a file.
+pub(super) struct Plan {
+    pub(super) identity: Identity,
+    /// Nobody has set it up, as far as is known.
+    pub(super) set_up: bool,
+    /// It was made just now, and is empty.
+    pub(super) made: bool,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Folder(folder) => f.debug_tuple("Folder").field(folder).finish(),
+            Place::Function(_) => f.write_str("Function"),
+        }
+    }
+}
+
+impl Agents {
+    /// Creates the folder if there is none, for nobody but the user, and claims it.
+    pub(super) fn new(place: Place) -> Result<Self, Error> {
+        let (place, claim) = match place {
+            Place::Folder(folder) => {
+                let fault = |source| open_fault(&folder, source);
+                create_private_folder(&folder).map_err(fault)?;
+                let folder = folder.canonicalize().map_err(fault)?;
+                if !folder.is_dir() {
+                    return Err(fault(io::Error::from(io::ErrorKind::NotADirectory)));
+                }
+                let claim = Claim::new(&folder)?;
+                (Place::Folder(folder), claim)
+            }
+            function => (function, Claim::default()),
+        };
+        Ok(Agents {
+            place,
+            known: Known::new(),
+            open: Mutex::default(),
+            claim: Mutex::new(claim),
+        })
+    }
+
+    pub(super) fn folder(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Folder(folder) => Some(folder),
+            Place::Function(_) => None,
+        }
+    }
+
+    /// Absolute, and for a function's without links.
+    pub(super) fn path(&self, agent: &str) -> Result<PathBuf, Error> {
+        match &self.place {
+            Place::Folder(folder) => Ok(folder.join(id::encode(agent)?)),
+            Place::Function(place) => {
+                let path = place(agent);
+                if path.to_str().is_none() || path.as_os_str().as_encoded_bytes().contains(&0) {
+                    return Err(Error::InvalidAgent {
+                        reason: "its path is not UTF-8, or contains NUL",
+                    });
+                }
+                resolve(&path).map_err(|source| open_fault(&path, source))
+            }
+        }
+    }
+
+    /// What is to be done to open the file at `path`, which is created if it never existed.
+    pub(super) fn plan(&self, path: &Path) -> Result<Plan, Error> {
+        let known = self.known.at(path);
+        let (identity, length) = match Identity::at(path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if known.is_some() {
+                    return Err(lost(path, FileState::Deleted));
+                }
+                make_private_file(path).map_err(|source| open_fault(path, source))?;
+                let (identity, _) =
+                    Identity::at(path).map_err(|source| open_fault(path, source))?;
+                return Ok(Plan {
+                    identity,
+                    set_up: true,
+                    made: true,
+                });
+            }
+            Err(source) => return Err(open_fault(path, source)),
+        };
+        if known == Some(identity) && length < SHORTEST {
+            return Err(lost(path, FileState::Truncated));
+        }
+        Ok(Plan {
+            identity,
+            set_up: known != Some(identity),
+            made: false,
+        })
+    }
+
+    pub(super) fn remember(&self, path: &Path, identity: Identity) {
+        self.known.remember(path, identity);
+    }
+
+    pub(super) fn forget(&self, path: &Path) {
+        self.known.forget(path);
+    }
+
+    /// Notes that a connection to the file is about to be opened, in this pool and no other.
+    pub(super) fn opening(&self, path: &Path) -> Result<(), Error> {
+        let mut open = self.open.lock();
+        if let Some(opened) = open.get_mut(path) {
+            opened.connections += 1;
+            return Ok(());
+        }
+        let claim = Claim::new(path)?;
+        open.insert(
+            path.to_path_buf(),
+            Opened {
+                connections: 1,
+                _claim: claim,
+            },
+        );
+        Ok(())
+    }
+
+    /// A connection to the file was closed.
+    pub(super) fn closed(&self, path: &Path) {
+        let mut open = self.open.lock();
+        if let Some(opened) = open.get_mut(path) {
+            opened.connections -= 1;
+            if opened.connections == 0 {
+                open.remove(path);
+            }
+        }
+    }
+
+    /// Whether the folder is there.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        match &self.place {
+            Place::Folder(folder) => match std::fs::metadata(folder) {
+                Ok(_) => Ok(()),
+                Err(source) => Err(open_fault(folder, source)),
+            },
+            Place::Function(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn give_up_claim(&self) {
+        self.claim.lock().give_up();
+    }
+
+    /// How many files are open.
+    pub(super) fn open_files(&self) -> usize {
+        self.open.lock().len()
+    }
+
+    pub(super) fn open_paths(&self) -> Vec<PathBuf> {
+        self.open.lock().keys().cloned().collect()
+    }
+}
+
+impl Home {
+    pub(super) fn new(path: PathBuf, identity: Identity, now: Instant) -> Self {
+        Home {
+            path,
+            identity,
+            looked_at: now,
+            lost: false,
+        }
+    }
+
+    /// Looks whether the file is still the one that it was, if the last look is too old.
+    pub(super) fn look(&mut self, now: Instant) {
+        if !self.lost && now.saturating_duration_since(self.looked_at) >= LOOK_EVERY {
+            self.looked_at = now;
+            self.lost = match Identity::at(&self.path) {
+                Ok((identity, length)) => identity != self.identity || length < SHORTEST,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            };
+        }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
+    }
+}
+
+/// How long the log of the file at `path` is.
+pub(super) fn wal_length(path: &Path) -> u64 {
+    std::fs::metadata(beside(path, "-wal")).map_or(0, |file| file.len())
+}
+
+/// Removes a database, and what SQLite keeps beside it: first what would change it, so that a crash in between
+/// leaves an older database, and not another one's log.
+pub(super) fn remove_files(path: &Path) -> io::Result<()> {
+    for suffix in ["-wal", "-journal", "-shm", ""] {
+        match std::fs::remove_file(beside(path, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+pub(super) fn open_fault(path: &Path, source: io::Error) -> Error {
+    Error::Open {
+        target: path.display().to_string(),
+        source: Box::new(source),
+    }
+}
+
+fn lost(path: &Path, found: FileState) -> Error {
+    Error::FileReplaced {
+        path: path.to_path_buf(),
+        found,
+    }
+}
+
+#[cfg(unix)]
+fn create_private_folder(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+}
+
+#[cfg(not(unix))]
+fn create_private_folder(folder: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(folder)
+}
+
+/// Makes an empty file that nobody but the user may read. `mknod` does so without opening it: no descriptor,
+/// and so no lock of SQLite's that closing one would drop. SQLite gives `-wal` and `-shm` the same mode.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn make_private_file(path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let mode = Mode::RUSR | Mode::WUSR;
+    Ok(mknodat(CWD, path, FileType::RegularFile, mode, 0)?)
+}
+
+/// Elsewhere a file cannot be made without opening it; but one that did not exist has no locks to drop.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn make_private_file(path: &Path) -> io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
+}
