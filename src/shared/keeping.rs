@@ -86,8 +86,13 @@ impl<B: Backend> Shared<B> {
             self.close_unfit();
         }
         self.cache.maintain();
-        if self.gates.is_some() && self.has_idle() {
-            self.close_idle();
+        if self.gates.is_some() {
+            if self.has_idle() {
+                self.close_idle();
+            }
+            if self.wants_room() {
+                self.make_room();
+            }
         }
     }
 

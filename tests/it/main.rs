@@ -12,6 +12,7 @@ mod fairness;
 mod kill;
 mod model;
 mod options;
+mod per_agent;
 mod processes;
 mod regression;
 mod replaced;
