@@ -56,6 +56,17 @@ fn warm(c: &mut Criterion, folder: &Path) {
             b.iter(|| drop(black_box(pool.lease("agent").unwrap())));
         });
     }
+    {
+        let pool = Pool::builder(Database::per_agent(folder.join("agents")))
+            .max_connections(CONNECTIONS)
+            .synchronous(Synchronous::Normal)
+            .build()
+            .unwrap();
+        drop(pool.lease("agent").unwrap());
+        group.bench_function("leasepool_per_agent", |b| {
+            b.iter(|| drop(black_box(pool.lease("agent").unwrap())));
+        });
+    }
     for (name, checked) in R2D2 {
         let pool = r2d2(&folder.join("warm.db"), checked);
         group.bench_function(name, |b| b.iter(|| drop(black_box(pool.get().unwrap()))));
@@ -193,6 +204,7 @@ fn summary(output: &Path, since: std::time::SystemTime) {
             println!("{:<32} {ns:>12.1} {ratio:>14}", format!("{group}/{name}"));
         }
     };
+    row("warm", "leasepool_per_agent", median("warm", "leasepool"));
     let names = [
         "leasepool",
         "r2d2_default",

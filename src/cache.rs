@@ -100,6 +100,17 @@ impl<B: Backend> AgentCache<B> {
         borrowed_at: &'static Location<'static>,
     ) -> Option<(Arc<Entry<B>>, TakenSlot<B>)> {
         let entry = self.ledger.find(agent)?;
+        let slot = self.take_from(&entry, since, borrowed_at)?;
+        Some((entry, slot))
+    }
+
+    /// What is parked in this entry, lent from now on, too.
+    pub(crate) fn take_from(
+        &self,
+        entry: &Arc<Entry<B>>,
+        since: Instant,
+        borrowed_at: &'static Location<'static>,
+    ) -> Option<TakenSlot<B>> {
         let slot = entry.lock().lend(Loan {
             since,
             borrowed_at,
@@ -107,9 +118,9 @@ impl<B: Backend> AgentCache<B> {
             reported: false,
         })?;
         if self.evicts_by_size {
-            let _ = self.moka.get(agent);
+            let _ = self.moka.get(&*entry.agent);
         }
-        Some((entry, slot))
+        Some(slot)
     }
 
     /// Notes that `agent` now has the slot of this index.

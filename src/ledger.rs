@@ -173,16 +173,6 @@ impl<B: Backend> Ledger<B> {
         Some(Arc::clone(&found.1))
     }
 
-    /// The gate of the agent whose connection is, or was last, parked.
-    pub(crate) fn gate(&self, agent: &str) -> Option<Arc<Kept<Gate>>> {
-        let (hash, shard) = self.shard(agent)?;
-        let shard = shard.lock();
-        let found = shard
-            .iter()
-            .find(|(other, entry)| *other == hash && *entry.agent == *agent)?;
-        found.1.gate.clone()
-    }
-
     /// Lets `find` find this entry for its agent, instead of an earlier one.
     pub(crate) fn enlist(&self, entry: &Arc<Entry<B>>) {
         if let Some((hash, shard)) = self.shard(&entry.agent) {

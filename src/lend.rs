@@ -11,7 +11,7 @@ use crate::gate::Pass;
 use crate::lease::Lease;
 use crate::offload::off_thread;
 use crate::permits::Claim;
-use crate::shared::{Need, Permit, Shared, Stuck};
+use crate::shared::{Need, Passed, Permit, Shared, Stuck};
 
 /// Longest id of an agent, in bytes.
 const MAX_AGENT_LEN: usize = 1024;
@@ -27,11 +27,11 @@ pub(crate) fn lend<B: Backend>(
     check_agent(agent)?;
     let asked_at = Instant::now();
     let deadline = wait.map(|wait| asked_at + wait);
-    let mut pass = shared.pass(agent, asked_at, deadline, place)?;
-    if let Some(pass) = &pass {
+    let mut passed = shared.pass(agent, asked_at, deadline, place)?;
+    if let Some(pass) = &passed.pass {
         pass.note_thread();
     }
-    let _door = shared.door(agent, asked_at, deadline, place)?;
+    let _door = shared.door(&passed, agent, asked_at, deadline, place)?;
     loop {
         let (permit, now) = match shared.free_permit() {
             Some(permit) => (permit, asked_at),
@@ -40,13 +40,13 @@ pub(crate) fn lend<B: Backend>(
                 (shared.permit(claim, deadline)?, Instant::now())
             }
         };
-        let (lease, need) = begin(shared, permit, &mut pass, agent, now, place)?;
+        let (lease, need) = begin(shared, permit, &mut passed, agent, now, place)?;
         if let Need::Nothing = need {
             return Ok(lease.ready());
         }
         match finish(lease, need, now)? {
             Ok(lease) => return Ok(lease),
-            Err(again) => pass = again,
+            Err(again) => passed.pass = again,
         }
     }
 }
@@ -62,8 +62,9 @@ pub(crate) async fn lend_async<B: Backend>(
     check_agent(agent)?;
     let asked_at = Instant::now();
     let deadline = asked_at + wait;
-    let mut pass = shared.pass_async(agent, asked_at, deadline, place).await?;
-    let _door = shared.door_async(agent, asked_at, deadline, place).await?;
+    let mut passed = shared.pass_async(agent, asked_at, deadline, place).await?;
+    let door = shared.door_async(&passed, agent, asked_at, deadline, place);
+    let _door = door.await?;
     loop {
         let (permit, now) = match shared.free_permit() {
             Some(permit) => (permit, asked_at),
@@ -73,13 +74,13 @@ pub(crate) async fn lend_async<B: Backend>(
                 (permit, Instant::now())
             }
         };
-        let (lease, need) = begin(shared, permit, &mut pass, agent, now, place)?;
+        let (lease, need) = begin(shared, permit, &mut passed, agent, now, place)?;
         if let Need::Nothing = need {
             return Ok(lease.ready());
         }
         match off_thread(move || finish(lease, need, now)).await? {
             Ok(lease) => return Ok(lease),
-            Err(again) => pass = again,
+            Err(again) => passed.pass = again,
         }
     }
 }
@@ -90,16 +91,20 @@ pub(crate) async fn lend_async<B: Backend>(
 fn begin<B: Backend>(
     shared: &Arc<Shared<B>>,
     permit: Permit<'_, B>,
-    pass: &mut Option<Pass>,
+    passed: &mut Passed<B>,
     agent: &str,
     now: Instant,
     place: &'static Location<'static>,
 ) -> Result<(Lease<B>, Need), Error> {
     shared.refresh(now);
-    let (entry, slot, hit) = match shared.cache.take(agent, now, place) {
+    let found = passed.entry.take().and_then(|entry| {
+        let slot = shared.cache.take_from(&entry, now, place)?;
+        Some((entry, slot))
+    });
+    let (entry, slot, hit) = match found.or_else(|| shared.cache.take(agent, now, place)) {
         Some((entry, slot)) => (entry, slot, true),
         None => {
-            let gate = pass.as_ref().map(Pass::gate);
+            let gate = passed.pass.as_ref().map(Pass::gate);
             if let Some(gate) = gate {
                 shared.let_go_of_others(gate, agent);
                 (shared.hooks.missed)(shared);
@@ -110,7 +115,7 @@ fn begin<B: Backend>(
         }
     };
     permit.pass_on();
-    let mut lease = Lease::unready(shared, entry, slot, pass.take());
+    let mut lease = Lease::unready(shared, entry, slot, passed.pass.take());
     let (agent, slot) = lease.parts();
     let need = shared.inspect(agent, slot, now, hit);
     Ok((lease, need))

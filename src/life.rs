@@ -117,14 +117,14 @@ impl Pool {
         let asked_at = Instant::now();
         let deadline = asked_at + wait;
         let claim = Claim::new(agent, asked_at, place);
-        let pass = shared.pass(agent, asked_at, Some(deadline), place)?;
+        let passed = shared.pass(agent, asked_at, Some(deadline), place)?;
         let room = shared.room(claim, deadline)?;
         // Before the files go, whatever the pool has open on them must.
-        if let Some(pass) = &pass {
+        if let Some(pass) = &passed.pass {
             shared.close_belongings(pass.gate())?;
         }
         let removed = shared.backend.remove_file(agent);
-        drop((room, pass));
+        drop((room, passed));
         removed
     }
 }

@@ -11,6 +11,8 @@ mod keeping;
 mod passing;
 mod room;
 
+pub(crate) use passing::Passed;
+
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,

@@ -12,9 +12,39 @@ use crate::backend::Backend;
 use crate::error::{Error, Wanted};
 use crate::events;
 use crate::gate::{self, Gate, Pass, Shut};
+use crate::ledger::Entry;
 use crate::permits::{Claim, Permits, Refusal};
 use crate::registry::{Kept, Registry};
 use crate::stats::count;
+
+/// The pass of a borrower, and what is, or was last, parked for its agent. Both are nothing where agents share
+/// connections.
+pub(crate) struct Passed<B: Backend> {
+    pub(crate) pass: Option<Pass>,
+    pub(crate) entry: Option<Arc<Entry<B>>>,
+}
+
+type Found<B> = (Option<Arc<Entry<B>>>, Arc<Kept<Gate>>);
+
+impl<B: Backend> Passed<B> {
+    fn nothing() -> Self {
+        Passed {
+            pass: None,
+            entry: None,
+        }
+    }
+
+    fn new(pass: Pass, entry: Option<Arc<Entry<B>>>) -> Self {
+        Passed {
+            pass: Some(pass),
+            entry,
+        }
+    }
+
+    fn needs_door(&self) -> bool {
+        self.pass.is_some() && self.entry.is_none()
+    }
+}
 
 /// The right to open a connection, until it is dropped.
 pub(crate) struct Door<'a>(&'a Permits);
@@ -40,19 +70,20 @@ impl<B: Backend> Shared<B> {
         asked_at: Instant,
         deadline: Option<Instant>,
         place: &'static Location<'static>,
-    ) -> Result<Option<Pass>, Error> {
+    ) -> Result<Passed<B>, Error> {
         let Some(gates) = &self.gates else {
-            return Ok(None);
+            return Ok(Passed::nothing());
         };
-        let gate = self.gate(gates, agent)?;
+        let (entry, gate) = self.gate(gates, agent)?;
         if let Some(pass) = gate::try_pass(&gate) {
-            return Ok(Some(pass));
+            return Ok(Passed::new(pass, entry));
         }
         let claim = Claim::new(agent, asked_at, place);
         let answer = events::wait(&self.options.name, agent, || {
             gate::pass(&gate, &claim, deadline)
         });
-        self.passed(answer, claim).map(Some)
+        let pass = self.passed(answer, claim)?;
+        Ok(Passed::new(pass, self.cache.ledger.find(agent)))
     }
 
     /// The same, awaited.
@@ -62,26 +93,30 @@ impl<B: Backend> Shared<B> {
         asked_at: Instant,
         deadline: Instant,
         place: &'static Location<'static>,
-    ) -> Result<Option<Pass>, Error> {
+    ) -> Result<Passed<B>, Error> {
         let Some(gates) = &self.gates else {
-            return Ok(None);
+            return Ok(Passed::nothing());
         };
-        let gate = self.gate(gates, agent)?;
+        let (entry, gate) = self.gate(gates, agent)?;
         if let Some(pass) = gate::try_pass(&gate) {
-            return Ok(Some(pass));
+            return Ok(Passed::new(pass, entry));
         }
         let claim = Claim::new(agent, asked_at, place);
         let waiting = gate::pass_async(&gate, &claim, deadline);
         let answer = events::wait_async(&self.options.name, agent, waiting).await;
-        self.passed(answer.map_err(Shut::Refused), claim).map(Some)
+        let pass = self.passed(answer.map_err(Shut::Refused), claim)?;
+        Ok(Passed::new(pass, self.cache.ledger.find(agent)))
     }
 
-    fn gate(&self, gates: &Registry<Gate>, agent: &str) -> Result<Arc<Kept<Gate>>, Error> {
+    fn gate(&self, gates: &Registry<Gate>, agent: &str) -> Result<Found<B>, Error> {
         // Whoever has a connection parked has its gate in use.
-        match self.cache.ledger.gate(agent) {
-            Some(gate) => Ok(gate),
-            None => Ok(gates.get(&self.backend.belongings(agent)?, Gate::new)),
+        if let Some(entry) = self.cache.ledger.find(agent)
+            && let Some(gate) = entry.gate.clone()
+        {
+            return Ok((Some(entry), gate));
         }
+        let gate = gates.get(&self.backend.belongings(agent)?, Gate::new);
+        Ok((None, gate))
     }
 
     fn passed(&self, answer: Result<Pass, Shut>, claim: Claim) -> Result<Pass, Error> {
@@ -109,12 +144,13 @@ impl<B: Backend> Shared<B> {
     /// other.
     pub(crate) fn door(
         &self,
+        passed: &Passed<B>,
         agent: &str,
         asked_at: Instant,
         deadline: Option<Instant>,
         place: &'static Location<'static>,
     ) -> Result<Option<Door<'_>>, Error> {
-        let Some(deadline) = deadline.filter(|_| self.needs_door(agent)) else {
+        let Some(deadline) = deadline.filter(|_| passed.needs_door()) else {
             return Ok(None);
         };
         let opened = match self.doors.acquire_free() {
@@ -130,21 +166,18 @@ impl<B: Backend> Shared<B> {
     /// The same, awaited.
     pub(crate) async fn door_async(
         &self,
+        passed: &Passed<B>,
         agent: &str,
         asked_at: Instant,
         deadline: Instant,
         place: &'static Location<'static>,
     ) -> Result<Option<Door<'_>>, Error> {
-        if !self.needs_door(agent) {
+        if !passed.needs_door() {
             return Ok(None);
         }
         let claim = Claim::new(agent, asked_at, place);
         let opened = self.doors.acquire_async(claim, deadline).await;
         self.through_door(opened, asked_at)
-    }
-
-    fn needs_door(&self, agent: &str) -> bool {
-        self.gates.is_some() && self.cache.ledger.gate(agent).is_none()
     }
 
     fn through_door(
