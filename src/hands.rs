@@ -14,6 +14,8 @@ pub(crate) type Task = Box<dyn FnOnce() + Send>;
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Hands {
+    /// What the threads are called.
+    name: &'static str,
     /// Threads at most.
     most: usize,
     state: Mutex<State>,
@@ -29,8 +31,9 @@ struct State {
 }
 
 impl Hands {
-    pub(crate) fn new(most: usize) -> Arc<Self> {
+    pub(crate) fn new(name: &'static str, most: usize) -> Arc<Self> {
         Arc::new(Hands {
+            name,
             most,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -50,7 +53,7 @@ impl Hands {
         drop(state);
         let hands = Arc::clone(self);
         let started = thread::Builder::new()
-            .name("leasepool-writer".to_owned())
+            .name(self.name.to_owned())
             .spawn(move || hands.work());
         if started.is_err() {
             self.stand_in();

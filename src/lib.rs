@@ -9,7 +9,7 @@
     warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-// Who may import whom, each only what stands before it: histogram, stats, error, events, backend, offload, hands, registry,
+// Who may import whom, each only what stands before it: histogram, stats, error, events, backend, hands, offload, registry,
 // permits, gate, waits, queue, slot, ledger, cache, keeper, shared, sqlite, lease, lend, pool, write, builder.
 mod backend;
 mod builder;

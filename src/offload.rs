@@ -1,13 +1,14 @@
-//! Work that may block, on a thread of its own, awaited from any executor.
-//! It knows no pool, and keeps no threads.
+//! Work that may block, on another thread, awaited from any executor.
+//! It knows no pool.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, LazyLock};
 
 use event_listener::Event;
 use parking_lot::Mutex;
+
+use crate::hands::Hands;
 
 type Outcome<T> = Result<T, Box<dyn Any + Send>>;
 
@@ -17,7 +18,10 @@ struct Desk<F, T> {
     done: Event,
 }
 
-/// Runs `work` on a new thread. If the future is dropped, the work goes on, and its result is dropped
+/// For all pools: opening files, and closing pools.
+static HANDS: LazyLock<Arc<Hands>> = LazyLock::new(|| Hands::new("leasepool-work", 256));
+
+/// Runs `work` on another thread. If the future is dropped, the work goes on, and its result is dropped
 /// on that thread. A panic in it goes on in whoever awaits. If no thread can be started, the work is
 /// done by the caller: late is better than never.
 pub(crate) async fn off_thread<F, T>(work: F) -> T
@@ -31,14 +35,7 @@ where
         done: Event::new(),
     });
     let theirs = Arc::clone(&desk);
-    let started = thread::Builder::new()
-        .name("leasepool-work".to_owned())
-        .spawn(move || {
-            theirs.run();
-        });
-    if started.is_err() {
-        desk.run();
-    }
+    HANDS.take(Box::new(move || theirs.run()));
     loop {
         let done = desk.done.listen();
         let outcome = desk.outcome.lock().take();
@@ -51,7 +48,7 @@ where
 }
 
 impl<F: FnOnce() -> T, T> Desk<F, T> {
-    fn run(&self) {
+    fn run(self: Arc<Self>) {
         let Some(work) = self.work.lock().take() else {
             return;
         };
@@ -59,12 +56,15 @@ impl<F: FnOnce() -> T, T> Desk<F, T> {
         let outcome = catch_unwind(AssertUnwindSafe(work));
         *self.outcome.lock() = Some(outcome);
         self.done.notify(usize::MAX);
+        // If nobody awaits, the outcome goes with the desk, and its drop may be the user's.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::thread;
 
     use super::*;
 

@@ -44,7 +44,7 @@ impl Writes {
             queue,
             group_members,
             group_time,
-            hands: Hands::new(threads),
+            hands: Hands::new("leasepool-writer", threads),
             lanes,
             shared,
             closed: AtomicBool::new(false),
