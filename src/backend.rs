@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::ops::DerefMut;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::stats::Stats;
@@ -51,6 +51,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether the connection was opened for what `agent` has, where agents have connections of their own.
     /// One that was not is closed to make room, and is no worse for it.
     fn belongs(&self, _connection: &Self::Connection, _agent: &str) -> bool {
+        true
+    }
+
+    /// Whether nothing is open any more of what `agent` has, where agents have connections of their own; waiting for
+    /// that for a while.
+    fn is_free(&self, _agent: &str, _patience: Duration) -> bool {
         true
     }
 

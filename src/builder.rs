@@ -353,11 +353,7 @@ impl Builder {
             cached_agents,
             ..
         } = self;
-        let sharing = match &database.0 {
-            Kind::File(_) => Sharing::OneFile,
-            Kind::Agents(_) => Sharing::FileEach,
-            Kind::Memory => Sharing::NoFile,
-        };
+        let sharing = database.0.sharing(self.settings.synchronous);
         let max_connections = match (max_connections, &limit) {
             (Some(n), _) => n,
             (None, Some(budget)) if sharing != Sharing::NoFile => {
@@ -383,7 +379,7 @@ impl Builder {
             overdue_after: self.overdue_after,
         };
         let (members, time) = self.write_group;
-        let shared = sharing != Sharing::FileEach;
+        let shared = !matches!(database.0, Kind::Agents(_));
         let threads = match shared {
             // One leads the lane, one runs checkpoints.
             true => 2,

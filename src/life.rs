@@ -28,6 +28,8 @@ impl Pool {
     /// # }
     /// ```
     ///
+    /// The iterator has a descriptor on the folder until it is dropped.
+    ///
     /// # Errors
     /// [`Error::Config`] if the pool is not one of [`Database::per_agent`](crate::Database::per_agent);
     /// [`Error::Open`] if the folder cannot be read.
@@ -36,6 +38,15 @@ impl Pool {
     /// For as long as the folder takes to be read.
     pub fn agents(&self) -> Result<AgentIds, Error> {
         self.shared().backend.agent_ids()
+    }
+
+    /// Whether the agent has a file. A lease would make one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if agents have no files of their own; [`Error::InvalidAgent`].
+    pub fn has_agent(&self, agent: impl AsRef<str>) -> Result<bool, Error> {
+        check_agent(agent.as_ref())?;
+        self.shared().backend.has_file(agent.as_ref())
     }
 
     /// Removes the agent's database: closes its connection and deletes its files. The next lease of the agent

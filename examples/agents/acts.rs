@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::ops::DerefMut;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -30,6 +30,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(2);
 const TELL_EVERY: Duration = Duration::from_millis(50);
 /// One turn in so many searches.
 const SEARCH_EVERY: u64 = 50;
+/// With a file for each agent: how many of them are checked at the end. Rows are counted in all.
+const CHECKED_FILES: usize = 1_000;
 
 /// One way of giving agents access to the database.
 trait Server: Sync {
@@ -105,14 +107,14 @@ fn configure(conn: &mut Connection) -> rusqlite::Result<()> {
 impl<C, F> Server for Kept<C, F>
 where
     C: DerefMut<Target = Connection> + Send,
-    F: Fn() -> Result<C, String> + Sync,
+    F: Fn(&str) -> Result<C, String> + Sync,
 {
     fn serve(&self, turn: Turn, acknowledged: impl Fn()) -> Result<(), String> {
         let known = lock(&self.agents).get(&turn.agent).cloned();
         let conn = match known {
             Some(conn) => conn,
             None => {
-                let conn = Arc::new(Mutex::new((self.give)()?));
+                let conn = Arc::new(Mutex::new((self.give)(&turn.agent)?));
                 lock(&self.agents).insert(turn.agent.clone(), Arc::clone(&conn));
                 conn
             }
@@ -152,10 +154,24 @@ pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
     limit_descriptors(args.fd_limit())?;
     let stage = Stage::new(args, path, &transcript);
     let report = match act {
+        Act::Owned if args.per_agent() => {
+            std::fs::create_dir_all(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            // Two threads that make one file at the same time would be in each other's way.
+            let making = Mutex::new(());
+            stage.perform(&Kept {
+                give: |agent: &str| {
+                    let _alone = lock(&making);
+                    let conn = open(&path.join(agent).with_extension("db"))?;
+                    workload::set_up(&conn).map_err(|e| e.to_string())?;
+                    Ok(Box::new(conn))
+                },
+                agents: Mutex::default(),
+            })
+        }
         Act::Owned => {
             set_up(path)?;
             stage.perform(&Kept {
-                give: || open(path).map(Box::new),
+                give: |_: &str| open(path).map(Box::new),
                 agents: Mutex::default(),
             })
         }
@@ -167,7 +183,7 @@ pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
                 .build(SqliteConnectionManager::file(path).with_init(configure))
                 .map_err(|error| format!("{}: {error}", path.display()))?;
             stage.perform(&Kept {
-                give: || {
+                give: |_: &str| {
                     let asked = Instant::now();
                     pool.get().map_err(|error| {
                         format!("{error}, after {:.1} s", asked.elapsed().as_secs_f64())
@@ -177,7 +193,11 @@ pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
             })
         }
         Act::Leased => {
-            let pool = Pool::builder(Database::file(path))
+            let database = match args.per_agent() {
+                true => Database::per_agent(path),
+                false => Database::file(path),
+            };
+            let pool = Pool::builder(database)
                 .max_connections(args.connections())
                 .busy_timeout(BUSY_TIMEOUT)
                 .lease_timeout(Duration::from_secs(60))
@@ -193,7 +213,14 @@ pub(crate) fn play(act: Act, args: &Args) -> Result<(), String> {
             report
         }
     };
-    tell(&report.examined(path, act));
+    let report = match args.per_agent() {
+        true => report.examined_all(path),
+        false => report.examined(path),
+    };
+    tell(&Report {
+        act: act.name().to_owned(),
+        ..report
+    });
     Ok(())
 }
 
@@ -240,7 +267,7 @@ impl<'a> Stage<'a> {
 
     /// Serves all turns, or as many as come before the first error.
     fn perform(&self, server: &impl Server) -> Report {
-        let peak = thread::scope(|scope| {
+        let (peak, peak_all) = thread::scope(|scope| {
             let watcher = scope.spawn(|| self.watch());
             let threads: Vec<_> = (0..self.args.threads())
                 .map(|thread| scope.spawn(move || self.serve(server, thread as u64)))
@@ -262,6 +289,7 @@ impl<'a> Stage<'a> {
             elapsed_s: self.started.elapsed().as_secs_f64(),
             fd_limit: self.args.fd_limit(),
             peak,
+            peak_all,
             rows_expected: self.rows.load(Relaxed),
             error: first_error.as_ref().map(|(error, _)| error.clone()),
             agents_held: first_error.and_then(|(_, agents)| agents),
@@ -306,13 +334,15 @@ impl<'a> Stage<'a> {
     }
 
     /// Samples the descriptors until it is over, and tells the stage now and then.
-    fn watch(&self) -> Descriptors {
+    fn watch(&self) -> (Descriptors, u64) {
         let mut peak = Descriptors::default();
+        let mut peak_all = 0;
         let mut told = Instant::now();
         loop {
             let over = self.over.load(Relaxed);
-            if let Some(now) = Descriptors::on(self.path) {
+            if let Some(now) = Descriptors::on(self.path, self.args.per_agent()) {
                 peak = peak.max(now);
+                peak_all = peak_all.max(now.all());
                 // An act may be over before long: its first moments are told in full.
                 let young = self.started.elapsed() < TELL_EVERY * 4;
                 if over || young || told.elapsed() >= TELL_EVERY {
@@ -325,7 +355,7 @@ impl<'a> Stage<'a> {
                 }
             }
             if over {
-                return peak;
+                return (peak, peak_all);
             }
             thread::sleep(SAMPLE_EVERY);
         }
@@ -352,9 +382,10 @@ impl Report {
     }
 
     /// Counts the rows back, over a connection of its own.
-    fn examined(mut self, path: &Path, act: Act) -> Report {
-        self.act = act.name().to_owned();
-        match Connection::open(path).and_then(|conn| workload::examine(&conn)) {
+    fn examined(mut self, path: &Path) -> Report {
+        let examined = Connection::open(path)
+            .and_then(|conn| Ok((workload::count(&conn)?, workload::integrity(&conn)?)));
+        match examined {
             Ok((rows, integrity)) => {
                 self.rows_found = rows;
                 self.integrity = integrity;
@@ -363,6 +394,50 @@ impl Report {
         }
         self
     }
+
+    /// Counts the rows back in all files of a folder, and checks some of them, evenly chosen.
+    fn examined_all(mut self, folder: &Path) -> Report {
+        let files = databases(folder);
+        let every = files.len().div_ceil(CHECKED_FILES).max(1);
+        let mut checked = 0;
+        self.integrity = "ok".to_owned();
+        for (number, file) in files.iter().enumerate() {
+            let check = number.is_multiple_of(every);
+            checked += u64::from(check);
+            match examine(file, check) {
+                Ok((rows, integrity)) => {
+                    self.rows_found += rows;
+                    if integrity != "ok" {
+                        self.integrity = format!("{}: {integrity}", file.display());
+                    }
+                }
+                Err(error) => self.integrity = format!("{}: {error}", file.display()),
+            }
+        }
+        self.files = Some(files.len() as u64);
+        self.files_checked = Some(checked);
+        self
+    }
+}
+
+fn databases(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter(|path| path.extension().is_some_and(|ext| ext == "db"))
+        .collect()
+}
+
+fn examine(file: &Path, check: bool) -> rusqlite::Result<(u64, String)> {
+    let conn = Connection::open(file)?;
+    // The act that dies may have made this file and come no further.
+    conn.execute_batch("PRAGMA synchronous = OFF")?;
+    workload::set_up(&conn)?;
+    let integrity = match check {
+        true => workload::integrity(&conn)?,
+        false => "ok".to_owned(),
+    };
+    Ok((workload::count(&conn)?, integrity))
 }
 
 /// SQLite does not say why it could not open a file. If there are not even descriptors enough for one

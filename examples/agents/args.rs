@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
 
 /// Set by the process on stage for the processes that play: it plays one act and tells on stdout.
 const CHILD: &str = "LEASEPOOL_AGENTS_CHILD";
@@ -31,10 +32,15 @@ pub(crate) struct Args {
     /// Play this act only
     #[arg(long, value_enum)]
     act: Option<Act>,
+    /// A database file for each agent, in a folder. The owned act then keeps a connection to each agent's
+    /// file; there is no pinned act, as a pool for each agent would be the same again
+    #[arg(long)]
+    per_agent: bool,
     /// Seed of everything that is drawn
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The database; it may not exist yet. With several acts, each adds its name
+    /// The database, or with --per-agent the folder; it may not exist yet. With several acts, each adds
+    /// its name
     /// [default: in a temporary folder]
     #[arg(long, value_name = "PATH")]
     db: Option<PathBuf>,
@@ -82,7 +88,7 @@ impl Args {
     /// # Errors
     /// With the status to exit with, after saying why.
     pub(crate) fn from_command_line() -> Result<Args, ExitCode> {
-        Args::try_parse().map_err(|error| {
+        Args::try_parse().and_then(Args::checked).map_err(|error| {
             if !error.use_stderr() {
                 // --help, --version.
                 print!("{error}");
@@ -94,6 +100,16 @@ impl Args {
             eprintln!("{line}");
             ExitCode::from(2)
         })
+    }
+
+    fn checked(self) -> Result<Args, clap::Error> {
+        if self.per_agent && self.act == Some(Act::Pinned) {
+            let what = "--per-agent has no act 'pinned': a pool serves one file";
+            return Err(
+                <Args as CommandFactory>::command().error(ErrorKind::ArgumentConflict, what)
+            );
+        }
+        Ok(self)
     }
 
     pub(crate) fn act_in_this_process(&self) -> Option<Act> {
@@ -120,6 +136,9 @@ impl Args {
             command.arg(option).arg(number.to_string());
         }
         command.arg("--db").arg(db);
+        if self.per_agent {
+            command.arg("--per-agent");
+        }
         if let Some(file) = &self.transcript {
             command.arg("--transcript").arg(file);
         }
@@ -127,7 +146,12 @@ impl Args {
     }
 
     pub(crate) fn acts(&self) -> Vec<Act> {
-        self.act.map_or(Act::ALL.to_vec(), |act| vec![act])
+        let all = Act::ALL.into_iter();
+        all.filter(|act| match self.act {
+            Some(only) => *act == only,
+            None => !self.per_agent || *act != Act::Pinned,
+        })
+        .collect()
     }
 
     pub(crate) fn agents(&self) -> u64 {
@@ -149,6 +173,10 @@ impl Args {
 
     pub(crate) fn fd_limit(&self) -> u64 {
         self.fd_limit
+    }
+
+    pub(crate) fn per_agent(&self) -> bool {
+        self.per_agent
     }
 
     pub(crate) fn seed(&self) -> u64 {

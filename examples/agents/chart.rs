@@ -24,7 +24,7 @@ pub(crate) fn terminal(curves: &[Curve<'_>]) -> String {
                 let at = report.elapsed_s * (column + 1) as f64 / WIDTH as f64;
                 // The peak belongs to the last column: an act may die between two samples.
                 let found = match column + 1 == WIDTH {
-                    true => Some(report.peak.all()),
+                    true => Some(report.peak_all),
                     false => samples
                         .iter()
                         .rev()

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example agents`. Three acts of the same workload, each in a process of its
 //! own: *owned* (every cached agent keeps a connection), *pinned* (cached agents keep r2d2 guards) and
-//! *leased* (this crate).
+//! *leased* (this crate). With `--per-agent`, each agent has a database of its own.
 
 mod acts;
 mod args;

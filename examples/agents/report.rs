@@ -26,10 +26,15 @@ pub(crate) struct Report {
     pub(crate) elapsed_s: f64,
     pub(crate) fd_limit: u64,
     pub(crate) fd_ceiling: Option<u64>,
+    /// The most of each kind, and the most of all kinds at one time.
     pub(crate) peak: Descriptors,
+    pub(crate) peak_all: u64,
     pub(crate) rows_expected: u64,
     pub(crate) rows_found: u64,
     pub(crate) integrity: String,
+    /// With a file for each agent: how many there were, and how many of them `integrity` is about.
+    pub(crate) files: Option<u64>,
+    pub(crate) files_checked: Option<u64>,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
     pub(crate) reclaims: u64,
@@ -51,15 +56,15 @@ impl Report {
     }
 
     /// Nothing failed, and the descriptors stayed under the ceiling.
-    pub(crate) fn is_served(&self, connections: u64) -> bool {
+    pub(crate) fn is_served(&self, connections: u64, per_agent: bool) -> bool {
         self.errors == 0
             && self.turns == self.turns_wanted
             && self.peak.db <= connections
             && self.peak.wal <= connections
-            && self.peak.shm <= 1
+            && self.peak.shm <= if per_agent { connections } else { 1 }
             && self
                 .fd_ceiling
-                .is_some_and(|ceiling| self.peak.all() <= ceiling)
+                .is_some_and(|ceiling| self.peak_all <= ceiling)
     }
 
     pub(crate) fn from_json(value: &Value) -> Option<Report> {
@@ -79,9 +84,12 @@ impl Report {
                 shm: number("fd_max_shm")?,
                 other: number("fd_max_other")?,
             },
+            peak_all: number("fd_max_all")?,
             rows_expected: number("rows_expected")?,
             rows_found: number("rows_found")?,
             integrity: value["integrity"].as_str()?.to_owned(),
+            files: number("files"),
+            files_checked: number("files_checked"),
             hits: number("hits")?,
             misses: number("misses")?,
             reclaims: number("reclaims")?,
@@ -108,9 +116,12 @@ impl Told for Report {
             "fd_max_wal": self.peak.wal,
             "fd_max_shm": self.peak.shm,
             "fd_max_other": self.peak.other,
+            "fd_max_all": self.peak_all,
             "rows_expected": self.rows_expected,
             "rows_found": self.rows_found,
             "integrity": self.integrity,
+            "files": self.files,
+            "files_checked": self.files_checked,
             "hits": self.hits,
             "misses": self.misses,
             "reclaims": self.reclaims,

@@ -20,8 +20,13 @@ pub(crate) fn run(args: &Args) -> Result<bool, String> {
     let databases = Databases::new(args)?;
     limit_descriptors(args.fd_limit())?;
     println!(
-        "{} agents, {} turns, {} threads, {} connections, {} descriptors for each process\n",
+        "{} agents{}, {} turns, {} threads, {} connections, {} descriptors for each process\n",
         args.agents(),
+        if args.per_agent() {
+            ", each with a database of its own"
+        } else {
+            ""
+        },
         args.turns(),
         args.threads(),
         args.connections(),
@@ -172,23 +177,33 @@ fn verdict(args: &Args, curves: &[Curve<'_>]) -> bool {
         check(
             report.is_sound(),
             format!(
-                "{}: {} rows acknowledged, {} found, integrity_check: {}",
-                report.act, report.rows_expected, report.rows_found, report.integrity
+                "{}: {} rows acknowledged, {} found{}, integrity_check{}: {}",
+                report.act,
+                report.rows_expected,
+                report.rows_found,
+                report
+                    .files
+                    .map_or(String::new(), |n| format!(" in {n} files")),
+                report
+                    .files_checked
+                    .map_or(String::new(), |n| format!(" of {n} files")),
+                report.integrity
             ),
         );
         if report.act == Act::Leased.name() {
             let ceiling = report.fd_ceiling.unwrap_or(0);
             check(
-                report.is_served(args.connections() as u64),
+                report.is_served(args.connections() as u64, args.per_agent()),
                 format!(
-                    "leased: {} of {} turns, {} errors; at most {} + {} + {} descriptors (db, wal, shm) \
-                     under a ceiling of {ceiling}",
+                    "leased: {} of {} turns, {} errors; at most {} + {} + {} descriptors (db, wal, shm), \
+                     {} at one time, under a ceiling of {ceiling}",
                     report.turns,
                     report.turns_wanted,
                     report.errors,
                     report.peak.db,
                     report.peak.wal,
-                    report.peak.shm
+                    report.peak.shm,
+                    report.peak_all
                 ),
             );
         }
@@ -199,6 +214,7 @@ fn verdict(args: &Args, curves: &[Curve<'_>]) -> bool {
 /// The databases of the acts, which go with the process unless they are to be kept.
 struct Databases {
     of_acts: Vec<(Act, PathBuf)>,
+    per_agent: bool,
     keep: bool,
     temporary: Option<tempfile::TempDir>,
 }
@@ -211,7 +227,12 @@ impl Databases {
             None => {
                 let folder =
                     tempfile::tempdir().map_err(|e| format!("no temporary folder: {e}"))?;
-                (folder.path().join("agents.db"), Some(folder))
+                let name = if args.per_agent() {
+                    "agents"
+                } else {
+                    "agents.db"
+                };
+                (folder.path().join(name), Some(folder))
             }
         };
         let acts = args.acts();
@@ -226,6 +247,7 @@ impl Databases {
         }
         Ok(Databases {
             of_acts,
+            per_agent: args.per_agent(),
             keep: args.keep(),
             temporary,
         })
@@ -260,6 +282,10 @@ impl Drop for Databases {
             Some(folder) if self.keep => _ = folder.keep(),
             None if !self.keep => {
                 for (_, path) in &self.of_acts {
+                    if self.per_agent {
+                        let _ = std::fs::remove_dir_all(path);
+                        continue;
+                    }
                     for suffix in ["", "-wal", "-shm"] {
                         let mut name = path.clone().into_os_string();
                         name.push(suffix);

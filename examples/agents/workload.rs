@@ -124,10 +124,14 @@ fn search(conn: &Connection, session: i64, word: &str) -> Result<Vec<i64>> {
     .collect()
 }
 
-/// How many messages there are, and what SQLite says of the file and of the index.
-pub(crate) fn examine(conn: &Connection) -> Result<(u64, String)> {
+/// How many messages there are.
+pub(crate) fn count(conn: &Connection) -> Result<u64> {
     let rows: i64 = conn.query_row("SELECT count(*) FROM messages", [], |row| row.get(0))?;
+    Ok(rows.unsigned_abs())
+}
+
+/// What SQLite says of the file and of the index.
+pub(crate) fn integrity(conn: &Connection) -> Result<String> {
     conn.execute_batch("INSERT INTO message_search (message_search) VALUES ('integrity-check')")?;
-    let integrity = conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    Ok((rows.unsigned_abs(), integrity))
+    conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
 }

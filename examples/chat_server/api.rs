@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, State};
@@ -13,7 +12,7 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{Html, IntoResponse, Json};
 use axum::routing::{delete, get, post};
 use futures_core::Stream;
-use leasepool::rusqlite::{Connection, Savepoint};
+use leasepool::rusqlite::Savepoint;
 use leasepool::web::{Agent, AgentSource, LeaseLayer};
 use serde::Deserialize;
 
@@ -26,8 +25,6 @@ const LONGEST_ID: usize = 64;
 const LONGEST_TEXT: usize = 8_000;
 const LONGEST_BODY: usize = 64 * 1024;
 const LONGEST_QUERY: usize = 200;
-/// A search may read the whole index; it is not given the time to.
-const SEARCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'";
@@ -136,11 +133,13 @@ impl Page {
     }
 }
 
-async fn history(agent: Agent, Query(page): Query<Page>) -> Result<Json<Vec<Message>>, Fault> {
-    // A short read through an index: quicker than the way to another thread.
-    let lease = agent.lease().await?;
+async fn history(
+    State(app): State<App>,
+    agent: Agent,
+    Query(page): Query<Page>,
+) -> Result<Json<Vec<Message>>, Fault> {
     let before = page.before.unwrap_or(i64::MAX);
-    let messages = store::history(&lease, agent.id()?, before, page.limit())?;
+    let messages = app.sessions.history(agent, before, page.limit()).await?;
     Ok(Json(messages))
 }
 
@@ -148,14 +147,15 @@ async fn list(
     State(app): State<App>,
     Query(page): Query<Page>,
 ) -> Result<Json<Vec<Session>>, Fault> {
-    let lease = app.pool.lease_async("all sessions").await?;
     let offset = page.offset.unwrap_or(0).clamp(0, 10_000);
-    Ok(Json(store::sessions(&lease, offset, page.limit())?))
+    let sessions = app.sessions.list(&app.pool, offset, page.limit()).await?;
+    Ok(Json(sessions))
 }
 
 #[derive(Deserialize)]
 struct Words {
     q: String,
+    session: Option<String>,
 }
 
 async fn search(
@@ -165,21 +165,15 @@ async fn search(
     if words.q.chars().count() > LONGEST_QUERY || words.q.contains('\0') {
         return Err(Fault::Bad("q: up to 200 characters"));
     }
-    let search = move |conn: &mut Connection| store::search(conn, &words.q);
-    let found = app
-        .pool
-        .run_timeout("search", SEARCH_TIMEOUT, search)
-        .await??;
-    Ok(Json(found))
+    if words.session.as_deref().is_some_and(|id| !is_id(id)) {
+        return Err(Fault::Bad("session: not an id"));
+    }
+    let search = app.sessions.search(&app.pool, words.session, words.q);
+    Ok(Json(search.await?))
 }
 
-async fn remove(agent: Agent) -> Result<StatusCode, Fault> {
-    let session = agent.id()?.to_owned();
-    let deleted = agent
-        .write(move |tx| store::delete(tx, &session).map_err(Fault::from))
-        .await?;
-    agent.pool().release(agent.id()?);
-    match deleted {
+async fn remove(State(app): State<App>, agent: Agent) -> Result<StatusCode, Fault> {
+    match app.sessions.delete(agent).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Fault::NoSuchSession),
     }

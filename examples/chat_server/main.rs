@@ -8,6 +8,7 @@ mod api;
 mod fault;
 mod limit;
 mod reply;
+mod sessions;
 mod store;
 
 use std::io::Write;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use clap::Parser;
 use leasepool::{Database, Pool, Synchronous};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sessions::Sessions;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -42,7 +44,7 @@ const OTHER_DESCRIPTORS: usize = 40;
 /// How long requests may take to end after the signal to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A chat server whose sessions borrow connections to one SQLite file.
+/// A chat server whose sessions borrow connections to one SQLite file, or to one each.
 #[derive(Parser)]
 struct Args {
     /// Where to listen; port 0 for any.
@@ -51,6 +53,12 @@ struct Args {
     /// The database file; without it, one in a temporary folder.
     #[arg(long)]
     database: Option<PathBuf>,
+    /// A database file for each session, in this folder, instead of one for all. Messages are numbered in
+    /// each session; deleting a session deletes its file. A list of sessions opens the files of those in it,
+    /// which come as the folder has them, and not the latest first. A search looks through one session,
+    /// `session=ID` in its query; without this option that is ignored.
+    #[arg(long, value_name = "DIR", conflicts_with = "database")]
+    per_agent: Option<PathBuf>,
     /// Connections to it.
     #[arg(long, default_value_t = 8)]
     connections: usize,
@@ -69,6 +77,7 @@ struct Args {
 #[derive(Clone)]
 struct App {
     pool: Pool,
+    sessions: Sessions,
     streams: Arc<Semaphore>,
     stop: CancellationToken,
     delay: Duration,
@@ -104,11 +113,20 @@ async fn serve(args: Args) -> Result<(), AnyError> {
         )?;
     }
     let folder = tempfile::tempdir()?;
-    let path = args
-        .database
-        .unwrap_or_else(|| folder.path().join("chat.db"));
-    println!("database {}", path.display());
-    let pool = Pool::builder(Database::file(path))
+    let (database, sessions) = match args.per_agent {
+        Some(folder) => {
+            println!("databases in {}", folder.display());
+            (Database::per_agent(&folder), Sessions::PerAgent(folder))
+        }
+        None => {
+            let path = args
+                .database
+                .unwrap_or_else(|| folder.path().join("chat.db"));
+            println!("database {}", path.display());
+            (Database::file(path), Sessions::InOneFile)
+        }
+    };
+    let pool = Pool::builder(database)
         .max_connections(args.connections)
         .lease_timeout(Duration::from_millis(args.lease_timeout_ms))
         .synchronous(Synchronous::Normal)
@@ -117,6 +135,7 @@ async fn serve(args: Args) -> Result<(), AnyError> {
         .build()?;
     let app = App {
         pool: pool.clone(),
+        sessions,
         streams: Arc::new(Semaphore::new(STREAMS)),
         stop: CancellationToken::new(),
         delay: Duration::from_millis(args.stream_delay_ms),

@@ -304,6 +304,7 @@ impl<B: Backend> Shared<B> {
         {
             return Ok(Err(stuck));
         }
+        self.wait_for_release(agent);
         self.occupy(agent, slot, now)?;
         Ok(Ok(()))
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Permit, Shared, Stuck};
 use crate::backend::{Backend, Ending};
@@ -59,6 +59,20 @@ impl<B: Backend> Shared<B> {
         }
         self.close_idle();
         Ok(())
+    }
+
+    /// Waits until the agent's connection is closed that was evicted just before the agent came back: whoever has
+    /// it in hand closes it, and if it is nobody's, we do. One that cannot be closed is not waited for long.
+    pub(super) fn wait_for_release(&self, agent: &str) {
+        const LOOK: Duration = Duration::from_millis(1);
+        const LONGEST: Duration = Duration::from_secs(1);
+        if self.gates.is_none() || self.backend.is_free(agent, Duration::ZERO) {
+            return;
+        }
+        let begun = Instant::now();
+        while !self.backend.is_free(agent, LOOK) && begun.elapsed() < LONGEST {
+            self.close_idle();
+        }
     }
 
     /// Whether there are fewer vacant slots than there should be, and nobody sees to it. Whoever gets `true`

@@ -6,9 +6,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::database::{Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
 use super::id;
@@ -28,6 +28,8 @@ pub(crate) struct Agents {
     place: Place,
     known: Known,
     open: Mutex<HashMap<PathBuf, Opened>>,
+    /// Told when a file has been closed.
+    released: Condvar,
     /// The folder, for as long as the pool has it.
     claim: Mutex<Claim>,
 }
@@ -85,6 +87,7 @@ impl Agents {
             place,
             known: Known::new(),
             open: Mutex::default(),
+            released: Condvar::new(),
             claim: Mutex::new(claim),
         })
     }
@@ -175,8 +178,19 @@ impl Agents {
             opened.connections -= 1;
             if opened.connections == 0 {
                 open.remove(path);
+                self.released.notify_all();
             }
         }
+    }
+
+    /// Whether no connection to the file is open, waiting for that for a while. With two, SQLite would keep
+    /// the descriptor of the one that is closed first until the other is closed, too.
+    pub(super) fn is_free(&self, path: &Path, patience: Duration) -> bool {
+        let mut open = self.open.lock();
+        if open.contains_key(path) {
+            self.released.wait_for(&mut open, patience);
+        }
+        !open.contains_key(path)
     }
 
     /// Whether the folder is there.

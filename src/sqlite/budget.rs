@@ -16,19 +16,23 @@ const PER_ATTACHED: usize = 3;
 pub(crate) enum Sharing {
     /// One file.
     OneFile,
-    /// As many files as connections.
+    /// As many files as connections, and a log that is first synced when the pool says so, one at a time.
     FileEach,
+    /// As many files as connections, and a log that is first synced within a commit.
+    SyncedFileEach,
     /// Memory.
     NoFile,
 }
 
 /// The most descriptors that `n` connections can hold: to one file, each its own for the database and
-/// for `-wal`, all together one for `-shm`; to a file each, all three. Databases in memory cost none.
+/// for `-wal`, all together one for `-shm`; to a file each, all three, and for an instant the folder, which SQLite
+/// syncs when it first syncs a log. Databases in memory cost none.
 pub(crate) fn ceiling(sharing: Sharing, n: usize, attach_limit: usize) -> usize {
     let attached = n * attach_limit * PER_ATTACHED;
     match (sharing, attached) {
         (Sharing::OneFile, _) => 2 * n + 1 + attached + PASSING,
         (Sharing::FileEach, _) => 3 * n + attached + PASSING,
+        (Sharing::SyncedFileEach, _) => 4 * n + attached + PASSING - 1,
         (Sharing::NoFile, 0) => 0,
         (Sharing::NoFile, _) => attached + PASSING,
     }
@@ -125,6 +129,7 @@ mod tests {
     fn a_file_each_costs_three_for_each() {
         assert_eq!(ceiling(Sharing::FileEach, 64, 0), 192 + PASSING);
         assert_eq!(affordable(Sharing::FileEach, 194, 0), Some(64));
+        assert_eq!(ceiling(Sharing::SyncedFileEach, 64, 0), 256 + 1);
         assert_eq!(affordable(Sharing::NoFile, 194, 0), None);
     }
 

@@ -237,6 +237,12 @@ fn write_ahead(connection: &rusqlite::Connection) -> Result<(), Fault> {
     )))
 }
 
+/// Writes the first page of the log, which changes nothing, so that the log is there and synced.
+pub(super) fn begin_log(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    connection.pragma_update(None, "user_version", version)
+}
+
 /// Keeps ATTACH from opening files that the ceiling does not count.
 pub(super) fn limit_attach(
     connection: &rusqlite::Connection,

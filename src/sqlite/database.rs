@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::agents::Place;
+use super::budget::Sharing;
+use super::connection::Synchronous;
 use super::wal::Wal;
 use crate::error::{Error, FileState};
 
@@ -79,6 +81,16 @@ impl Database {
 }
 
 impl Kind {
+    /// What connections to it share.
+    pub(crate) fn sharing(&self, synchronous: Synchronous) -> Sharing {
+        match (self, synchronous) {
+            (Kind::File(_), _) => Sharing::OneFile,
+            (Kind::Memory, _) => Sharing::NoFile,
+            (Kind::Agents(_), Synchronous::Off | Synchronous::Normal) => Sharing::FileEach,
+            (Kind::Agents(_), Synchronous::Full | Synchronous::Extra) => Sharing::SyncedFileEach,
+        }
+    }
+
     /// A short name for it.
     pub(crate) fn name(&self) -> String {
         match self {

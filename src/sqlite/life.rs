@@ -47,6 +47,10 @@ impl Sqlite {
         })
     }
 
+    pub(crate) fn has_file(&self, agent: &str) -> Result<bool, Error> {
+        Ok(self.agents()?.path(agent)?.exists())
+    }
+
     /// Removes the agent's file. Returns whether there was one.
     pub(crate) fn remove_file(&self, agent: &str) -> Result<bool, Error> {
         let agents = self.agents()?;

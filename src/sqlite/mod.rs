@@ -83,6 +83,7 @@ impl Settings {
 /// [`Pool::builder`](crate::Pool::builder).
 pub struct Sqlite {
     settings: Settings,
+    sharing: Sharing,
     source: Source,
     pub(crate) writes: Writes,
 }
@@ -120,16 +121,8 @@ impl Sqlite {
         }
     }
 
-    fn sharing(&self) -> Sharing {
-        match &self.source {
-            Source::File { .. } => Sharing::OneFile,
-            Source::Agents(_) => Sharing::FileEach,
-            Source::Memory { .. } => Sharing::NoFile,
-        }
-    }
-
     fn is_file(&self) -> bool {
-        self.sharing() != Sharing::NoFile
+        self.sharing != Sharing::NoFile
     }
 
     pub(crate) fn busy_timeout(&self) -> Duration {
@@ -193,6 +186,16 @@ impl Backend for Sqlite {
         }
     }
 
+    fn is_free(&self, agent: &str, patience: Duration) -> bool {
+        match &self.source {
+            Source::Agents(agents) => {
+                let path = agents.path(agent);
+                path.is_ok_and(|path| agents.is_free(&path, patience))
+            }
+            _ => true,
+        }
+    }
+
     fn revisit(&self, connection: &mut Connection, now: Instant) {
         if let Some(home) = connection.home_mut() {
             home.look(now);
@@ -239,6 +242,8 @@ impl Backend for Sqlite {
             // The last connection to a file would otherwise run a checkpoint as it closes.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
+        // What is copied now is synced.
+        let _turn = (path.is_some() && !leaves_log).then(wal::folder);
         let closed = connection.close();
         match (closed, &self.source) {
             (Ok(()), Source::Agents(agents)) => {
@@ -259,7 +264,7 @@ impl Backend for Sqlite {
     }
 
     fn fd_ceiling(&self, max_connections: usize) -> usize {
-        self.settings.fd_ceiling(self.sharing(), max_connections)
+        self.settings.fd_ceiling(self.sharing, max_connections)
     }
 
     fn descriptors(&self) -> Option<usize> {

@@ -14,7 +14,7 @@ use rusqlite::config::DbConfig;
 use super::agents::{self, Agents, Home, Plan};
 use super::connection::{self, Connection};
 use super::database::{self, Database, File, Generation, Kind};
-use super::wal::Wal;
+use super::wal::{self, Wal};
 use super::watch::Watch;
 use super::writes::Writes;
 use super::{Callback, Settings, Source, Sqlite, reset};
@@ -32,9 +32,11 @@ impl Sqlite {
         settings: Settings,
         writes: Writes,
     ) -> Result<Self, Error> {
+        let sharing = database.0.sharing(settings.synchronous);
         match database.0 {
             Kind::Agents(place) => Ok(Sqlite {
                 settings,
+                sharing,
                 source: Source::Agents(Agents::new(place)?),
                 writes,
             }),
@@ -49,6 +51,7 @@ impl Sqlite {
                     .map_err(|e| open_error(&file.target(), e))?;
                 let sqlite = Sqlite {
                     settings,
+                    sharing,
                     source: Source::File { file, opener },
                     writes,
                 };
@@ -62,6 +65,7 @@ impl Sqlite {
                 let anchor = opener.connect().map_err(|e| open_error(target, e))?;
                 let sqlite = Sqlite {
                     settings,
+                    sharing,
                     source: Source::Memory {
                         opener,
                         _anchor: Mutex::new(anchor),
@@ -300,6 +304,18 @@ impl Sqlite {
             connection.map_err(|e| open_error(&target, e))
         };
         let mut connection = connect()?;
+        if agents::wal_length(path) == 0 {
+            // Now, and not within a commit of the agent's or of a callback's.
+            let begun = {
+                let _turn = wal::folder();
+                connection::prepare(&connection, &self.settings, true)
+                    .and_then(|()| Ok(connection::begin_log(&connection)?))
+            };
+            if let Err(source) = begun {
+                discard(connection);
+                return Err(Error::Open { target, source });
+            }
+        }
         if plan.set_up && self.settings.setup.is_some() {
             connection = match self.set_up_agent(connection, &target)? {
                 Some(connection) => connection,

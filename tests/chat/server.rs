@@ -16,6 +16,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) process: Child,
     stdout: BufReader<ChildStdout>,
+    /// The file, or the folder of files.
     pub(crate) database: PathBuf,
     _folder: TempDir,
 }
@@ -41,10 +42,15 @@ fn program() -> PathBuf {
 
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Server {
+        Server::start_with("--database", args)
+    }
+
+    /// `option` says what is at the path of the database.
+    pub(crate) fn start_with(option: &str, args: &[&str]) -> Server {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().canonicalize().unwrap().join("chat.db");
         let mut process = Command::new(program())
-            .args(["--listen", "127.0.0.1:0", "--database"])
+            .args(["--listen", "127.0.0.1:0", option])
             .arg(&database)
             .args(args)
             .stdout(Stdio::piped())

@@ -126,6 +126,7 @@ fn bad_input_is_refused_in_one_line() {
     refused(&["--turns", "many"], "--turns");
     refused(&["--fd-limit", "-1"], "-1");
     refused(&["--act", "tragedy"], "tragedy");
+    refused(&["--act", "pinned", "--per-agent"], "no act 'pinned'");
     refused(&["--transcript", &path("missing.txt")], "missing.txt");
     refused(
         &["--transcript", fixture.folder.path().to_str().unwrap()],
@@ -186,4 +187,30 @@ fn a_transcript_is_used_and_its_bad_lines_are_told() {
         bodies,
         ["in the \"garden\"", "where is the yellow elephant"]
     );
+}
+
+#[test]
+fn a_file_for_each_agent() {
+    let output = agents(&["--per-agent", "--short", "--json"]);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(stdout.contains("owned   died at agent"), "{stdout}");
+    assert!(!stdout.contains("pinned"), "{stdout}");
+    let leased = last_line(&output);
+    assert_eq!(
+        (&leased["turns"], &leased["errors"]),
+        (&1000.into(), &0.into())
+    );
+    assert_eq!(
+        (&leased["rows_found"], &leased["integrity"]),
+        (&2000.into(), &"ok".into())
+    );
+    let number = |key: &str| leased[key].as_u64().unwrap();
+    assert!(number("files") > 100, "{leased}");
+    assert_eq!(number("files"), number("files_checked"));
+    // Database, -wal and -shm of eight connections, and what passes.
+    assert!(number("fd_ceiling") >= 3 * 8, "{leased}");
+    assert!(number("fd_ceiling") + 4 < number("fd_limit"), "{leased}");
+    assert!(number("fd_max_all") > 3, "{leased}");
+    assert!(number("fd_max_all") <= number("fd_ceiling"), "{leased}");
 }

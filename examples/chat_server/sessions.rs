@@ -1,0 +1,146 @@
+//! Where sessions are: all in one file, or each in a file of its own. It says what is asked of which file,
+//! and holds no SQL.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use leasepool::rusqlite::Connection;
+use leasepool::web::Agent;
+use leasepool::{Error, Pool};
+
+use crate::fault::Fault;
+use crate::store::{self, Found, Message, Session};
+
+/// A search may read the whole index; it is not given the time to. Nor is a list that opens many files.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Clone)]
+pub(crate) enum Sessions {
+    InOneFile,
+    /// In files of this folder.
+    PerAgent(PathBuf),
+}
+
+impl Sessions {
+    pub(crate) async fn history(
+        &self,
+        agent: Agent,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<Message>, Fault> {
+        let session = agent.id()?;
+        if !self.may_have(session) {
+            return Ok(Vec::new());
+        }
+        // A short read through an index: quicker than the way to another thread.
+        let lease = agent.lease().await?;
+        Ok(store::history(&lease, session, before, limit)?)
+    }
+
+    /// The latest first. With a file for each, that holds within the list only: which sessions are in it
+    /// is up to the folder.
+    pub(crate) async fn list(
+        &self,
+        pool: &Pool,
+        offset: i64,
+        limit: i64,
+    ) -> Result<Vec<Session>, Fault> {
+        match self {
+            Sessions::InOneFile => {
+                let lease = pool.lease_async("all sessions").await?;
+                Ok(store::sessions(&lease, offset, limit)?)
+            }
+            Sessions::PerAgent(_) => {
+                let pool = pool.clone();
+                off_the_async_threads(move || list_files(&pool, offset, limit)).await
+            }
+        }
+    }
+
+    pub(crate) async fn search(
+        &self,
+        pool: &Pool,
+        session: Option<String>,
+        words: String,
+    ) -> Result<Vec<Found>, Fault> {
+        let agent = match (self, session) {
+            (Sessions::InOneFile, _) => "search".to_owned(),
+            (Sessions::PerAgent(_), Some(session)) => session,
+            (Sessions::PerAgent(_), None) => return Err(Fault::Bad("session: which one")),
+        };
+        if !self.may_have(&agent) {
+            return Ok(Vec::new());
+        }
+        let search = move |conn: &mut Connection| store::search(conn, &words);
+        Ok(pool.run_timeout(agent, TIMEOUT, search).await??)
+    }
+
+    /// Whether there was such a session.
+    pub(crate) async fn delete(&self, agent: Agent) -> Result<bool, Fault> {
+        let session = agent.id()?.to_owned();
+        match self {
+            Sessions::InOneFile => {
+                let deleted = agent
+                    .write(move |tx| store::delete(tx, &session).map_err(Fault::from))
+                    .await?;
+                agent.pool().release(agent.id()?);
+                Ok(deleted)
+            }
+            Sessions::PerAgent(_) => {
+                let pool = agent.pool().clone();
+                off_the_async_threads(move || Ok(pool.remove_agent(session)?)).await
+            }
+        }
+    }
+
+    /// Not if it has no file. To lease would make one, and whoever asks for what is not there shall not
+    /// fill the disk.
+    fn may_have(&self, session: &str) -> bool {
+        match self {
+            Sessions::InOneFile => true,
+            Sessions::PerAgent(folder) => file(folder, session).exists(),
+        }
+    }
+}
+
+/// The file of a session, as [`leasepool::Database::per_agent`] names it. Ids are ASCII here.
+fn file(folder: &Path, session: &str) -> PathBuf {
+    let mut name = String::new();
+    for c in session.chars() {
+        match c.is_ascii_uppercase() {
+            true => name += &format!("%{:02x}", u32::from(c)),
+            false => name.push(c),
+        }
+    }
+    folder.join(name + ".db")
+}
+
+/// Opens a file for each session that it lists.
+fn list_files(pool: &Pool, offset: i64, limit: i64) -> Result<Vec<Session>, Fault> {
+    let (offset, limit) = (offset.unsigned_abs(), limit.unsigned_abs());
+    let deadline = Instant::now() + TIMEOUT;
+    let mut sessions = Vec::new();
+    // The folder is closed again before files are opened.
+    let ids = pool.agents()?.skip(offset as usize).take(limit as usize);
+    for id in ids.collect::<Result<Vec<_>, _>>()? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let lease = pool.lease_timeout(id, left)?;
+        // None, if the session was deleted while its reply was on the way: the file was made anew.
+        sessions.extend(store::sessions(&lease, 0, 1)?);
+    }
+    sessions.sort_by_key(|session| std::cmp::Reverse(session.last_at));
+    Ok(sessions)
+}
+
+async fn off_the_async_threads<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is ending.
+            Err(_) => Err(Fault::Pool(Error::Closed)),
+        },
+    }
+}
