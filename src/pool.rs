@@ -232,9 +232,8 @@ impl<B: Backend> Pool<B> {
 
     /// How many descriptors this process has on the pool's database now, as the kernel tells; `None`
     /// where it does not (there must be a `/proc`). It is never more than
-    /// [`fd_ceiling`](Pool::fd_ceiling), but for those that are closed and opened while they are read one by one,
-    /// which may count twice. For a probe, not for every request: it reads one link for each
-    /// descriptor of the process, and opens one itself for as long as that takes.
+    /// [`fd_ceiling`](Pool::fd_ceiling). For a probe, not for every request: it reads one link for each
+    /// descriptor of the process, twice or more, and opens one itself for as long as that takes.
     pub fn descriptors(&self) -> Option<usize> {
         self.shared.backend.descriptors()
     }

@@ -116,7 +116,7 @@ async fn serve(args: Args) -> Result<(), AnyError> {
     let (database, sessions) = match args.per_agent {
         Some(folder) => {
             println!("databases in {}", folder.display());
-            (Database::per_agent(&folder), Sessions::PerAgent(folder))
+            (Database::per_agent(&folder), Sessions::PerAgent)
         }
         None => {
             let path = args

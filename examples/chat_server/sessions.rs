@@ -1,7 +1,6 @@
 //! Where sessions are: all in one file, or each in a file of its own. It says what is asked of which file,
 //! and holds no SQL.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use leasepool::rusqlite::Connection;
@@ -14,11 +13,11 @@ use crate::store::{self, Found, Message, Session};
 /// A search may read the whole index; it is not given the time to. Nor is a list that opens many files.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(crate) enum Sessions {
     InOneFile,
-    /// In files of this folder.
-    PerAgent(PathBuf),
+    /// Each in a file of its own.
+    PerAgent,
 }
 
 impl Sessions {
@@ -29,7 +28,7 @@ impl Sessions {
         limit: i64,
     ) -> Result<Vec<Message>, Fault> {
         let session = agent.id()?;
-        if !self.may_have(session) {
+        if !self.may_have(agent.pool(), session)? {
             return Ok(Vec::new());
         }
         // A short read through an index: quicker than the way to another thread.
@@ -50,7 +49,7 @@ impl Sessions {
                 let lease = pool.lease_async("all sessions").await?;
                 Ok(store::sessions(&lease, offset, limit)?)
             }
-            Sessions::PerAgent(_) => {
+            Sessions::PerAgent => {
                 let pool = pool.clone();
                 off_the_async_threads(move || list_files(&pool, offset, limit)).await
             }
@@ -65,10 +64,10 @@ impl Sessions {
     ) -> Result<Vec<Found>, Fault> {
         let agent = match (self, session) {
             (Sessions::InOneFile, _) => "search".to_owned(),
-            (Sessions::PerAgent(_), Some(session)) => session,
-            (Sessions::PerAgent(_), None) => return Err(Fault::Bad("session: which one")),
+            (Sessions::PerAgent, Some(session)) => session,
+            (Sessions::PerAgent, None) => return Err(Fault::Bad("session: which one")),
         };
-        if !self.may_have(&agent) {
+        if !self.may_have(pool, &agent)? {
             return Ok(Vec::new());
         }
         let search = move |conn: &mut Connection| store::search(conn, &words);
@@ -86,7 +85,7 @@ impl Sessions {
                 agent.pool().release(agent.id()?);
                 Ok(deleted)
             }
-            Sessions::PerAgent(_) => {
+            Sessions::PerAgent => {
                 let pool = agent.pool().clone();
                 off_the_async_threads(move || Ok(pool.remove_agent(session)?)).await
             }
@@ -95,24 +94,12 @@ impl Sessions {
 
     /// Not if it has no file. To lease would make one, and whoever asks for what is not there shall not
     /// fill the disk.
-    fn may_have(&self, session: &str) -> bool {
+    fn may_have(&self, pool: &Pool, session: &str) -> Result<bool, Fault> {
         match self {
-            Sessions::InOneFile => true,
-            Sessions::PerAgent(folder) => file(folder, session).exists(),
+            Sessions::InOneFile => Ok(true),
+            Sessions::PerAgent => Ok(pool.has_agent(session)?),
         }
     }
-}
-
-/// The file of a session, as [`leasepool::Database::per_agent`] names it. Ids are ASCII here.
-fn file(folder: &Path, session: &str) -> PathBuf {
-    let mut name = String::new();
-    for c in session.chars() {
-        match c.is_ascii_uppercase() {
-            true => name += &format!("%{:02x}", u32::from(c)),
-            false => name.push(c),
-        }
-    }
-    folder.join(name + ".db")
 }
 
 /// Opens a file for each session that it lists.

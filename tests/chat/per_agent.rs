@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use crate::client::{answer, get, request, say};
 use crate::server::Server;
@@ -133,6 +134,8 @@ fn more_sessions_than_connections() {
         let mut most = 0;
         while !sessions.iter().all(|session| session.is_finished()) {
             most = most.max(server.descriptors());
+            // The server needs the processor, too.
+            thread::sleep(Duration::from_millis(2));
         }
         for session in sessions {
             session.join().unwrap();
@@ -167,5 +170,8 @@ fn more_sessions_than_connections() {
     let ceiling: usize = ceiling.unwrap().parse().unwrap();
     assert!(most > 3 && most <= ceiling, "{most} of {ceiling}");
     let left = files(&server.database);
-    assert!(left.iter().all(|name| name.ends_with(".db")), "{left:?}");
+    // Of those that were evicted, the short logs.
+    let kinds = [".db", ".db-wal", ".db-shm"];
+    let is_known = |name: &String| kinds.iter().any(|kind| name.ends_with(kind));
+    assert!(left.iter().all(is_known), "{left:?}");
 }

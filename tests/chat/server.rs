@@ -119,11 +119,22 @@ impl Server {
     pub(crate) fn descriptors(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.process.id());
         let database = self.database.to_str().unwrap();
-        let links = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        links
-            .filter_map(|link| link.path().read_link().ok())
-            .filter(|target| target.to_string_lossy().starts_with(database))
-            .count()
+        // Read one by one, what is closed and opened meanwhile would count twice.
+        let list = || {
+            let links = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            let targets = links.filter_map(|link| link.path().read_link().ok());
+            targets
+                .filter(|target| target.to_string_lossy().starts_with(database))
+                .collect::<Vec<_>>()
+        };
+        let mut before = list();
+        loop {
+            let now = list();
+            if now == before {
+                return now.len();
+            }
+            before = now;
+        }
     }
 
     /// Resident memory in kB.
