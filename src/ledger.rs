@@ -242,7 +242,7 @@ impl<B: Backend> Ledger<B> {
     pub(crate) fn least_missed(&self) -> Option<Arc<Entry<B>>> {
         let cells = self.cells.lock();
         let (mut once, mut again): (Oldest<'_, B>, Oldest<'_, B>) = (None, None);
-        let mut again_too_many = cells.by_slot.len() / 4 * 3;
+        let mut again_too_many = cells.by_slot.len() * 3 / 4;
         for entry in cells.by_slot.iter().flatten() {
             let body = entry.lock();
             let State::Parked(parked) = &body.state else {

@@ -31,7 +31,8 @@ pub(crate) fn lend<B: Backend>(
     if let Some(pass) = &passed.pass {
         pass.note_thread();
     }
-    let _door = shared.door(&passed, agent, asked_at, deadline, place)?;
+    // Who may not wait takes what there is.
+    let _door = deadline.and_then(|_| shared.door(&passed, agent, asked_at, place));
     loop {
         let (permit, now) = match shared.free_permit() {
             Some(permit) => (permit, asked_at),
@@ -63,8 +64,7 @@ pub(crate) async fn lend_async<B: Backend>(
     let asked_at = Instant::now();
     let deadline = asked_at + wait;
     let mut passed = shared.pass_async(agent, asked_at, deadline, place).await?;
-    let door = shared.door_async(&passed, agent, asked_at, deadline, place);
-    let _door = door.await?;
+    let _door = shared.door_async(&passed, agent, asked_at, place).await;
     loop {
         let (permit, now) = match shared.free_permit() {
             Some(permit) => (permit, asked_at),

@@ -50,21 +50,41 @@ struct Handle<B: Backend>(Arc<Shared<B>>);
 
 impl Pool<Sqlite> {
     /// Rebuilds the database file without its free pages, as `VACUUM` does. A lease cannot do this
-    /// by itself, because VACUUM needs to attach a database.
+    /// by itself, because VACUUM needs to attach a database. Where agents have files of their own, see
+    /// [`Pool::vacuum_agent`].
     ///
     /// # Errors
-    /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`].
+    /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`]; [`Error::Config`] if agents have
+    /// files of their own.
     ///
     /// # Blocking
     /// Like [`Pool::lease`], and then for as long as SQLite takes to write the whole database again.
     #[track_caller]
     pub fn vacuum(&self) -> Result<(), Error> {
         const AGENT: &str = "leasepool: vacuum";
-        let lease = self.lease(AGENT)?;
-        let vacuumed = Sqlite::vacuum(&lease);
-        drop(lease);
+        if self.shared.backend.is_exclusive() {
+            return Err(Error::Config {
+                option: "database",
+                value: "a file for each agent".to_owned(),
+                expected: "one database, or Pool::vacuum_agent".to_owned(),
+            });
+        }
+        let vacuumed = self.vacuum_agent(AGENT);
         self.release(AGENT);
         vacuumed
+    }
+
+    /// Like [`Pool::vacuum`], on the connection of `agent`, and so on its file if it has its own.
+    ///
+    /// # Errors
+    /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`].
+    ///
+    /// # Blocking
+    /// Like [`Pool::vacuum`].
+    #[track_caller]
+    pub fn vacuum_agent(&self, agent: impl AsRef<str>) -> Result<(), Error> {
+        let lease = self.lease(agent)?;
+        Sqlite::vacuum(&lease)
     }
 }
 

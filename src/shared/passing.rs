@@ -5,7 +5,7 @@
 use std::num::NonZero;
 use std::panic::Location;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::backend::Backend;
@@ -54,6 +54,9 @@ impl Drop for Door<'_> {
         self.0.release();
     }
 }
+
+/// How long to wait for a door.
+const KNOCK: Duration = Duration::from_millis(10);
 
 /// How many connections may be opened at a time.
 pub(super) fn doors() -> usize {
@@ -128,8 +131,9 @@ impl<B: Backend> Shared<B> {
             }),
             Err(Shut::Refused(Refusal::Closed)) => Err(Error::Closed),
             Err(Shut::Refused(Refusal::TimedOut { waiting })) => {
+                let error = self.exhausted(Wanted::Agent, asked_at, waiting);
                 count(&self.counters.timeouts);
-                Err(self.exhausted(Wanted::Agent, asked_at, waiting))
+                Err(error)
             }
         };
         if result.is_err() {
@@ -138,29 +142,28 @@ impl<B: Backend> Shared<B> {
         result
     }
 
-    /// The right to open a connection, where agents have connections of their own and this one's is not
-    /// parked; waiting until `deadline`. Files are opened a few at a time: SQLite opens them one by one, so more
-    /// would only hold slots, in which connections of others could stay parked, while they wait for each
-    /// other.
+    /// The right to open a connection, where agents have connections of their own and this one's is not parked.
+    /// Files are opened a few at a time: SQLite opens them one by one, so more would only hold slots, in which
+    /// connections of others could stay parked, while they wait for each other. `None` if there is no need, or
+    /// if it takes too long: slow callbacks of some keep nobody from opening theirs.
     pub(crate) fn door(
         &self,
         passed: &Passed<B>,
         agent: &str,
         asked_at: Instant,
-        deadline: Option<Instant>,
         place: &'static Location<'static>,
-    ) -> Result<Option<Door<'_>>, Error> {
-        let Some(deadline) = deadline.filter(|_| passed.needs_door()) else {
-            return Ok(None);
-        };
+    ) -> Option<Door<'_>> {
+        if !self.needs_door(passed) {
+            return None;
+        }
         let opened = match self.doors.acquire_free() {
             true => Ok(()),
             false => {
                 let claim = Claim::new(agent, asked_at, place);
-                self.doors.acquire(claim, deadline)
+                self.doors.acquire(claim, Instant::now() + KNOCK)
             }
         };
-        self.through_door(opened, asked_at)
+        opened.ok().map(|()| Door(&self.doors))
     }
 
     /// The same, awaited.
@@ -169,30 +172,25 @@ impl<B: Backend> Shared<B> {
         passed: &Passed<B>,
         agent: &str,
         asked_at: Instant,
-        deadline: Instant,
         place: &'static Location<'static>,
-    ) -> Result<Option<Door<'_>>, Error> {
-        if !passed.needs_door() {
-            return Ok(None);
+    ) -> Option<Door<'_>> {
+        if !self.needs_door(passed) {
+            return None;
         }
-        let claim = Claim::new(agent, asked_at, place);
-        let opened = self.doors.acquire_async(claim, deadline).await;
-        self.through_door(opened, asked_at)
+        let opened = match self.doors.acquire_free() {
+            true => Ok(()),
+            false => {
+                let claim = Claim::new(agent, asked_at, place);
+                let until = Instant::now() + KNOCK;
+                self.doors.acquire_async(claim, until).await
+            }
+        };
+        opened.ok().map(|()| Door(&self.doors))
     }
 
-    fn through_door(
-        &self,
-        opened: Result<(), Refusal>,
-        asked_at: Instant,
-    ) -> Result<Option<Door<'_>>, Error> {
-        match opened {
-            Ok(()) => Ok(Some(Door(&self.doors))),
-            Err(Refusal::Closed) => Err(Error::Closed),
-            Err(Refusal::TimedOut { waiting }) => {
-                count(&self.counters.timeouts);
-                Err(self.exhausted(Wanted::Connection, asked_at, waiting))
-            }
-        }
+    /// Whoever must wait for a permit waits there, in order.
+    fn needs_door(&self, passed: &Passed<B>) -> bool {
+        passed.needs_door() && self.permits.free() > 0
     }
 
     /// Gives back what is parked for others behind the same gate: they share what is there with `agent`.

@@ -87,19 +87,47 @@ impl<B: Backend> Shared<B> {
     }
 
     /// Closes what is missed least, until there are vacant slots enough.
+    ///
+    /// It takes no permit, so that nobody is refused for its sake. Whoever has a permit meanwhile and finds no
+    /// slot looks again, until the one that is being vacated is there.
     pub(crate) fn make_room(&self) {
-        while self.lacks_room()
-            && let Some(permit) = self.free_permit()
-        {
-            let Some(mut slot) = self.cache.take_least_missed() else {
-                break;
-            };
-            if let Err(Stuck) = self.vacate(&mut slot, Ending::Evicted) {
-                permit.pass_on();
-                self.strand_slot(slot);
+        while self.lacks_room() && !self.permits.is_closed() {
+            match self.cache.take_least_missed() {
+                Some(slot) => self.vacate_and_return(slot),
+                None => break,
             }
         }
         self.making_room.store(false, Release);
+        self.wind_up_if_closed();
+    }
+
+    /// Closes what was evicted, and is nobody's. It takes no permit either.
+    pub(super) fn close_idle(&self) {
+        // All at once: r2d2 would give the same one again.
+        let idle = std::iter::from_fn(|| slot::take(&self.slots));
+        let idle: Vec<_> = idle.take(self.options.max_connections).collect();
+        let (occupied, vacant): (Vec<_>, Vec<_>) =
+            idle.into_iter().partition(|slot| slot.occupant.is_some());
+        drop(vacant);
+        for slot in occupied {
+            self.vacate_and_return(slot);
+        }
+        self.wind_up_if_closed();
+    }
+
+    fn vacate_and_return(&self, mut slot: TakenSlot<B>) {
+        if let Err(Stuck) = self.vacate(&mut slot, Ending::Evicted) {
+            // There is one slot less to be had.
+            self.permits.withdraw();
+            self.strand_slot(slot);
+        }
+    }
+
+    /// What we had in hand as the pool was closed was not seen then.
+    fn wind_up_if_closed(&self) {
+        if self.permits.is_closed() {
+            self.wind_up();
+        }
     }
 
     /// Whether connections are open that are nobody's.
@@ -107,25 +135,5 @@ impl<B: Backend> Shared<B> {
         let levels = self.cache.ledger.levels();
         let used = levels.lent + levels.parked + self.counters.stuck.load(Acquire);
         self.counters.open.load(Acquire) > used
-    }
-
-    /// Closes what was evicted, and is nobody's.
-    pub(super) fn close_idle(&self) {
-        let mut vacant = Vec::new();
-        while let Some(permit) = self.free_permit()
-            && let Some(mut slot) = slot::take(&self.slots)
-        {
-            if let Err(Stuck) = self.vacate(&mut slot, Ending::Evicted) {
-                permit.pass_on();
-                self.strand_slot(slot);
-                continue;
-            }
-            // Kept until all have been seen: r2d2 would give it again.
-            vacant.push((slot, permit));
-        }
-        for (slot, permit) in vacant {
-            drop(slot);
-            drop(permit);
-        }
     }
 }

@@ -114,7 +114,11 @@ pub(super) fn descriptors_on(is_ours: impl Fn(&Path) -> bool) -> Option<usize> {
     let list = || -> Option<Vec<PathBuf>> {
         let entries = std::fs::read_dir("/proc/self/fd").ok()?;
         let links = entries.filter_map(|entry| entry.ok()?.path().read_link().ok());
-        Some(links.filter(|target| of_database(target).is_some()).collect())
+        Some(
+            links
+                .filter(|target| of_database(target).is_some())
+                .collect(),
+        )
     };
     let mut before = list()?;
     let mut fewest = before.len();

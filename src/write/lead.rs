@@ -139,7 +139,7 @@ impl Post {
         while let Some(job) = next {
             match group.member(|savepoint| job.work(savepoint)) {
                 Member::Done => members.jobs.push(job),
-                Member::Refused(error) => conclude(&job, Err(error)),
+                Member::Refused(error) => members.refused.push((job, error)),
                 Member::Lost => {
                     members.jobs.push(job);
                     return Err(Lost::RolledBack);
@@ -249,6 +249,8 @@ impl Lost {
 /// Those who have worked. They are told the outcome when this is dropped, in the order in which they came.
 struct Members {
     jobs: Vec<Arc<dyn Job>>,
+    /// Those whose work was rolled back for what it tried.
+    refused: Vec<(Arc<dyn Job>, Error)>,
     outcome: Result<(), Lost>,
 }
 
@@ -256,6 +258,7 @@ impl Default for Members {
     fn default() -> Self {
         Members {
             jobs: Vec::new(),
+            refused: Vec::new(),
             // Until there is a commit.
             outcome: Err(Lost::RolledBack),
         }
@@ -264,6 +267,9 @@ impl Default for Members {
 
 impl Drop for Members {
     fn drop(&mut self) {
+        for (job, error) in self.refused.drain(..) {
+            conclude(&job, Err(error));
+        }
         for job in self.jobs.drain(..) {
             let outcome = match &self.outcome {
                 Ok(()) => Ok(()),

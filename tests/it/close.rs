@@ -7,13 +7,26 @@ use leasepool::{Error, Pool};
 
 use crate::common::*;
 
-fn wal_exists(fixture: &Fixture) -> bool {
-    fixture.path.with_extension("db-wal").exists()
+in_both_modes! {
+    it_ends_with_no_descriptor_and_a_checkpoint,
+    dropping_the_last_handle_closes,
+    it_waits_for_what_is_lent,
+    it_waits_no_longer_than_it_may,
+    it_wakes_those_who_wait_for_one_agent,
+    it_wakes_those_who_wait,
+    under_load
 }
 
-#[test]
-fn it_ends_with_no_descriptor_and_a_checkpoint() {
-    let fixture = Fixture::new();
+fn wal_exists(fixture: &Fixture) -> bool {
+    let databases = fixture.mode.either(fixture.folder.path(), &fixture.path);
+    let files = std::fs::read_dir(databases).unwrap();
+    files
+        .map(|file| file.unwrap().path())
+        .any(|file| file.to_str().unwrap().ends_with(".db-wal"))
+}
+
+fn it_ends_with_no_descriptor_and_a_checkpoint(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(3);
     let leases: Vec<_> = (0..3)
         .map(|i| pool.lease(format!("{i}")).unwrap())
@@ -30,12 +43,11 @@ fn it_ends_with_no_descriptor_and_a_checkpoint() {
     assert_eq!((stats.open, stats.parked, stats.lent), (0, 0, 0));
     assert!(matches!(pool.lease("a"), Err(Error::Closed)));
     assert!(matches!(pool.try_lease("a"), Err(Error::Closed)));
-    assert_eq!(count(&fixture.pool(1).lease("a").unwrap()), 3);
+    assert_eq!(fixture.count_all(&fixture.pool(1)), 3);
 }
 
-#[test]
-fn dropping_the_last_handle_closes() {
-    let fixture = Fixture::new();
+fn dropping_the_last_handle_closes(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(3);
     let other = pool.clone();
     insert(&pool.lease("a").unwrap());
@@ -47,9 +59,8 @@ fn dropping_the_last_handle_closes() {
     assert!(!wal_exists(&fixture));
 }
 
-#[test]
-fn it_waits_for_what_is_lent() {
-    let fixture = Fixture::new();
+fn it_waits_for_what_is_lent(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.builder(2).lease_timeout(LONG).build().unwrap();
     let lease = pool.lease("a").unwrap();
     thread::scope(|scope| {
@@ -67,9 +78,8 @@ fn it_waits_for_what_is_lent() {
     assert_eq!(fixture.descriptors().all(), 0);
 }
 
-#[test]
-fn it_waits_no_longer_than_it_may() {
-    let fixture = Fixture::new();
+fn it_waits_no_longer_than_it_may(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(2);
     let lease = pool.lease("late").unwrap();
     let start = Instant::now();
@@ -89,16 +99,26 @@ fn it_waits_no_longer_than_it_may() {
     pool.close().unwrap();
 }
 
-#[test]
-fn it_wakes_those_who_wait() {
-    let fixture = Fixture::new();
+fn it_wakes_those_who_wait(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.builder(1).lease_timeout(LONG).build().unwrap();
+    wakes(&pool, |i| format!("{i}"));
+}
+
+fn it_wakes_those_who_wait_for_one_agent(mode: Mode) {
+    let fixture = mode.fixture();
+    let builder = fixture.builder(mode.either(1, 4));
+    let pool = builder.lease_timeout(LONG).build().unwrap();
+    wakes(&pool, |_| "holder".to_owned());
+}
+
+fn wakes(pool: &Pool, agent: impl Fn(usize) -> String) {
     let lease = pool.lease("holder").unwrap();
     thread::scope(|scope| {
         let waiters: Vec<_> = (0..8)
             .map(|i| {
-                let pool = &pool;
-                scope.spawn(move || pool.lease(format!("{i}")).map(drop))
+                let agent = agent(i);
+                scope.spawn(move || pool.lease(agent).map(drop))
             })
             .collect();
         eventually("all wait", || pool.stats().waiting == 8);
@@ -112,10 +132,9 @@ fn it_wakes_those_who_wait() {
 }
 
 /// Leases come and go from many threads while others close: at the end all is closed, every time.
-#[test]
-fn under_load() {
+fn under_load(mode: Mode) {
     for _ in 0..20 {
-        let fixture = Fixture::new();
+        let fixture = mode.fixture();
         let pool = fixture
             .builder(4)
             .lease_timeout(LONG)

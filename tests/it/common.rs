@@ -10,22 +10,106 @@ use tempfile::TempDir;
 /// Longer than anything may take; only a failing test waits for so long.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
-/// A fresh folder with the path of a database in it.
+/// What the agents of a pool have: one file together, or a file each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Shared,
+    PerAgent,
+}
+
+/// Makes two tests of each body, a function that takes the mode: `shared::NAME` and `per_agent::NAME`.
+macro_rules! in_both_modes {
+    ($($body:ident),* $(,)? $(; only in shared: $($only:ident),* $(,)?)?) => {
+        mod shared {
+            $(#[test]
+            fn $body() {
+                super::$body($crate::common::Mode::Shared);
+            })*
+
+            $($(#[test]
+            fn $only() {
+                super::$only($crate::common::Mode::Shared);
+            })*)?
+        }
+
+        mod per_agent {
+            $(#[test]
+            fn $body() {
+                super::$body($crate::common::Mode::PerAgent);
+            })*
+        }
+    };
+}
+pub(crate) use in_both_modes;
+
+impl Mode {
+    pub(crate) fn fixture(self) -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let name = self.either("agents.db", "agents");
+        let path = folder.path().canonicalize().unwrap().join(name);
+        Fixture {
+            mode: self,
+            folder,
+            path,
+        }
+    }
+
+    /// What the two modes differ in.
+    pub(crate) fn either<T>(self, shared: T, per_agent: T) -> T {
+        match self {
+            Mode::Shared => shared,
+            Mode::PerAgent => per_agent,
+        }
+    }
+
+    pub(crate) fn database(self, path: &Path) -> Database {
+        match self {
+            Mode::Shared => Database::file(path),
+            Mode::PerAgent => Database::per_agent(path),
+        }
+    }
+
+    /// How many files so many agents have.
+    pub(crate) fn files(self, agents: usize) -> usize {
+        self.either(1, agents)
+    }
+
+    /// An agent that sees what this one writes: another, unless this one's file is its own.
+    pub(crate) fn reader_of(self, agent: &str) -> &str {
+        self.either("reader", agent)
+    }
+
+    /// The full name of the test that `in_both_modes` made in this module for this mode.
+    pub(crate) fn test(self, module: &str, body: &str) -> String {
+        let mode = self.either("shared", "per_agent");
+        format!("{module}::{mode}::{body}")
+    }
+
+    /// So many connections are open: those in use, and, where others can use them, those evicted. Agents'
+    /// own are closed, by the keeper if by nobody else.
+    pub(crate) fn assert_open(self, pool: &Pool, used: usize, evicted: usize) {
+        match self {
+            Mode::Shared => assert_eq!(pool.stats().open, used + evicted),
+            Mode::PerAgent => eventually("all evicted are closed", || pool.stats().open == used),
+        }
+    }
+}
+
+/// A fresh folder with the path of a database in it, or with that of a folder of databases.
 pub(crate) struct Fixture {
+    pub(crate) mode: Mode,
     pub(crate) folder: TempDir,
     pub(crate) path: PathBuf,
 }
 
 impl Fixture {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().canonicalize().unwrap().join("agents.db");
-        Fixture { folder, path }
+        Mode::Shared.fixture()
     }
 
     /// A builder with a table `t (x)`, and with N connections.
     pub(crate) fn builder(&self, connections: usize) -> Builder {
-        Pool::builder(Database::file(&self.path))
+        Pool::builder(self.mode.database(&self.path))
             .max_connections(connections)
             .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
     }
@@ -34,8 +118,34 @@ impl Fixture {
         self.builder(connections).build().unwrap()
     }
 
+    /// On all databases of the pool.
     pub(crate) fn descriptors(&self) -> Descriptors {
-        Descriptors::on(&self.path)
+        match self.mode {
+            Mode::Shared => Descriptors::on(&self.path),
+            Mode::PerAgent => Descriptors::in_folder(&self.path),
+        }
+    }
+
+    /// The database of an agent, whose id is small letters, digits, `-` and `_`.
+    pub(crate) fn file(&self, agent: &str) -> PathBuf {
+        match self.mode {
+            Mode::Shared => self.path.clone(),
+            Mode::PerAgent => self.path.join(format!("{agent}.db")),
+        }
+    }
+
+    /// The rows of all agents.
+    pub(crate) fn count_all(&self, pool: &Pool) -> i64 {
+        match self.mode {
+            Mode::Shared => count(&pool.lease("counter").unwrap()),
+            Mode::PerAgent => {
+                let agents: Vec<String> = pool.agents().unwrap().map(Result::unwrap).collect();
+                let rows = agents
+                    .iter()
+                    .map(|agent| count(&pool.lease(agent).unwrap()));
+                rows.sum()
+            }
+        }
     }
 
     pub(crate) fn in_folder(&self, name: &str) -> PathBuf {
@@ -57,12 +167,27 @@ pub(crate) struct Descriptors {
 impl Descriptors {
     pub(crate) fn on(path: &Path) -> Self {
         let name = path.to_str().unwrap();
+        Self::find(|target| target.strip_prefix(name))
+    }
+
+    /// On all databases in a folder.
+    pub(crate) fn in_folder(folder: &Path) -> Self {
+        let folder = format!("{}/", folder.to_str().unwrap());
+        Self::find(|target| {
+            let name = target.strip_prefix(&folder)?;
+            // The folder has nothing else in it.
+            Some(name.split_once(".db").expect("a database's name").1)
+        })
+    }
+
+    /// What `rest` leaves of a target is what comes after the name of a database.
+    fn find(rest: impl Fn(&str) -> Option<&str>) -> Self {
         let mut found = Descriptors::default();
         for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
             let Ok(target) = entry.path().read_link() else {
                 continue;
             };
-            let Some(rest) = target.to_str().and_then(|t| t.strip_prefix(name)) else {
+            let Some(rest) = target.to_str().and_then(&rest) else {
                 continue;
             };
             match rest {

@@ -3,25 +3,32 @@
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use leasepool::rusqlite::Connection;
-use leasepool::{Database, Error, Pool, Synchronous};
+use leasepool::{Error, Pool, Synchronous};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+
+use crate::common::*;
 
 const KILLS: u64 = 50;
 const THREADS: i64 = 6;
 const PATH: &str = "LEASEPOOL_TEST_KILLED";
-const NAME: &str = "kill::every_acknowledged_write_survives_kill_9";
+/// Of agents that have a file each: the writes of a thread that go to the same.
+const WRITES: i64 = 100;
+
+in_both_modes! {
+    every_acknowledged_write_survives_kill_9,
+}
 
 /// Writes until it is killed. Says of each write that it is acknowledged, after it was.
-fn be_killed(path: &Path) {
-    let pool = Pool::builder(Database::file(path))
+fn be_killed(mode: Mode, path: &Path) {
+    let pool = Pool::builder(mode.database(path))
         .max_connections(4)
         .synchronous(Synchronous::Full)
         // Checkpoints, too, are to be hit.
@@ -34,13 +41,18 @@ fn be_killed(path: &Path) {
         })
         .build()
         .unwrap();
-    let last: i64 = pool
-        .lease("reader")
-        .unwrap()
-        .query_row("SELECT coalesce(max(id), 0) FROM said", [], |row| {
-            row.get(0)
-        })
-        .unwrap();
+    let last = |agent: &str| -> i64 {
+        let lease = pool.lease(agent).unwrap();
+        let last = "SELECT coalesce(max(id), 0) FROM said";
+        lease.query_row(last, [], |row| row.get(0)).unwrap()
+    };
+    let last: i64 = match mode {
+        Mode::Shared => last("reader"),
+        Mode::PerAgent => {
+            let agents = pool.agents().unwrap().map(Result::unwrap);
+            agents.map(|agent| last(&agent)).max().unwrap_or(0)
+        }
+    };
     let stdout = Mutex::new(std::io::stdout());
     thread::scope(|scope| {
         for t in 0..THREADS {
@@ -48,7 +60,10 @@ fn be_killed(path: &Path) {
             scope.spawn(move || {
                 for i in 1.. {
                     let id = last + i * THREADS + t;
-                    let write = pool.write("writer", move |tx| {
+                    // Files are made and closed, too, while it is killed.
+                    let own = format!("writer-{t}-{}", id / (WRITES * THREADS));
+                    let agent = mode.either("writer", &own);
+                    let write = pool.write(agent, move |tx| {
                         tx.prepare_cached("INSERT INTO said VALUES (?1)")?
                             .execute([id])?;
                         if id % 7 == 0 {
@@ -69,19 +84,52 @@ fn be_killed(path: &Path) {
     });
 }
 
-#[test]
-fn every_acknowledged_write_survives_kill_9() {
-    if let Some(path) = std::env::var_os(PATH) {
-        return be_killed(Path::new(&path));
+/// The ids in a table of all databases; one that was not set up in time has no tables.
+fn ids(databases: &[Connection], table: &str) -> HashSet<i64> {
+    let exists = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
+    let mut found = HashSet::new();
+    for database in databases {
+        if 0 == database
+            .query_row(exists, [table], |row| row.get::<_, i64>(0))
+            .unwrap()
+        {
+            continue;
+        }
+        let mut select = database
+            .prepare(&format!("SELECT id FROM {table}"))
+            .unwrap();
+        let ids = select.query_map([], |row| row.get(0)).unwrap();
+        for id in ids {
+            assert!(found.insert(id.unwrap()), "twice");
+        }
     }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("killed.db");
+    found
+}
+
+/// The files of all databases.
+fn files(fixture: &Fixture) -> Vec<PathBuf> {
+    let entries = match fixture.mode {
+        Mode::Shared => return vec![fixture.path.clone()],
+        Mode::PerAgent => std::fs::read_dir(&fixture.path).unwrap(),
+    };
+    entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "db"))
+        .collect()
+}
+
+fn every_acknowledged_write_survives_kill_9(mode: Mode) {
+    if let Some(path) = std::env::var_os(PATH) {
+        return be_killed(mode, Path::new(&path));
+    }
+    let fixture = mode.fixture();
+    let name = mode.test("kill", "every_acknowledged_write_survives_kill_9");
     let mut rng = SmallRng::seed_from_u64(15);
     let mut acknowledged = HashSet::new();
     for kill in 0..KILLS {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", NAME, "--nocapture", "--test-threads=1"])
-            .env(PATH, &path)
+            .args(["--exact", &name, "--nocapture", "--test-threads=1"])
+            .env(PATH, &fixture.path)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -108,22 +156,20 @@ fn every_acknowledged_write_survives_kill_9() {
         child.wait().unwrap();
         listener.join().unwrap();
         acknowledged.extend(heard.lock().unwrap().drain(..));
-        let database = Connection::open(&path).unwrap();
-        let sound: String = database
-            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-            .unwrap();
-        assert_eq!(sound, "ok", "after kill {kill}");
-        let ids = |sql: &str| -> HashSet<i64> {
-            let mut select = database.prepare(sql).unwrap();
-            let ids = select.query_map([], |row| row.get(0)).unwrap();
-            ids.collect::<Result<_, _>>().unwrap()
-        };
-        let said = ids("SELECT id FROM said");
-        assert_eq!(
-            said,
-            ids("SELECT id FROM heard"),
-            "a half, after kill {kill}"
-        );
+        let files = files(&fixture);
+        let databases: Vec<_> = files
+            .iter()
+            .map(|file| Connection::open(file).unwrap())
+            .collect();
+        for database in &databases {
+            let sound: String = database
+                .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(sound, "ok", "after kill {kill}");
+        }
+        let said = ids(&databases, "said");
+        let heard = ids(&databases, "heard");
+        assert_eq!(said, heard, "a half, after kill {kill}");
         let lost: Vec<_> = acknowledged.difference(&said).collect();
         assert!(lost.is_empty(), "after kill {kill}: {lost:?}");
     }
@@ -132,4 +178,6 @@ fn every_acknowledged_write_survives_kill_9() {
         "{}",
         acknowledged.len()
     );
+    // Files were made.
+    assert!(mode == Mode::Shared || files(&fixture).len() > THREADS as usize);
 }

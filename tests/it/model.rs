@@ -10,7 +10,9 @@ use proptest::prelude::*;
 
 use crate::common::*;
 
-const CONNECTIONS: usize = 3;
+in_both_modes! {
+    a_pool_does_what_the_model_does,
+}
 
 #[derive(Debug, Clone)]
 enum Action {
@@ -40,17 +42,25 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 /// What the pool should be like.
-#[derive(Default)]
 struct Model {
-    /// By agent, in the order they were parked.
-    parked: Vec<u8>,
+    mode: Mode,
+    connections: usize,
+    /// In the order they were parked.
+    parked: Vec<Parked>,
     free: usize,
     hits: u64,
     misses: u64,
     reclaims: u64,
     released: u64,
     replaced: u64,
-    rows: i64,
+    /// By agent; all of them count as one if they share a file.
+    rows: HashMap<u8, i64>,
+}
+
+struct Parked {
+    agent: u8,
+    /// The agent has come back to this connection.
+    again: bool,
 }
 
 struct Held {
@@ -71,9 +81,34 @@ enum Place {
 }
 
 impl Model {
+    fn new(mode: Mode, connections: usize) -> Self {
+        Model {
+            mode,
+            connections,
+            parked: Vec::new(),
+            free: connections,
+            hits: 0,
+            misses: 0,
+            reclaims: 0,
+            released: 0,
+            replaced: 0,
+            rows: HashMap::new(),
+        }
+    }
+
+    fn rows(&mut self, agent: u8) -> &mut i64 {
+        let file = self.mode.either(0, agent);
+        self.rows.entry(file).or_default()
+    }
+
+    /// Takes out what is parked for the agent. Returns whether something was.
+    fn unpark(&mut self, agent: u8) -> bool {
+        let at = self.parked.iter().position(|parked| parked.agent == agent);
+        at.map(|at| self.parked.remove(at)).is_some()
+    }
+
     fn lease(&mut self, agent: u8) -> Place {
-        if let Some(at) = self.parked.iter().position(|parked| *parked == agent) {
-            self.parked.remove(at);
+        if self.unpark(agent) {
             self.hits += 1;
             return Place::Kept;
         }
@@ -86,25 +121,34 @@ impl Model {
         if self.free > 0 {
             self.free -= 1;
         } else if !self.parked.is_empty() {
-            self.parked.remove(0);
+            self.parked.remove(self.victim());
             self.reclaims += 1;
         }
+    }
+
+    /// The one that has been parked for longest. Of agents' own, one whose agent never came back to it,
+    /// unless three quarters of all have been come back to.
+    fn victim(&self) -> usize {
+        let again = self.parked.iter().filter(|parked| parked.again).count();
+        let most = again >= self.connections / 4 * 3;
+        let preferred = self.parked.iter().position(|parked| parked.again == most);
+        self.mode.either(None, preferred).unwrap_or(0)
     }
 }
 
 /// Free slots of r2d2 may be vacant or open; which is an r2d2 matter. The model counts slots.
-fn run(actions: Vec<Action>) {
-    let fixture = Fixture::new();
+fn run(mode: Mode, actions: Vec<Action>) {
+    let connections = mode.either(3, 4);
+    let fixture = mode.fixture();
     let pool: Pool = fixture
-        .builder(CONNECTIONS)
+        .builder(connections)
         .idle_timeout(None)
+        // The keeper looks ten times as often.
+        .lease_timeout(mode.either(LONG, Duration::from_millis(100)))
         .synchronous(Synchronous::Off)
         .build()
         .unwrap();
-    let mut model = Model {
-        free: CONNECTIONS,
-        ..Model::default()
-    };
+    let mut model = Model::new(mode, connections);
     let mut held: Vec<Held> = Vec::new();
     for action in actions {
         match action {
@@ -112,8 +156,9 @@ fn run(actions: Vec<Action>) {
                 Ok(lease) => {
                     let place = model.lease(agent);
                     // A lease is usable, whatever happened before.
-                    assert_eq!(count(&lease), model.rows);
+                    assert_eq!(count(&lease), *model.rows(agent));
                     assert!(lease.is_autocommit());
+                    assert!(mode == Mode::Shared || held.iter().all(|held| held.agent != agent));
                     held.push(Held {
                         lease,
                         agent,
@@ -121,8 +166,10 @@ fn run(actions: Vec<Action>) {
                     });
                 }
                 Err(leasepool::Error::Exhausted { holders, .. }) => {
-                    assert_eq!(holders.len(), CONNECTIONS);
-                    assert_eq!(held.len(), CONNECTIONS);
+                    assert_eq!(holders.len(), held.len());
+                    // An agent has one of its own at a time.
+                    let lent = held.iter().any(|held| held.agent == agent);
+                    assert!(held.len() == connections || mode == Mode::PerAgent && lent);
                 }
                 Err(other) => panic!("{other}"),
             },
@@ -163,13 +210,12 @@ fn run(actions: Vec<Action>) {
             }
             Action::Write(i) if i < held.len() => {
                 insert(&held[i].lease);
-                model.rows += 1;
+                *model.rows(held[i].agent) += 1;
             }
             Action::Release(agent) => {
-                let parked = model.parked.iter().position(|parked| *parked == agent);
-                assert_eq!(pool.release(agent.to_string()), parked.is_some());
-                if let Some(at) = parked {
-                    model.parked.remove(at);
+                let parked = model.unpark(agent);
+                assert_eq!(pool.release(agent.to_string()), parked);
+                if parked {
                     model.free += 1;
                     model.released += 1;
                 }
@@ -177,7 +223,8 @@ fn run(actions: Vec<Action>) {
                     held.place = Place::Lost;
                 }
             }
-            Action::Vacuum if held.is_empty() => {
+            // Of agents' own it would be that of one of them.
+            Action::Vacuum if held.is_empty() && mode == Mode::Shared => {
                 pool.vacuum().unwrap();
                 model.lease(u8::MAX);
                 model.free += 1;
@@ -201,8 +248,7 @@ fn give_back(model: &mut Model, held: &mut [Held], agent: u8, place: Place) {
         }
         Place::Kept => {}
         Place::New => {
-            if let Some(at) = model.parked.iter().position(|parked| *parked == agent) {
-                model.parked.remove(at);
+            if model.unpark(agent) {
                 model.free += 1;
                 model.replaced += 1;
             }
@@ -213,16 +259,21 @@ fn give_back(model: &mut Model, held: &mut [Held], agent: u8, place: Place) {
             }
         }
     }
-    model.parked.push(agent);
+    let again = place == Place::Kept;
+    model.parked.push(Parked { agent, again });
 }
 
 fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
+    if model.mode == Mode::PerAgent {
+        let used = held.len() + model.parked.len();
+        eventually("all evicted are closed", || pool.stats().open == used);
+    }
     let stats = pool.stats();
     assert_eq!(stats.lent, held.len(), "{stats:?}");
     assert_eq!(stats.parked, model.parked.len(), "{stats:?}");
     assert_eq!(
         model.free + stats.parked + stats.lent,
-        CONNECTIONS,
+        model.connections,
         "{stats:?}"
     );
     assert_eq!(
@@ -236,10 +287,14 @@ fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
         "{stats:?}"
     );
     assert_eq!(stats.opens - stats.closes, stats.open as u64, "{stats:?}");
-    assert!(stats.open <= CONNECTIONS, "{stats:?}");
+    assert!(stats.open <= model.connections, "{stats:?}");
     // Every open connection has read the file, and so has a descriptor on its WAL.
     let found = fixture.descriptors();
     assert_eq!(found.wal, stats.open, "{found:?} {stats:?}");
+    if model.mode == Mode::PerAgent {
+        assert_eq!((found.db, found.shm), (stats.open, stats.open), "{found:?}");
+        assert_eq!(stats.files, stats.open, "{stats:?}");
+    }
     assert!(found.all() <= pool.fd_ceiling(), "{found:?}");
     let mut holders: HashMap<String, usize> = HashMap::new();
     for holder in pool.holders() {
@@ -252,11 +307,13 @@ fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
     assert_eq!(holders, expected);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_pool_does_what_the_model_does(actions in prop::collection::vec(action(), 1..60)) {
-        run(actions);
-    }
+fn a_pool_does_what_the_model_does(mode: Mode) {
+    let config = ProptestConfig {
+        cases: 60,
+        max_shrink_iters: 2_000,
+        source_file: Some(file!()),
+        test_name: Some(mode.either("shared", "per_agent")),
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |(actions in prop::collection::vec(action(), 1..60))| run(mode, actions));
 }

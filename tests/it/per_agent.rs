@@ -556,6 +556,27 @@ fn a_backup_is_a_snapshot_of_an_agent_in_use() {
     assert_eq!(agents.descriptors(), 0);
 }
 
+#[test]
+fn vacuum_is_for_one_agent() {
+    let agents = Agents::new();
+    let pool = agents.pool(2);
+    let lease = pool.lease("a").unwrap();
+    lease
+        .execute_batch("INSERT INTO t VALUES (zeroblob(1000000)); DELETE FROM t")
+        .unwrap();
+    drop(lease);
+    pool.vacuum_agent("a").unwrap();
+    let lease = pool.lease("a").unwrap();
+    let pages: i64 = lease
+        .query_row("PRAGMA page_count", [], |row| row.get(0))
+        .unwrap();
+    assert!(pages < 10, "{pages}");
+    drop(lease);
+    assert!(matches!(pool.vacuum(), Err(Error::Config { .. })));
+    assert_eq!(pool.agents().unwrap().count(), 1);
+    assert!(pool.has_agent("a").unwrap() && !pool.has_agent("b").unwrap());
+}
+
 /// P12.
 #[test]
 fn files_replaced_and_deleted_from_outside() {
