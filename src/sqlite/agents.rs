@@ -2,27 +2,17 @@
 //! It never opens a file: SQLite does, through whoever asks here.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::database::{Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
+use super::database::Place;
 use super::id;
+use super::identity::{Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
 use super::known::Known;
 use crate::error::{Error, FileState};
-
-/// Which file is an agent's.
-#[derive(Clone)]
-pub(crate) enum Place {
-    /// In this folder, under a name made of the agent's id.
-    Folder(PathBuf),
-    /// Where the function says.
-    Function(Arc<dyn Fn(&str) -> PathBuf + Send + Sync>),
-}
 
 pub(crate) struct Agents {
     place: Place,
@@ -56,15 +46,6 @@ pub(super) struct Plan {
     pub(super) set_up: bool,
     /// It was made just now, and is empty.
     pub(super) made: bool,
-}
-
-impl fmt::Debug for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Place::Folder(folder) => f.debug_tuple("Folder").field(folder).finish(),
-            Place::Function(_) => f.write_str("Function"),
-        }
-    }
 }
 
 impl Agents {

@@ -10,28 +10,13 @@ use rusqlite::limits::Limit;
 
 use super::Settings;
 use super::agents::Home;
+use super::database::Synchronous;
 use super::reset::Baseline;
 use super::wal;
 use super::watch::Watch;
 use crate::backend::Fate;
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
-
-/// When SQLite waits for the disk: `PRAGMA synchronous`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Synchronous {
-    /// Never. A crash of the machine can corrupt the database.
-    Off,
-    /// At checkpoints. In WAL mode the database survives a crash of the machine, but the last commits
-    /// may be lost in it. A crash of the process loses nothing.
-    Normal,
-    /// At every commit. What is committed stays committed.
-    #[default]
-    Full,
-    /// As `Full`, and in rollback-journal mode the folder as well.
-    Extra,
-}
 
 /// A connection in a slot.
 pub struct Connection {

@@ -7,7 +7,7 @@ use std::path::Path;
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
-use super::database::Identity;
+use super::identity::Identity;
 
 /// In each of the two generations.
 const MOST: usize = 32_768;

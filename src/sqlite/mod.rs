@@ -10,6 +10,7 @@ mod connection;
 mod database;
 mod group;
 mod id;
+mod identity;
 mod known;
 mod life;
 mod open;
@@ -31,14 +32,12 @@ use crate::backend::{Backend, Ending, Fate, NotClosed};
 use crate::error::Error;
 use crate::stats::Stats;
 
-pub(crate) use agents::Place;
 pub(crate) use budget::{Budget, Sharing};
 #[cfg(feature = "tokio")]
 pub(crate) use busy::Cancel;
 pub(crate) use connection::Connection;
-pub use connection::Synchronous;
-pub use database::Database;
-pub(crate) use database::Kind;
+pub use database::{Database, Synchronous};
+pub(crate) use database::{Kind, Place};
 pub(crate) use group::{Group, Member, begin_immediate, same, until};
 pub use life::AgentIds;
 pub(crate) use wal::{Checkpointed, Mode, Wal, checkpoint, take_noted};
