@@ -306,7 +306,11 @@ impl Builder {
     /// nothing if there is nothing to do (`CREATE TABLE IF NOT EXISTS`, `PRAGMA user_version`), and may
     /// not lease from the pool. A transaction it leaves open is committed.
     ///
-    /// Its connection is closed afterwards: pragmas it sets do not stay.
+    /// With [`Database::per_agent`] it runs once for each agent's file and process, when the agent is first lent a
+    /// connection; nobody else waits for it. If it fails, so does that lease, and a file that was made for it is
+    /// removed. The pool remembers at least the last 32,768 files that were set up.
+    ///
+    /// Pragmas it sets, and whatever else it does to its connection, do not stay.
     ///
     /// Defaults to doing nothing.
     pub fn setup<F>(mut self, setup: F) -> Self

@@ -85,7 +85,8 @@ impl Pool {
     }
 
     /// Copies the agent's database, as the last commit left it, to the file `to`, which may not exist yet.
-    /// The agent may be in use meanwhile: its connection reads and writes on.
+    /// The agent may be in use meanwhile: its connection reads and writes on. (With
+    /// [`Builder::exclusive_locking`](crate::Builder::exclusive_locking) it waits for the agent's connection.)
     ///
     /// It uses SQLite's online backup, in one step, on connections of its own; for that it takes two places
     /// of the pool (one, if there is only one). The copy is readable by nobody but the user.
@@ -108,12 +109,20 @@ impl Pool {
         }
         let asked_at = Instant::now();
         let deadline = asked_at + shared.options.lease_timeout;
+        // Where nobody else may open a file that is open, the agent's connection must be closed first.
+        let passed = match shared.backend.locks_exclusively() {
+            true => shared.pass(agent, asked_at, Some(deadline), place)?.pass,
+            false => None,
+        };
         let places = shared.options.max_connections.min(2);
         let rooms = (0..places)
             .map(|_| shared.room(Claim::new(agent, asked_at, place), deadline))
             .collect::<Result<Vec<_>, _>>()?;
+        if let Some(pass) = &passed {
+            shared.close_belongings(pass.gate(), agent);
+        }
         let copied = shared.backend.backup(agent, to.as_ref());
-        drop(rooms);
+        drop((rooms, passed));
         copied
     }
 
@@ -132,7 +141,7 @@ impl Pool {
         let room = shared.room(claim, deadline)?;
         // Before the files go, whatever the pool has open on them must.
         if let Some(pass) = &passed.pass {
-            shared.close_belongings(pass.gate())?;
+            shared.close_belongings(pass.gate(), agent);
         }
         let removed = shared.backend.remove_file(agent);
         drop((room, passed));

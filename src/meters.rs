@@ -106,6 +106,11 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
             }),
         },
         gauge(
+            "leasepool_files",
+            "Database files that connections are open to.",
+            stats.files,
+        ),
+        gauge(
             "leasepool_max_connections",
             "The size of the pool.",
             stats.max_connections,

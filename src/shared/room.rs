@@ -49,7 +49,7 @@ impl<B: Backend> Shared<B> {
 
     /// Closes every connection that is parked behind the gate, and every one that is idle. Whoever calls has
     /// passed the gate, and has a permit.
-    pub(crate) fn close_belongings(&self, gate: &Arc<Kept<Gate>>) -> Result<(), Error> {
+    pub(crate) fn close_belongings(&self, gate: &Arc<Kept<Gate>>, agent: &str) {
         for mut slot in self.cache.take_behind(gate) {
             if let Err(Stuck) = self.vacate(&mut slot, Ending::Faulty) {
                 // Its permit is nobody's now: there is one slot less to be had.
@@ -58,7 +58,8 @@ impl<B: Backend> Shared<B> {
             }
         }
         self.close_idle();
-        Ok(())
+        // Somebody may have one in hand.
+        self.wait_for_release(agent);
     }
 
     /// Waits until the agent's connection is closed that was evicted just before the agent came back: whoever has

@@ -124,6 +124,10 @@ impl Sqlite {
         self.sharing != Sharing::NoFile
     }
 
+    pub(crate) fn locks_exclusively(&self) -> bool {
+        self.settings.exclusive_locking
+    }
+
     pub(crate) fn busy_timeout(&self) -> Duration {
         self.settings.busy_timeout
     }

@@ -36,6 +36,7 @@ pub(super) struct Now {
     descriptor_ceiling: usize,
     writes_waiting: usize,
     wal_pages: usize,
+    files: usize,
     #[serde(flatten)]
     pub(super) sample: Sample,
     counters: Counters,
@@ -136,6 +137,7 @@ impl Now {
             descriptor_ceiling: pool.fd_ceiling(),
             writes_waiting: stats.writes_waiting,
             wal_pages: stats.wal_pages,
+            files: stats.files,
             sample: Sample {
                 uptime_s: uptime.as_secs_f64(),
                 descriptors: pool.descriptors(),

@@ -48,7 +48,9 @@ impl Pool {
     /// All writes of a pool stand in one queue, first come, first served. What is queued is committed
     /// together, as a *group*: one transaction, in which each `work` has a savepoint. So writers neither
     /// fight for SQLite's lock nor pay for a commit each. A write that finds nobody at work is committed at
-    /// once, and waits for no company.
+    /// once, and waits for no company. Where agents have files of their own
+    /// ([`Database::per_agent`](crate::Database::per_agent)), each file has its queue, and different agents commit
+    /// beside each other.
     ///
     /// ```
     /// use leasepool::{Database, Error, Pool};

@@ -681,6 +681,10 @@ fn other_processes_may_use_the_files() {
     let pool = agents.builder(2).exclusive_locking(true).build().unwrap();
     insert(&pool.lease("a").unwrap(), 1);
     assert!(!beside(&agents.file("a"), "-shm").exists());
+    let copy = agents.path.with_extension("copy");
+    pool.backup_agent("a", &copy).unwrap();
+    let copied = rows(&Connection::open(&copy).unwrap());
+    assert_eq!(copied, rows(&pool.lease("a").unwrap()));
     let shell = std::process::Command::new("sqlite3")
         .arg(agents.file("a"))
         .arg("SELECT count(*) FROM t")

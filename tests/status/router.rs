@@ -223,6 +223,7 @@ fn json_says_what_was_written() {
     }
     let wal = std::fs::metadata(folder.path().join("a\"b.db-wal")).unwrap();
     assert_eq!(json["wal_pages"], (wal.len() - 32) / (4096 + 24));
+    assert_eq!(json["files"], 1);
     assert_eq!(
         (&counters["checkpoints"], &counters["checkpoints_pinned"]),
         (&0.into(), &0.into())
@@ -287,6 +288,7 @@ fn prometheus_is_told_what_was_written() {
         ("leasepool_write_seconds_bucket ,le=\"0.000001\"", 0),
         ("leasepool_writes_waiting", 0),
         ("leasepool_wal_pages", (wal.len() - 32) / (4096 + 24)),
+        ("leasepool_files", 1),
         ("leasepool_checkpoints_total", 0),
         ("leasepool_checkpoints_pinned_total", 0),
     ] {
