@@ -50,12 +50,8 @@ impl<B: Backend> Shared<B> {
     /// Closes every connection that is parked behind the gate, and every one that is idle. Whoever calls has
     /// passed the gate, and has a permit.
     pub(crate) fn close_belongings(&self, gate: &Arc<Kept<Gate>>, agent: &str) {
-        for mut slot in self.cache.take_behind(gate) {
-            if let Err(Stuck) = self.vacate(&mut slot, Ending::Faulty) {
-                // Its permit is nobody's now: there is one slot less to be had.
-                self.permits.withdraw();
-                self.strand_slot(slot);
-            }
+        for slot in self.cache.take_behind(gate) {
+            self.vacate_and_return(slot, Ending::Faulty);
         }
         self.close_idle();
         // Somebody may have one in hand.
@@ -94,7 +90,7 @@ impl<B: Backend> Shared<B> {
     pub(crate) fn make_room(&self) {
         while self.lacks_room() && !self.permits.is_closed() {
             match self.cache.take_least_missed() {
-                Some(slot) => self.vacate_and_return(slot),
+                Some(slot) => self.vacate_and_return(slot, Ending::Evicted),
                 None => break,
             }
         }
@@ -111,17 +107,17 @@ impl<B: Backend> Shared<B> {
             idle.into_iter().partition(|slot| slot.occupant.is_some());
         drop(vacant);
         for slot in occupied {
-            self.vacate_and_return(slot);
+            self.vacate_and_return(slot, Ending::Evicted);
         }
         self.wind_up_if_closed();
     }
 
-    fn vacate_and_return(&self, mut slot: TakenSlot<B>) {
-        if let Err(Stuck) = self.vacate(&mut slot, Ending::Evicted) {
-            // There is one slot less to be had.
-            self.permits.withdraw();
-            self.strand_slot(slot);
-        }
+    /// Closes the connection in a slot, and gives the slot back. If it cannot be closed, whoever is given the
+    /// slot finds that out, and has a permit to take out of circulation with it.
+    fn vacate_and_return(&self, mut slot: TakenSlot<B>, ending: Ending) {
+        let vacated = self.vacate(&mut slot, ending);
+        drop(slot);
+        drop(vacated);
     }
 
     /// What we had in hand as the pool was closed was not seen then.

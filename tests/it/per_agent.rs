@@ -577,6 +577,35 @@ fn vacuum_is_for_one_agent() {
     assert!(pool.has_agent("a").unwrap() && !pool.has_agent("b").unwrap());
 }
 
+/// A statement that is never finished keeps a file open: the slot is out of circulation, with its permit, and
+/// nobody waits for it.
+#[test]
+fn a_connection_that_cannot_be_closed_costs_its_slot_only() {
+    let agents = Agents::new();
+    let pool = agents.pool(3);
+    {
+        let lease = pool.lease("careless").unwrap();
+        insert(&lease, 1);
+        let mut statement = lease.prepare("SELECT * FROM t").unwrap();
+        let mut rows = statement.query([]).unwrap();
+        assert!(rows.next().unwrap().is_some());
+        std::mem::forget(rows);
+        std::mem::forget(statement);
+    }
+    pool.release("careless");
+    for i in 0..30 {
+        insert(&pool.lease(format!("agent-{i}")).unwrap(), i);
+        assert!(agents.descriptors() <= pool.fd_ceiling());
+    }
+    let leases: Vec<_> = (0..2)
+        .map(|i| pool.lease(format!("agent-{i}")).unwrap())
+        .collect();
+    assert_eq!(pool.stats().stuck, 1);
+    assert!(pool.try_lease("one too many").is_err());
+    drop(leases);
+    insert(&pool.lease("after").unwrap(), 1);
+}
+
 /// P12.
 #[test]
 fn files_replaced_and_deleted_from_outside() {
