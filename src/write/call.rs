@@ -6,7 +6,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Savepoint, Transaction};
+use rusqlite::{DropBehavior, Savepoint, Transaction};
 
 use super::lead::{Company, Post};
 use super::nesting::{self, Within};
@@ -39,11 +39,13 @@ where
     let result = work(&mut transaction);
     if result.is_ok() {
         transaction.commit()?;
+        count(&shared.counters.write_groups);
+        count(&shared.counters.writes);
     } else {
-        transaction.rollback()?;
+        // SQLite may have rolled it back already; what the work returned says more than that.
+        transaction.set_drop_behavior(DropBehavior::Rollback);
+        transaction.finish()?;
     }
-    count(&shared.counters.write_groups);
-    count(&shared.counters.writes);
     Ok(result)
 }
 

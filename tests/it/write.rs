@@ -692,6 +692,39 @@ fn a_lease_writes_in_its_turn() {
     assert_whole(&pool);
 }
 
+/// What the work returns reaches its caller also where SQLite has rolled back by itself.
+#[test]
+fn a_lease_whose_transaction_is_gone_is_told_why() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(1)
+        .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x UNIQUE)"))
+        .build()
+        .unwrap();
+    let mut lease = pool.lease("a").unwrap();
+    insert(&lease);
+    let failed: Result<usize, Error> = Lease::write(&mut lease, |tx| {
+        tx.set_drop_behavior(rusqlite::DropBehavior::Commit);
+        Ok(tx.execute("INSERT OR ROLLBACK INTO t VALUES (1)", [])?)
+    });
+    match failed {
+        Err(Error::Sqlite(error)) => assert_eq!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::ConstraintViolation)
+        ),
+        other => panic!("{other:?}"),
+    }
+    let failed: Result<(), Error> = Lease::write(&mut lease, |tx| {
+        tx.set_drop_behavior(rusqlite::DropBehavior::Commit);
+        tx.execute("INSERT INTO t VALUES (2)", [])?;
+        Err(Error::Closed)
+    });
+    assert!(matches!(failed, Err(Error::Closed)));
+    assert_eq!(count(&lease), 1);
+    // Neither was committed.
+    assert_eq!((pool.stats().writes, pool.stats().write_groups), (0, 0));
+}
+
 /// A write waits for a connection while those who have one wait for their turn to write: not for each other.
 #[test]
 fn leases_that_write_do_not_wait_for_a_writer_that_waits_for_them() {
