@@ -76,7 +76,7 @@ pub struct Stats {
     /// Pages in the write-ahead log after the last commit; 0 if there is none. A level.
     pub wal_pages: usize,
     /// Calls of [`Pool::write`](crate::Pool::write), [`Lease::write`](crate::Lease::write) and their like whose
-    /// transaction was committed, those included whose work returned an error.
+    /// transaction was committed; with `Pool::write`, those included whose work returned an error.
     pub writes: u64,
     /// Calls that were refused, waited too long, or whose transaction was not committed.
     pub write_failures: u64,
