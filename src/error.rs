@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::stats::Holder;
+use crate::observe::stats::Holder;
 
 /// Everything that can go wrong between asking for a connection and giving it back.
 ///
@@ -18,8 +18,8 @@ pub enum Error {
     /// Every connection stayed lent until the deadline, or the turn to write did not come. Return leases
     /// sooner, write less at a time, wait longer, or allow more connections; `holders` says who has them.
     #[error(
-        "no {wanted} in {waited:?}: {} of {max_connections} lent, {waiting} waiting{}{}",
-        holders.len(), StuckNote(*stuck), HolderList(holders)
+        "timed out after {waited:?} waiting {wanted}: {} of {max_connections} lent, {waiting} waiting{}{}{}",
+        holders.len(), StuckNote(*stuck), HolderList(holders), DeadlockNote(*all_holders_wait)
     )]
     #[non_exhaustive]
     Exhausted {
@@ -33,8 +33,11 @@ pub enum Error {
         waiting: usize,
         /// Connections that cannot be closed, and so cannot be lent (see [`Stats::stuck`](crate::Stats::stuck)).
         stuck: usize,
-        /// Who held a connection at that moment, the oldest lease first.
+        /// Who held a connection at that moment, or had been granted one and had not taken it; the oldest first.
         holders: Vec<Holder>,
+        /// Whether each holder's thread, the one that took the lease, was itself waiting for a connection: most
+        /// likely a deadlock. It cannot be known for certain, since a lease may be given to another thread.
+        all_holders_wait: bool,
     },
 
     /// The pool was closed. Nothing will be lent again.
@@ -140,18 +143,25 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// The agent has one connection, and this very thread has leased it and not returned it: it would wait for
-    /// itself. Return that lease first, or use it.
-    #[error("this thread holds the connection of {agent:?} that it waits for")]
+    /// The pool was to be closed from within one of its own calls, which would wait for itself.
+    #[error("close was called within {within} of the same pool: call it after that")]
     #[non_exhaustive]
-    WaitsForItself {
-        /// The agent.
-        agent: String,
+    Reentrant {
+        /// Which call.
+        within: &'static str,
+    },
+
+    /// No thread can be started. Raise the limit on threads or processes (`ulimit -u`), and try again.
+    #[error("no thread can be started")]
+    #[non_exhaustive]
+    NoThread {
+        /// What the operating system said.
+        source: std::io::Error,
     },
 
     /// A write was called for within a write of the same pool, on the same thread. It would wait for
     /// itself. Do both in one, or use a savepoint.
-    #[error("a write within a write of the same pool")]
+    #[error("nested write: already inside a write of this pool")]
     NestedWrite,
 
     /// The work given to `write` tried what would reach beyond it. What it did was rolled back.
@@ -187,6 +197,10 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn no_thread(source: std::io::Error) -> Error {
+        Error::NoThread { source }
+    }
+
     /// The error made of a panic in user code.
     pub(crate) fn panicked(callback: &'static str, panic: &(dyn Any + Send)) -> Error {
         let message = if let Some(message) = panic.downcast_ref::<&str>() {
@@ -210,14 +224,20 @@ pub enum Wanted {
     TurnToWrite,
     /// The one connection of an agent that has a file of its own.
     Agent,
+    /// The opening of a connection.
+    Opening,
+    /// The return of every lease, so that the pool can be closed.
+    Close,
 }
 
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Wanted::Connection => "connection came free",
-            Wanted::TurnToWrite => "turn to write came",
-            Wanted::Agent => "connection of the agent's came free",
+            Wanted::Connection => "for a connection",
+            Wanted::TurnToWrite => "to write",
+            Wanted::Agent => "for this agent's connection",
+            Wanted::Opening => "for a connection to be opened",
+            Wanted::Close => "for every lease to be returned",
         })
     }
 }
@@ -251,6 +271,20 @@ impl fmt::Display for StuckNote {
         match self.0 {
             0 => Ok(()),
             n => write!(f, ", {n} cannot be closed"),
+        }
+    }
+}
+
+struct DeadlockNote(bool);
+
+impl fmt::Display for DeadlockNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 {
+            f.write_str(
+                "; each of them was taken by a thread that is itself waiting for a connection",
+            )
+        } else {
+            Ok(())
         }
     }
 }

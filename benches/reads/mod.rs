@@ -7,6 +7,7 @@ use leasepool::rusqlite::{self, Connection};
 pub(crate) const AGENTS: usize = 2_000;
 const MESSAGES: usize = 50;
 pub(crate) const CONNECTIONS: usize = 8;
+#[allow(dead_code, reason = "not every bench has async workers")]
 pub(crate) const WORKERS: usize = 2;
 
 pub(crate) type Messages = Vec<(i64, String)>;
@@ -55,6 +56,7 @@ pub(crate) fn create(path: &Path) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
+#[allow(dead_code, reason = "not every bench compares with it")]
 pub(crate) fn deadpool(path: &Path) -> deadpool_sqlite::Pool {
     let config = deadpool_sqlite::Config::new(path);
     let builder = config.builder(deadpool_sqlite::Runtime::Tokio1).unwrap();

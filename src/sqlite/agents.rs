@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ struct Opened {
 /// The file of one connection: what it was when it was opened, and when that was looked at last.
 pub(super) struct Home {
     pub(super) path: PathBuf,
+    /// The key of the database, as the core knows it.
+    pub(super) key: Box<str>,
     identity: Identity,
     looked_at: Instant,
     /// What the last look saw.
@@ -85,7 +88,10 @@ impl Agents {
         match &self.place {
             Place::Folder(folder) => Ok(folder.join(id::encode(agent)?)),
             Place::Function(place) => {
-                let path = place(agent);
+                let placed = catch_unwind(AssertUnwindSafe(|| place(agent)));
+                let path = placed.map_err(|panic| {
+                    Error::panicked("the function given to per_agent_with", &*panic)
+                })?;
                 if path.to_str().is_none() || path.as_os_str().as_encoded_bytes().contains(&0) {
                     return Err(Error::InvalidAgent {
                         reason: "its path is not UTF-8, or contains NUL",
@@ -164,14 +170,27 @@ impl Agents {
         }
     }
 
-    /// Whether no connection to the file is open, waiting for that for a while. With two, SQLite would keep
-    /// the descriptor of the one that is closed first until the other is closed, too.
-    pub(super) fn is_free(&self, path: &Path, patience: Duration) -> bool {
+    /// Whether a connection to the file of this key is open, or being closed.
+    pub(super) fn is_open(&self, key: &str) -> bool {
+        let path = match &self.place {
+            Place::Folder(folder) => match id::encode(key) {
+                Ok(name) => folder.join(name),
+                Err(_) => return false,
+            },
+            Place::Function(_) => PathBuf::from(key),
+        };
+        self.open.lock().contains_key(&path)
+    }
+
+    /// Waits until no connection to the file is open. With two, SQLite would keep the descriptor of the one that
+    /// is closed first until the other is closed, too. One that cannot be closed is not waited for long.
+    pub(super) fn wait_until_closed(&self, path: &Path) {
+        const LONGEST: Duration = Duration::from_secs(1);
+        let deadline = Instant::now() + LONGEST;
         let mut open = self.open.lock();
-        if open.contains_key(path) {
-            self.released.wait_for(&mut open, patience);
+        while open.contains_key(path) && !self.released.wait_until(&mut open, deadline).timed_out()
+        {
         }
-        !open.contains_key(path)
     }
 
     /// Whether the folder is there.
@@ -200,9 +219,10 @@ impl Agents {
 }
 
 impl Home {
-    pub(super) fn new(path: PathBuf, identity: Identity, now: Instant) -> Self {
+    pub(super) fn new(path: PathBuf, key: Box<str>, identity: Identity, now: Instant) -> Self {
         Home {
             path,
+            key,
             identity,
             looked_at: now,
             lost: false,

@@ -14,12 +14,12 @@ use super::database::Synchronous;
 use super::reset::Baseline;
 use super::wal;
 use super::watch::Watch;
-use crate::backend::Fate;
+use crate::core::backend::Fate;
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
 /// A connection in a slot.
-pub struct Connection {
+pub(crate) struct Connection {
     inner: rusqlite::Connection,
     baseline: Baseline,
     generation: u64,
@@ -27,6 +27,8 @@ pub struct Connection {
     grouped: bool,
     /// Where agents have files of their own: which one this is.
     home: Option<Home>,
+    /// Rows that it had changed when it was last asked what its commits noted.
+    changes: u64,
 }
 
 impl Connection {
@@ -42,6 +44,7 @@ impl Connection {
             generation,
             grouped: false,
             home,
+            changes: 0,
         }
     }
 
@@ -83,6 +86,16 @@ impl Connection {
     /// After a group of writes.
     pub(super) fn leave_group(&mut self) {
         self.baseline.end_group(&self.inner);
+    }
+
+    /// How long the log was after the last commit on this thread, once, if this connection has changed anything since
+    /// it was asked last: what others have noted on the thread is not ours to take.
+    pub(crate) fn take_noted(&mut self) -> Option<u32> {
+        let changes = self.inner.total_changes();
+        if std::mem::replace(&mut self.changes, changes) == changes {
+            return None;
+        }
+        wal::take_noted()
     }
 
     /// Whether a reset could clean it, as far as that can be told at once.
@@ -129,6 +142,7 @@ impl Connection {
             generation,
             grouped,
             home,
+            changes,
         } = self;
         inner.close().map_err(|(inner, error)| {
             let connection = Connection {
@@ -137,6 +151,7 @@ impl Connection {
                 generation,
                 grouped,
                 home,
+                changes,
             };
             (Box::new(connection), error)
         })

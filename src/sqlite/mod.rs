@@ -18,7 +18,6 @@ mod registered;
 mod reset;
 mod wal;
 mod watch;
-mod writes;
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -28,9 +27,9 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 
-use crate::backend::{Backend, Ending, Fate, NotClosed};
+use crate::core::backend::{Backend, CloseMode, Fate, NotClosed};
 use crate::error::Error;
-use crate::stats::Stats;
+use crate::observe::stats::Stats;
 
 pub(crate) use budget::{Budget, Sharing};
 #[cfg(feature = "tokio")]
@@ -40,8 +39,7 @@ pub use database::{Database, Synchronous};
 pub(crate) use database::{Kind, Place};
 pub(crate) use group::{Group, Member, begin_immediate, same, until};
 pub use life::AgentIds;
-pub(crate) use wal::{Checkpointed, Mode, Wal, checkpoint, take_noted};
-pub(crate) use writes::{WriteLane, Writes};
+pub(crate) use wal::{Checkpointed, Mode, Wal, checkpoint};
 
 use agents::Agents;
 use database::File;
@@ -78,13 +76,11 @@ impl Settings {
     }
 }
 
-/// The default [`Backend`]: connections to the [`Database`] given to
-/// [`Pool::builder`](crate::Pool::builder).
-pub struct Sqlite {
+/// Connections to the [`Database`] given to [`Pool::builder`](crate::Pool::builder).
+pub(crate) struct Sqlite {
     settings: Settings,
     sharing: Sharing,
     source: Source,
-    pub(crate) writes: Writes,
 }
 
 enum Source {
@@ -107,11 +103,6 @@ enum Source {
 const SHORT_WAL: u64 = 256 * 1024;
 
 impl Sqlite {
-    /// The lane of those who write to the agent's database, and the agent whose connection does it.
-    pub(crate) fn lane(&self, agent: &str) -> Result<(WriteLane, std::sync::Arc<str>), Error> {
-        Ok(self.writes.lane(agent, &self.belongings(agent)?))
-    }
-
     /// The write-ahead log, if there is one that all connections share.
     pub(crate) fn wal(&self) -> Option<&Wal> {
         match &self.source {
@@ -164,11 +155,11 @@ impl Backend for Sqlite {
         }
     }
 
-    fn is_exclusive(&self) -> bool {
+    fn is_per_agent(&self) -> bool {
         matches!(self.source, Source::Agents(_))
     }
 
-    fn belongings<'a>(&self, agent: &'a str) -> Result<Cow<'a, str>, Error> {
+    fn lock_key<'a>(&self, agent: &'a str) -> Result<Cow<'a, str>, Error> {
         let Source::Agents(agents) = &self.source else {
             return Ok(Cow::Borrowed(agent));
         };
@@ -180,22 +171,17 @@ impl Backend for Sqlite {
         })
     }
 
-    fn belongs(&self, connection: &Connection, agent: &str) -> bool {
-        match (&self.source, connection.home()) {
-            (Source::Agents(agents), Some(home)) => {
-                agents.path(agent).is_ok_and(|path| path == home.path)
-            }
-            _ => true,
+    fn serves(&self, connection: &Connection, key: &str) -> bool {
+        match connection.home() {
+            Some(home) => *home.key == *key,
+            None => true,
         }
     }
 
-    fn is_free(&self, agent: &str, patience: Duration) -> bool {
+    fn is_open(&self, key: &str) -> bool {
         match &self.source {
-            Source::Agents(agents) => {
-                let path = agents.path(agent);
-                path.is_ok_and(|path| agents.is_free(&path, patience))
-            }
-            _ => true,
+            Source::Agents(agents) => agents.is_open(key),
+            _ => false,
         }
     }
 
@@ -218,10 +204,9 @@ impl Backend for Sqlite {
         }
     }
 
-    fn fits(&self, connection: &Connection, agent: Option<&str>) -> bool {
+    fn is_current(&self, connection: &Connection) -> bool {
         match connection.home() {
-            // Idle, it serves nobody in particular.
-            Some(home) => agent.is_some() && !home.is_lost(),
+            Some(home) => !home.is_lost(),
             None => connection.generation() == self.generation(),
         }
     }
@@ -234,11 +219,11 @@ impl Backend for Sqlite {
         connection.reset()
     }
 
-    fn close(&self, connection: Connection, ending: Ending) -> Result<(), NotClosed<Connection>> {
+    fn close(&self, connection: Connection, mode: CloseMode) -> Result<(), NotClosed<Connection>> {
         let path = connection.home().map(|home| home.path.clone());
-        let leaves_log = match (ending, &path) {
-            (Ending::Faulty, _) => true,
-            (Ending::Evicted, Some(path)) => agents::wal_length(path) <= SHORT_WAL,
+        let leaves_log = match (mode, &path) {
+            (CloseMode::Abandon, _) => true,
+            (CloseMode::Evict, Some(path)) => agents::wal_length(path) <= SHORT_WAL,
             _ => false,
         };
         if leaves_log {
@@ -290,8 +275,6 @@ impl Backend for Sqlite {
             Source::Agents(agents) => agents.open_files(),
             Source::Memory { .. } => 0,
         };
-        let lanes = self.writes.lanes();
-        stats.writes_waiting = lanes.iter().map(|lane| lane.waiting()).sum();
         stats.wal_pages = self.wal().map_or(0, |wal| wal.pages() as usize);
     }
 

@@ -16,29 +16,23 @@ use super::connection::{self, Connection};
 use super::database::{self, Database, File, Generation, Kind};
 use super::wal::{self, Wal};
 use super::watch::Watch;
-use super::writes::Writes;
 use super::{Callback, Settings, Source, Sqlite, reset};
-use crate::backend::Fate;
+use crate::core::backend::Fate;
 use crate::error::Error;
-use crate::events;
+use crate::observe::events;
 
 /// A file under the pool may change between one look and the next open; so often at most.
 const OPEN_ATTEMPTS: usize = 3;
 
 impl Sqlite {
     /// Opens the database once, creates and sets it up if need be, and closes it again.
-    pub(crate) fn new(
-        database: Database,
-        settings: Settings,
-        writes: Writes,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(database: Database, settings: Settings) -> Result<Self, Error> {
         let sharing = database.0.sharing(settings.synchronous);
         match database.0 {
             Kind::Agents(place) => Ok(Sqlite {
                 settings,
                 sharing,
                 source: Source::Agents(Agents::new(place)?),
-                writes,
             }),
             Kind::File(path) => {
                 let file = File::claim(&path, Wal::new(settings.wal_size))?;
@@ -53,7 +47,6 @@ impl Sqlite {
                     settings,
                     sharing,
                     source: Source::File { file, opener },
-                    writes,
                 };
                 sqlite.first_open(connection)?;
                 Ok(sqlite)
@@ -70,7 +63,6 @@ impl Sqlite {
                         opener,
                         _anchor: Mutex::new(anchor),
                     },
-                    writes,
                 };
                 if let Source::Memory { opener, .. } = &sqlite.source {
                     let connection = opener.connect().map_err(|e| open_error(target, e))?;
@@ -278,6 +270,7 @@ impl Sqlite {
     /// time: whoever leases has passed the agent's gate.
     pub(super) fn open_agent(&self, agents: &Agents, agent: &str) -> Result<Connection, Error> {
         let path = agents.path(agent)?;
+        agents.wait_until_closed(&path);
         let plan = agents.plan(&path)?;
         agents.opening(&path)?;
         let opened = self.open_planned(agents, agent, &path, &plan);
@@ -322,7 +315,11 @@ impl Sqlite {
                 None => connect()?,
             };
         }
-        let home = Home::new(path.to_path_buf(), plan.identity, Instant::now());
+        let key: Box<str> = match agents.folder() {
+            Some(_) => agent.into(),
+            None => path.to_string_lossy().into(),
+        };
+        let home = Home::new(path.to_path_buf(), key, plan.identity, Instant::now());
         let connection = self.configure(connection, &target, 0, Some(home))?;
         if plan.set_up {
             agents.remember(path, plan.identity);

@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, StatementStatus};
 
-use crate::backend::Fate;
+use crate::core::backend::Fate;
 
 /// What was registered on a connection when it was opened.
 pub(super) struct Registered {

@@ -39,7 +39,7 @@ use super::Settings;
 use super::registered::Registered;
 use super::wal;
 use super::watch::Watch;
-use crate::backend::Fate;
+use crate::core::backend::Fate;
 
 /// What a connection was like when it had just been opened.
 pub(super) struct Baseline {

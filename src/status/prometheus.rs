@@ -4,8 +4,8 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-use crate::histogram::Histogram;
-use crate::meters::{Family, Labelled, Numbers};
+use crate::observe::families::{Family, Labelled, Numbers};
+use crate::observe::histogram::Histogram;
 use crate::pool::Pool;
 
 /// Upper bounds of the buckets told, in microseconds.

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::histogram::Histogram;
+use crate::observe::histogram::Histogram;
+use crate::observe::stats::Stats;
 use crate::pool::Pool;
-use crate::stats::Stats;
 
 /// Of longer lists, so many entries are told, the first.
 const LISTED: usize = 100;

@@ -11,8 +11,8 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseErr
 
 use super::{Agent, AgentSource, Agents, Answer, RequestParts, not_set_up, sealed};
 use crate::error::Error;
-use crate::lease::Lease;
 use crate::pool::Pool;
+use crate::pool::lease::Lease;
 
 /// Application data that says which pool to lease from, and how to find the agent of a request.
 ///

@@ -9,7 +9,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::{Agent, Answer, not_set_up};
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::pool::lease::Lease;
 
 /// The agent that [`LeaseLayer`](super::LeaseLayer) found, which must be around the handler.
 impl<S: Send + Sync> FromRequestParts<S> for Agent {

@@ -41,11 +41,9 @@ pub use self::tower::{LeaseLayer, LeaseService};
 
 use crate::error::Error;
 #[cfg(any(feature = "axum", feature = "actix"))]
-use crate::events;
-use crate::lease::Lease;
-use crate::lend::lend_async;
+use crate::observe::events;
 use crate::pool::Pool;
-use crate::write::write_async;
+use crate::pool::lease::Lease;
 
 const MISSING: &str = "the request names none";
 const TWICE: &str = "the request names it twice";
@@ -97,8 +95,8 @@ impl Agent {
     }
 
     async fn lease_at(&self, place: &'static Location<'static>) -> Result<Lease, Error> {
-        let shared = self.pool.shared();
-        lend_async(shared, self.id()?, shared.options.lease_timeout, place).await
+        let wait = self.pool.shared().core.options.lease_timeout;
+        self.pool.lease_async_within(self.id()?, wait, place).await
     }
 
     /// Runs `work` on a connection of the agent's, off the async threads: [`Pool::run`].
@@ -144,9 +142,9 @@ impl Agent {
     {
         let place = Location::caller();
         async move {
-            let (shared, id) = (self.pool.shared(), self.id()?);
-            let wait = shared.options.lease_timeout;
-            write_async(shared, id, wait, place, work).await
+            let wait = self.pool.shared().core.options.lease_timeout;
+            let id = self.id()?;
+            self.pool.write_async_within(id, wait, place, work).await
         }
     }
 }

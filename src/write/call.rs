@@ -1,126 +1,154 @@
-//! One call of `write`: it joins the lane, leads it or waits, and is answered.
-//! It begins no transaction but that of a lease: `lead` does.
+//! One call of `write`: it joins the queue, leads it or waits, and is answered.
+//! It begins no transaction but that of a lease: `group_commit` does.
 
 use std::future::poll_fn;
 use std::panic::Location;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{DropBehavior, Savepoint, Transaction};
 
-use super::lead::{Company, Post};
-use super::nesting::{self, Within};
+use super::group_commit::{Company, QueueHandle};
+use super::job::{Answer, Job, Write};
+use super::queue::{Joined, Refused};
+use super::writer::Writer;
+use crate::core::guard::Checkout;
+use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
-use crate::lease::Lease;
-use crate::lend::check_agent;
-use crate::permits::Claim;
-use crate::queue::{Answer, Job, Joined, Refused, Write};
-use crate::shared::Shared;
+use crate::observe::claim::Claim;
+use crate::observe::stats::count;
 use crate::sqlite::{Sqlite, begin_immediate, until};
-use crate::stats::count;
+use crate::sync::wait::{await_until, block_on, block_until};
 
-pub(super) fn write_leased<T, E, F>(
-    lease: &mut Lease,
-    asked_at: Instant,
-    place: &'static Location<'static>,
-    work: F,
-) -> Answer<T, E>
-where
-    F: FnOnce(&mut Transaction<'_>) -> Result<T, E>,
-{
-    let shared = Arc::clone(lease.shared());
-    nesting::check(&shared)?;
-    let deadline = asked_at + shared.options.lease_timeout;
-    let post = Post::of(&shared, Lease::agent(lease))?;
-    let claim = Claim::new(Lease::agent(lease), asked_at, place);
-    let _pen = post.pen(&claim, deadline)?;
-    let _within = Within::pool(&shared);
-    let mut transaction = begin(lease, deadline)?;
-    let result = work(&mut transaction);
-    if result.is_ok() {
-        transaction.commit()?;
-        count(&shared.counters.write_groups);
-        count(&shared.counters.writes);
-    } else {
-        // SQLite may have rolled it back already; what the work returned says more than that.
-        transaction.set_drop_behavior(DropBehavior::Rollback);
-        transaction.finish()?;
+impl Writer {
+    /// Runs `work` in a transaction of its own, on a connection that is lent.
+    pub(crate) fn write_on<T, E, F>(
+        self: &Arc<Self>,
+        checkout: &mut Checkout<Sqlite>,
+        place: &'static Location<'static>,
+        work: F,
+    ) -> Result<T, E>
+    where
+        F: FnOnce(&mut Transaction<'_>) -> Result<T, E>,
+        E: From<Error>,
+    {
+        let asked_at = Instant::now();
+        let answer = self.write_leased(checkout, asked_at, place, work);
+        self.counted(asked_at, answer)
     }
-    Ok(result)
+
+    fn write_leased<T, E, F>(
+        self: &Arc<Self>,
+        checkout: &mut Checkout<Sqlite>,
+        asked_at: Instant,
+        place: &'static Location<'static>,
+        work: F,
+    ) -> Answer<T, E>
+    where
+        F: FnOnce(&mut Transaction<'_>) -> Result<T, E>,
+    {
+        self.check_nesting()?;
+        let core = &self.core;
+        let deadline = asked_at + core.options.lease_timeout;
+        let handle = QueueHandle::of(self, checkout.agent())?;
+        let claim = Claim::new(Arc::from(checkout.agent()), asked_at, place).blocking();
+        let _lock = handle.write_lock_blocking(&claim, deadline)?;
+        let _within = Within::enter(core.address(), reentrancy::WRITE);
+        let busy_timeout = core.backend.busy_timeout();
+        let mut transaction = begin(checkout.connection_mut(), busy_timeout, deadline)?;
+        let result = work(&mut transaction);
+        if result.is_ok() {
+            transaction.commit()?;
+            count(&core.counters.write_groups);
+            count(&core.counters.writes);
+        } else {
+            // SQLite may have rolled it back already; what the work returned says more than that.
+            transaction.set_drop_behavior(DropBehavior::Rollback);
+            transaction.finish()?;
+        }
+        Ok(result)
+    }
+
+    pub(crate) fn write<T, E, F>(
+        self: &Arc<Self>,
+        agent: &str,
+        wait: Duration,
+        place: &'static Location<'static>,
+        work: F,
+    ) -> Result<T, E>
+    where
+        F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let asked_at = Instant::now();
+        let claim = Claim::new(Arc::from(agent), asked_at, place).blocking();
+        let answer = Call::new(self, claim, wait, work).and_then(Call::wait);
+        self.counted(asked_at, answer)
+    }
+
+    pub(crate) async fn write_async<T, E, F>(
+        self: &Arc<Self>,
+        agent: &str,
+        wait: Duration,
+        place: &'static Location<'static>,
+        work: F,
+    ) -> Result<T, E>
+    where
+        F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let asked_at = Instant::now();
+        let claim = Claim::new(Arc::from(agent), asked_at, place);
+        let answer = match Call::new(self, claim, wait, work) {
+            Ok(call) => call.answer().await,
+            Err(error) => Err(error),
+        };
+        self.counted(asked_at, answer)
+    }
+
+    /// What the caller gets.
+    fn counted<T, E: From<Error>>(&self, asked_at: Instant, answer: Answer<T, E>) -> Result<T, E> {
+        let took = asked_at.elapsed();
+        let counters = &self.core.counters;
+        // Callers that write at the same time have asked at different times.
+        counters.write.record(took.subsec_nanos() as usize, took);
+        if answer.is_err() {
+            count(&counters.write_failures);
+        }
+        answer?
+    }
+
+    fn check_nesting(&self) -> Result<(), Error> {
+        if reentrancy::is_in_write(self.core.address()) {
+            return Err(Error::NestedWrite);
+        }
+        Ok(())
+    }
 }
 
 /// `BEGIN IMMEDIATE`, which waits for locks from outside of the queue as a group does.
-fn begin(lease: &mut Lease, deadline: Instant) -> rusqlite::Result<Transaction<'_>> {
-    let busy_timeout = lease.shared().backend.busy_timeout();
-    lease.busy_timeout(Duration::ZERO)?;
-    let begun = begin_immediate(lease, until(deadline));
-    lease.busy_timeout(busy_timeout)?;
+fn begin(
+    connection: &rusqlite::Connection,
+    busy_timeout: Duration,
+    deadline: Instant,
+) -> rusqlite::Result<Transaction<'_>> {
+    connection.busy_timeout(Duration::ZERO)?;
+    let begun = begin_immediate(connection, until(deadline));
+    connection.busy_timeout(busy_timeout)?;
     begun
 }
 
-pub(super) fn write<T, E, F>(
-    shared: &Arc<Shared<Sqlite>>,
-    agent: &str,
-    wait: Duration,
-    place: &'static Location<'static>,
-    work: F,
-) -> Result<T, E>
-where
-    F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send + 'static,
-    T: Send + 'static,
-    E: From<Error> + Send + 'static,
-{
-    let asked_at = Instant::now();
-    let answer = Call::new(shared, agent, asked_at, wait, place, work).and_then(Call::wait);
-    told(shared, asked_at, answer)
-}
-
-pub(crate) async fn write_async<T, E, F>(
-    shared: &Arc<Shared<Sqlite>>,
-    agent: &str,
-    wait: Duration,
-    place: &'static Location<'static>,
-    work: F,
-) -> Result<T, E>
-where
-    F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send + 'static,
-    T: Send + 'static,
-    E: From<Error> + Send + 'static,
-{
-    let asked_at = Instant::now();
-    let answer = match Call::new(shared, agent, asked_at, wait, place, work) {
-        Ok(call) => call.answer().await,
-        Err(error) => Err(error),
-    };
-    told(shared, asked_at, answer)
-}
-
-/// What the caller gets, counted.
-pub(super) fn told<T, E: From<Error>>(
-    shared: &Shared<Sqlite>,
-    asked_at: Instant,
-    answer: Answer<T, E>,
-) -> Result<T, E> {
-    let took = asked_at.elapsed();
-    // Callers that write at the same time have asked at different times.
-    shared
-        .counters
-        .write
-        .record(took.subsec_nanos() as usize, took);
-    if answer.is_err() {
-        count(&shared.counters.write_failures);
-    }
-    answer?
-}
-
-/// One call of `write`. Dropping it calls off what has not begun.
+/// One call of `write`. Dropping it cancels what has not begun.
 struct Call<F, T, E>
 where
     F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send + 'static,
     T: Send + 'static,
     E: Send + 'static,
 {
-    post: Post,
+    handle: QueueHandle,
     job: Arc<Write<F, T, E>>,
     answered: bool,
 }
@@ -131,69 +159,71 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    fn new(
-        shared: &Arc<Shared<Sqlite>>,
-        agent: &str,
-        asked_at: Instant,
-        wait: Duration,
-        place: &'static Location<'static>,
-        work: F,
-    ) -> Result<Self, Error> {
-        check_agent(agent)?;
-        nesting::check(shared)?;
-        if shared.backend.writes.is_closed() {
+    fn new(writer: &Arc<Writer>, claim: Claim, wait: Duration, work: F) -> Result<Self, Error> {
+        writer.check_nesting()?;
+        if writer.is_closed() {
             return Err(Error::Closed);
         }
-        let claim = Claim::new(agent, asked_at, place);
+        let deadline = claim.asked_at + wait;
         Ok(Call {
-            post: Post::of(shared, agent)?,
-            job: Arc::new(Write::new(claim, asked_at + wait, work)),
+            handle: QueueHandle::of(writer, &claim.agent)?,
+            job: Arc::new(Write::new(claim, deadline, work)),
             answered: false,
         })
     }
 
     /// Blocks until there is an answer.
     fn wait(mut self) -> Answer<T, E> {
-        let deadline = match self.join()? {
-            Some(first) => {
-                self.post.lead_once(Some(first), Company::None);
-                if !self.post.lane.step_down() {
-                    self.post.clone().hand_over(None);
-                }
-                None
+        let leads = self.join()?;
+        let led = leads.is_some();
+        if let Some(first) = leads {
+            block_on(self.handle.lead_once(Some(first), Company::None));
+            if !self.handle.queue.step_down() {
+                self.handle.clone().hand_over(None);
             }
-            None => Some(self.job.deadline()),
+        }
+        let oneshot = &self.job.oneshot;
+        let answered = if led {
+            None
+        } else {
+            let mut answer = pin!(poll_fn(|cx| oneshot.poll(cx)));
+            block_until(self.job.deadline(), answer.as_mut())
         };
-        let answer = match self.job.ticket.wait(deadline) {
-            Some(answer) => Some(answer),
-            None if self.leave() => return Err(self.post.too_late(self.job.claim())),
-            // It has begun, or is about to.
-            None => self.job.ticket.wait(None),
+        let answer = match answered {
+            Some(answer) => answer,
+            None if self.leave() => return Err(self.handle.too_late(self.job.claim())),
+            // It has begun, or is about to. Every job is answered.
+            None => block_on(poll_fn(|cx| oneshot.poll(cx))),
         };
         self.answered = true;
-        // Every job is answered.
-        answer.unwrap_or(Err(Error::RolledBack))
+        answer
     }
 
     /// Awaits the answer.
     async fn answer(mut self) -> Answer<T, E> {
         if let Some(first) = self.join()? {
-            self.post.clone().hand_over(Some(first));
+            self.handle.clone().hand_over(Some(first));
         }
-        let answer = poll_fn(|cx| self.job.ticket.poll(cx)).await;
+        let oneshot = &self.job.oneshot;
+        let mut answer = pin!(poll_fn(|cx| oneshot.poll(cx)));
+        let answer = match await_until(self.job.deadline(), answer.as_mut()).await {
+            Some(answer) => answer,
+            None if self.leave() => return Err(self.handle.too_late(self.job.claim())),
+            None => answer.await,
+        };
         self.answered = true;
         answer
     }
 
-    /// Joins the lane. Returns the job if nobody leads: then whoever called is to see to that.
-    fn join(&self) -> Result<Option<Arc<dyn Job>>, Error> {
+    /// Joins the queue. Returns the job if there is no leader: then the caller sees to that.
+    fn join(&self) -> Result<Option<super::job::PendingJob>, Error> {
         let job = Arc::clone(&self.job);
-        let limit = self.post.shared.backend.writes.queue;
-        match self.post.lane.join(job, limit) {
+        let limit = self.handle.writer.limits.queue;
+        match self.handle.queue.join(job, limit) {
             Ok(Joined::Leads(job)) => Ok(Some(job)),
             Ok(Joined::Queued) => Ok(None),
             Err(Refused::Closed) => Err(Error::Closed),
-            Err(Refused::Full(waiting)) => Err(self.post.exhausted(self.job.claim(), waiting)),
+            Err(Refused::Full(waiting)) => Err(self.handle.exhausted(self.job.claim(), waiting)),
         }
     }
 
@@ -201,10 +231,12 @@ where
     fn leave(&self) -> bool {
         let mine = Arc::as_ptr(&self.job).cast::<()>();
         let left = self
-            .post
-            .lane
+            .handle
+            .queue
             .take_out(|job| std::ptr::eq(Arc::as_ptr(job).cast::<()>(), mine));
-        !left.is_empty()
+        let was_there = !left.is_empty();
+        // Nobody hears what dropping it replies.
+        was_there
     }
 }
 
@@ -217,7 +249,7 @@ where
     fn drop(&mut self) {
         if !self.answered {
             self.leave();
-            self.job.call_off();
+            self.job.cancel();
         }
     }
 }

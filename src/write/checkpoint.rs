@@ -1,104 +1,105 @@
 //! Checkpoints beside the commits: a connection of the pool's copies the log into the database.
-//! It takes the pen only for what is left then, so that the log can begin anew.
+//! It takes the write lock only for what is left then, so that the log can begin anew.
 
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::lead::Post;
+use super::group_commit::QueueHandle;
+use super::writer::Writer;
+use crate::core::checkout::Request;
 use crate::error::Error;
-use crate::events;
-use crate::lease::Lease;
-use crate::lend::lend;
-use crate::permits::Claim;
-use crate::shared::Shared;
-use crate::sqlite::{Checkpointed, Mode, Sqlite, Wal, checkpoint, take_noted};
-use crate::stats::count;
+use crate::observe::claim::Claim;
+use crate::observe::events;
+use crate::observe::stats::count;
+use crate::sqlite::{Checkpointed, Mode, Wal, checkpoint};
 
 /// As which agent the pool itself borrows a connection for it.
 pub(super) const AGENT: &str = "leasepool: checkpoint";
 /// What may be left to be copied while no write can begin, in pages.
 const SHORT: u32 = 64;
-/// Copies without the pen, at most.
+/// Copies without the write lock, at most.
 const PASSES: usize = 4;
-/// How long to wait, with the pen, for readers; most are done within microseconds.
+/// How long to wait, with the write lock, for readers; most are done within microseconds.
 const MOMENT: Duration = Duration::from_millis(3);
 const PAUSE: Duration = Duration::from_micros(50);
-/// How long to wait for a connection, and for the pen.
+/// How long to wait for a connection, and for the write lock.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Looks at what the last commit on this thread noted, and sees to a checkpoint if the log is long.
-pub(crate) fn noted(shared: &Arc<Shared<Sqlite>>) {
-    if let Some(pages) = take_noted()
-        && let Some(wal) = shared.backend.wal()
+/// Looks at how long a commit has left the log, and sees to a checkpoint if that is too long.
+pub(super) fn noted(writer: &Arc<Writer>, pages: u32) {
+    if let Some(wal) = writer.core.backend.wal()
         && wal.grew_to(pages)
     {
-        begin(shared, wal);
+        begin(writer, wal);
     }
 }
 
 /// Tries again, if the last one could not finish.
-pub(super) fn retry(shared: &Arc<Shared<Sqlite>>) {
-    if let Some(wal) = shared.backend.wal()
+pub(super) fn retry(writer: &Arc<Writer>) {
+    if let Some(wal) = writer.core.backend.wal()
         && wal.wants_another_try()
     {
-        begin(shared, wal);
+        begin(writer, wal);
     }
 }
 
-/// Lets a thread of the pool's run one.
-fn begin(shared: &Arc<Shared<Sqlite>>, wal: &Wal) {
+/// Lets a thread of the writer's run one.
+fn begin(writer: &Arc<Writer>, wal: &Wal) {
     if !wal.begin() {
         return;
     }
-    let theirs = Arc::clone(shared);
-    shared.backend.writes.hands.take(Box::new(move || {
-        let Some(wal) = theirs.backend.wal() else {
+    let theirs = Arc::clone(writer);
+    writer.workers.submit_or_run(move || {
+        let Some(wal) = theirs.core.backend.wal() else {
             return;
         };
         // One that fails is tried again when the log has grown.
         if let Err(error) = run(&theirs, wal) {
-            events::checkpoint_failed(&theirs.options.name, &error);
+            events::checkpoint_failed(&theirs.core.options.name, &error);
         }
-    }));
+    });
 }
 
-fn run(shared: &Arc<Shared<Sqlite>>, wal: &Wal) -> Result<(), Error> {
+fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     let running = wal.run();
-    let lease = lend(shared, AGENT, Some(WAIT), Location::caller())?;
+    let core = &writer.core;
+    let request = Request::new(AGENT, Some(WAIT), Location::caller());
+    let checkout = core.checkout(&request)?;
+    let connection: &rusqlite::Connection = checkout.connection();
     // Each pass copies what was written during the one before; it says how long the log was when it began.
     let mut before = 0;
     for _ in 0..PASSES {
-        let result = checkpoint(&lease, Mode::Passive)?;
+        let result = checkpoint(connection, Mode::Passive)?;
         let written = result.log.saturating_sub(before);
         if result.busy || written <= SHORT || wal.is_far_too_long(result.log) {
             break;
         }
         before = result.log;
     }
-    let result = finish(shared, &lease)?;
-    count(&shared.counters.checkpoints);
+    let result = finish(writer, connection)?;
+    count(&core.counters.checkpoints);
     if !result.busy {
         running.is_over();
     }
     if running.ended(result) {
-        let holders = shared.cache.ledger.holders(Instant::now());
+        let holders = core.holders();
         let holder = holders.into_iter().find(|holder| holder.agent != AGENT);
-        count(&shared.counters.checkpoints_pinned);
-        events::wal_pinned(&shared.options.name, result.log, holder.as_ref());
+        count(&core.counters.checkpoints_pinned);
+        events::wal_pinned(&core.options.name, result.log, holder.as_ref());
     }
     Ok(())
 }
 
 /// Copies the rest while no write of the pool's can begin, and waits a moment for those who still read from
 /// the log: the next write then begins it anew.
-fn finish(shared: &Arc<Shared<Sqlite>>, lease: &Lease) -> Result<Checkpointed, Error> {
+fn finish(writer: &Arc<Writer>, lease: &rusqlite::Connection) -> Result<Checkpointed, Error> {
     // Whoever waits for a lock here lets all writers wait.
     lease.busy_timeout(Duration::ZERO)?;
     let begun = Instant::now();
-    let claim = Claim::new(AGENT, begun, Location::caller());
-    let post = Post::of(shared, AGENT)?;
-    let _pen = post.pen(&claim, begun + WAIT)?;
+    let claim = Claim::new(Arc::from(AGENT), begun, Location::caller()).blocking();
+    let handle = QueueHandle::of(writer, AGENT)?;
+    let _lock = handle.write_lock_blocking(&claim, begun + WAIT)?;
     let begun = Instant::now();
     loop {
         let result = checkpoint(lease, Mode::Restart)?;

@@ -95,8 +95,8 @@ fn it_waits_no_longer_than_it_may(mode: Mode) {
     assert_eq!(holders[0].agent, "late");
     insert(&lease);
     drop(lease);
-    assert_eq!(fixture.descriptors().all(), 0);
     pool.close().unwrap();
+    assert_eq!(fixture.descriptors().all(), 0);
 }
 
 fn it_wakes_those_who_wait(mode: Mode) {

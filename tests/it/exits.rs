@@ -119,14 +119,20 @@ fn release_gives_the_connection_back(mode: Mode) {
 
 /// Not of agents' own connections: an agent has one at a time.
 #[test]
-fn a_second_lease_of_an_agent_replaces_the_first_when_both_are_back() {
+fn an_agent_may_have_several_connections_parked() {
     let fixture = Fixture::new();
     let pool = fixture.pool(3);
     let (first, second) = (pool.lease("a").unwrap(), pool.lease("a").unwrap());
     drop(first);
     drop(second);
     let stats = pool.stats();
-    assert_eq!((stats.parked, stats.open, stats.replaced), (1, 2, 1));
+    assert_eq!((stats.parked, stats.open), (2, 2));
+    let (first, second) = (pool.lease("a").unwrap(), pool.lease("a").unwrap());
+    drop((first, second));
+    assert_eq!(pool.stats().hits, 2);
+    assert!(pool.release("a"));
+    let stats = pool.stats();
+    assert_eq!((stats.parked, stats.open, stats.released), (0, 2, 2));
     assert_whole(&pool);
 }
 
@@ -186,7 +192,9 @@ fn a_pool_dropped_while_a_lease_is_out_closes_when_it_comes_back(mode: Mode) {
     assert_eq!(fixture.descriptors().wal, 1);
     assert_eq!(count(&lease), 1);
     drop(lease);
-    assert_eq!(fixture.descriptors().all(), 0);
+    eventually("a thread of the pool's has closed it", || {
+        fixture.descriptors().all() == 0
+    });
     assert_eq!(fixture.count_all(&fixture.pool(1)), 1);
 }
 
@@ -253,7 +261,8 @@ fn a_lent_connection_survives_every_eviction(mode: Mode) {
             assert_whole(&pool);
         }
         drop(pool);
-        assert_eq!(fixture.descriptors().all(), 0, "{name}");
+        // What was lent as the pool was closed, a thread of the pool's closes.
+        eventually("all is closed", || fixture.descriptors().all() == 0);
     }
 }
 

@@ -221,21 +221,35 @@ fn borrowers_of_one_agent_are_served_in_order() {
 }
 
 #[test]
-fn waiting_for_oneself_is_told_at_once() {
+fn waiting_for_oneself_is_told_in_time() {
     let agents = Agents::new();
-    let pool = agents.pool(4);
+    let pool = agents.builder(4);
+    let pool = pool
+        .lease_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
     let lease = pool.lease("a").unwrap();
+    let names_itself = |error: Error| {
+        let Error::Exhausted {
+            holders,
+            all_holders_wait,
+            ..
+        } = &error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(holders.len(), 1, "{error}");
+        assert_eq!(holders[0].agent, "a");
+        assert!(all_holders_wait, "{error}");
+        assert!(error.to_string().contains("itself waiting"), "{error}");
+    };
     let start = Instant::now();
-    let error = pool.lease("a").unwrap_err();
-    assert!(
-        matches!(&error, Error::WaitsForItself { agent, .. } if agent == "a"),
-        "{error}"
-    );
-    let error = pool.write("a", |_| Ok::<_, Error>(())).unwrap_err();
-    assert!(matches!(error, Error::WaitsForItself { .. }), "{error}");
-    let error = pool.remove_agent("a").unwrap_err();
-    assert!(matches!(error, Error::WaitsForItself { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    names_itself(pool.lease("a").unwrap_err());
+    names_itself(pool.write("a", |_| Ok::<_, Error>(())).unwrap_err());
+    names_itself(pool.remove_agent("a").unwrap_err());
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(600), "{took:?}");
+    assert!(took < Duration::from_millis(750), "{took:?}");
     // A lease that another thread uses is waited for.
     thread::scope(|scope| {
         let (tell, told) = mpsc::channel();

@@ -1,0 +1,131 @@
+//! What many agents over few connections mostly do: 32 threads, 8 connections, 2,000 agents drawn from a
+//! heavy-headed law. Contenders take turns within one run; the table shows medians.
+
+use std::path::Path;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::{Database, Pool, Synchronous};
+use r2d2_sqlite::SqliteConnectionManager;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::contest::{Round, table};
+use crate::reads::{AGENTS, CONNECTIONS, create, last_messages, name};
+
+const THREADS: usize = 32;
+/// Read at a time.
+const MESSAGES: usize = 20;
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_secs(1);
+
+/// u uniform in 0..1, agent = 2000^u: the first is drawn for each tenth lease, half of all for each tenth, too.
+fn draw(rng: &mut SmallRng) -> usize {
+    let u: f64 = rng.random();
+    ((AGENTS as f64).powf(u) as usize).min(AGENTS - 1)
+}
+
+/// Lets the threads work for the time of a round.
+fn round(threads: usize, work: impl Fn(&str) + Sync) -> Round {
+    let names: Vec<String> = (0..AGENTS).map(name).collect();
+    let (start, done) = (Barrier::new(threads + 1), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads as u64)
+            .map(|seed| {
+                let (names, start, done, work) = (&names, &start, &done, &work);
+                scope.spawn(move || {
+                    let mut rng = SmallRng::seed_from_u64(seed);
+                    let mut latencies = Vec::with_capacity(1 << 16);
+                    start.wait();
+                    while !done.load(Relaxed) {
+                        let agent = &names[draw(&mut rng)];
+                        let asked = Instant::now();
+                        work(agent);
+                        latencies.push(asked.elapsed().as_nanos() as u64);
+                    }
+                    latencies
+                })
+            })
+            .collect();
+        start.wait();
+        let started = Instant::now();
+        thread::sleep(ROUND);
+        done.store(true, Relaxed);
+        let latencies: Vec<u64> = workers
+            .into_iter()
+            .flat_map(|w| w.join().unwrap())
+            .collect();
+        Round::new(latencies, started.elapsed(), None)
+    })
+}
+
+fn leasepool(path: &Path, overtaking: Option<Duration>) -> Pool {
+    let builder = Pool::builder(Database::file(path))
+        .max_connections(CONNECTIONS)
+        .synchronous(Synchronous::Normal);
+    let builder = match overtaking {
+        Some(time) => builder.overtaking(time),
+        None => builder,
+    };
+    builder.build().unwrap()
+}
+
+pub(crate) fn run(folder: &Path) {
+    let path = folder.join("misses.db");
+    create(&path).unwrap();
+    let r2d2 = r2d2::Pool::builder()
+        .max_size(CONNECTIONS as u32)
+        .build(SqliteConnectionManager::file(&path))
+        .unwrap();
+    let bounds = [
+        ("leasepool", None),
+        ("leasepool, strict order", Some(Duration::ZERO)),
+        (
+            "leasepool, overtaking 0.2 ms",
+            Some(Duration::from_micros(200)),
+        ),
+        ("leasepool, overtaking 1 ms", Some(Duration::from_millis(1))),
+        ("leasepool, overtaking 5 ms", Some(Duration::from_millis(5))),
+    ];
+    for (what, reads, threads) in [
+        ("leases/s", false, THREADS),
+        ("reads/s", true, THREADS),
+        ("1 thread, /s", false, 1),
+    ] {
+        let mut rounds: Vec<(&str, Vec<Round>)> =
+            bounds.iter().map(|(name, _)| (*name, Vec::new())).collect();
+        rounds.push(("r2d2", Vec::new()));
+        for _ in 0..ROUNDS {
+            for ((_, overtaking), (_, rounds)) in bounds.iter().zip(&mut rounds) {
+                let pool = leasepool(&path, *overtaking);
+                for agent in 0..AGENTS {
+                    drop(pool.lease(name(agent)).unwrap());
+                }
+                rounds.push(round(threads, |agent| {
+                    let lease = pool.lease(agent).unwrap();
+                    if reads {
+                        assert_eq!(
+                            last_messages(&lease, agent, MESSAGES).unwrap().len(),
+                            MESSAGES
+                        );
+                    }
+                }));
+            }
+            if let Some((_, rounds)) = rounds.last_mut() {
+                rounds.push(round(threads, |agent| {
+                    let connection = r2d2.get().unwrap();
+                    if reads {
+                        assert_eq!(
+                            last_messages(&connection, agent, MESSAGES).unwrap().len(),
+                            MESSAGES
+                        );
+                    }
+                }));
+            }
+        }
+        println!();
+        table(what, &rounds);
+    }
+}

@@ -1,0 +1,84 @@
+//! Check-in: the end of every lease. It closes nothing, for it may be on an async thread: what must be closed
+//! becomes free with its verdict, and the next permit holder that may block closes it.
+//! The order is: slot, permit, everything else.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::backend::{Backend, CloseMode, Fate};
+use super::guard::Verdict;
+use super::parking::Entry;
+use super::slot::TakenSlot;
+use super::{Core, Stuck};
+use crate::observe::events;
+use crate::observe::stats::{Holder, count};
+
+impl<B: Backend> Core<B> {
+    pub(super) fn check_in(&self, entry: &Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
+        let mut reason = None;
+        if let Some(open) = &mut slot.open {
+            let fate = match verdict {
+                Verdict::Unready => Fate::Discard,
+                _ => self.backend.settle(&mut open.connection),
+            };
+            if fate == Fate::Discard {
+                count(&self.counters.discarded_by_lease);
+                reason = Some("fault");
+            } else if !self.backend.is_current(&open.connection) {
+                count(&self.counters.discarded_by_file);
+                reason = Some("file replaced");
+            }
+            if reason.is_some() {
+                open.doomed = Some(CloseMode::Abandon);
+            }
+        }
+        let fit = verdict == Verdict::Park && reason.is_none() && slot.open.is_some();
+        self.give_back(entry, slot, fit);
+        if let Some(reason) = reason {
+            events::discarded(&self.options.name, reason);
+        }
+        if reason.is_some() || (!fit && self.backend.is_per_agent()) {
+            self.tidy_soon();
+        }
+    }
+
+    /// Ends a lease and closes its connection, on this thread.
+    pub(super) fn discard_now(&self, entry: &Arc<Entry>, mut slot: TakenSlot<B>) {
+        let mode = self.discard(
+            &self.counters.discarded_by_lease,
+            "fault",
+            CloseMode::Abandon,
+        );
+        match self.vacate(&mut slot, mode) {
+            Ok(()) => self.give_back(entry, slot, false),
+            Err(Stuck) => {
+                self.parking.lot.forget(slot.index);
+                self.retire_stuck(slot);
+            }
+        }
+    }
+
+    /// Gives back the slot of a lease, then its permit.
+    fn give_back(&self, entry: &Entry, slot: TakenSlot<B>, may_park: bool) {
+        let now = Instant::now();
+        let index = slot.index;
+        let may_park = may_park && self.parking.parks();
+        let returned = self.parking.lot.give_back(slot, may_park, now);
+        self.return_permit(now);
+        let Some(returned) = returned else {
+            return;
+        };
+        if let Some(loan) = returned.loan {
+            self.counters.hold.record(index, loan.age(now));
+            if loan.reported {
+                let holder = Holder {
+                    agent: entry.agent.as_ref().to_owned(),
+                    borrowed_at: loan.borrowed_at,
+                    age: loan.age(now),
+                };
+                events::overdue_returned(&self.options.name, &holder);
+            }
+        }
+        self.parking.note(&returned);
+    }
+}

@@ -1,0 +1,147 @@
+//! Closing a pool: it is over when all N permits, and with them all N slots, are out of circulation. So it misses
+//! nothing: whatever is lent or in hand anywhere has a permit.
+//! It never takes a connection from a lease.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::time::{Duration, Instant};
+
+use super::backend::{Backend, CloseMode, NotClosed};
+use super::slot::OpenConnection;
+use super::{Core, Stuck, reentrancy};
+use crate::error::{Error, Wanted};
+use crate::observe::events;
+use crate::observe::stats::count;
+use crate::sync::wait::await_until;
+
+/// How long a caller waits for the closing of idle connections, at least.
+const OWN_CLOSING: Duration = Duration::from_millis(40);
+
+impl<B: Backend> Core<B> {
+    /// # Errors
+    /// On a thread that is in a call of this core's: closing would wait for it.
+    pub(crate) fn check_reentrancy(&self) -> Result<(), Error> {
+        reentrancy::check(self.address()).map_err(|within| Error::Reentrant { within })
+    }
+
+    /// Refuses new leases, and all who wait.
+    pub(crate) fn refuse(&self) {
+        if self.permits.close() {
+            self.opening.close();
+            self.several.close();
+            self.close_locks();
+            events::closing(&self.options.name, self.parking.lot.levels().lent);
+        }
+    }
+
+    /// Closes the pool, and waits until that is done, until `deadline` at most.
+    pub(crate) async fn close(
+        self: &Arc<Self>,
+        asked_at: Instant,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        self.refuse();
+        self.wind_up_soon();
+        let mut emptied = pin!(self.emptied());
+        let mut done = await_until(deadline, emptied.as_mut()).await;
+        if done.is_none() && self.parking.lot.levels().lent == 0 {
+            // All that is left is in a worker's hand.
+            done = await_until(asked_at + OWN_CLOSING, emptied).await;
+        }
+        match done {
+            Some(()) => self.close_stuck(),
+            None => Err(self.exhausted(Wanted::Close, asked_at, 0)),
+        }
+    }
+
+    /// Waits until all slots are out of circulation.
+    async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.listen();
+            if self.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Closes what is idle of a closed pool. Whatever is returned later is closed by a worker.
+    pub(crate) fn wind_up(&self) {
+        while self.permits.try_acquire_spare(0) {
+            // From here on the permit is never returned. With it, there is a slot.
+            let Some(mut slot) = self.parking.lot.take_any() else {
+                break;
+            };
+            match self.vacate(&mut slot, CloseMode::Retire) {
+                Ok(()) => {
+                    self.out.lock().retired.push(slot);
+                    self.emptied.notify(usize::MAX);
+                }
+                Err(Stuck) => self.retire_stuck(slot),
+            }
+        }
+        if self.is_empty() && self.counters.open.load(Acquire) == 0 {
+            self.all_closed();
+        }
+        self.emptied.notify(usize::MAX);
+    }
+
+    pub(super) fn wind_up_soon(&self) {
+        if let Some(core) = self.this.upgrade() {
+            self.workers.submit_or_run(move || core.wind_up());
+        }
+    }
+
+    /// All slots are out of circulation.
+    fn is_empty(&self) -> bool {
+        let out = self.out.lock();
+        out.retired.len() + out.stuck.len() >= self.options.max_connections
+    }
+
+    /// Tries once more what could not be closed.
+    fn close_stuck(&self) -> Result<(), Error> {
+        let stuck = std::mem::take(&mut self.out.lock().stuck);
+        let mut result = Ok(());
+        for mut slot in stuck {
+            let Some(open) = slot.open.take() else {
+                continue;
+            };
+            match self.backend.close(open.connection, CloseMode::Retire) {
+                Err(NotClosed {
+                    connection: Some(connection),
+                    error,
+                }) => {
+                    slot.open = Some(Box::new(OpenConnection {
+                        connection,
+                        ..*open
+                    }));
+                    self.out.lock().stuck.push(slot);
+                    result = Err(error);
+                }
+                _ => {
+                    count(&self.counters.closes);
+                    self.counters.stuck.fetch_sub(1, AcqRel);
+                    self.counters.open.fetch_sub(1, AcqRel);
+                    self.out.lock().retired.push(slot);
+                }
+            }
+        }
+        if self.counters.open.load(Acquire) == 0 {
+            self.all_closed();
+        }
+        result
+    }
+
+    fn all_closed(&self) {
+        if !self.told_closed.swap(true, AcqRel) {
+            self.backend.closed();
+            events::closed(&self.options.name);
+        }
+    }
+
+    /// What tells this core from others of the process, while it lives.
+    pub(crate) fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+}

@@ -1,0 +1,126 @@
+//! Checkout: a slot that is lent, with its permit. Dropping it is the only way to end it.
+//! It decides nothing about where the connection goes: `checkin` does.
+
+use std::sync::Arc;
+
+use super::Core;
+use super::agent_lock::AgentLockGuard;
+use super::backend::Backend;
+use super::parking::Entry;
+use super::slot::{OpenConnection, TakenSlot};
+
+/// A connection that is lent, or is being made ready to be.
+pub(crate) struct Checkout<B: Backend> {
+    core: Arc<Core<B>>,
+    entry: Arc<Entry>,
+    /// `None` only at the end.
+    slot: Option<TakenSlot<B>>,
+    pub(super) verdict: Verdict,
+    /// Where agents have connections of their own. Goes back after the slot and the permit.
+    lock: Option<AgentLockGuard>,
+}
+
+/// What becomes of the connection at the end of its checkout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It was never ready to be lent: what is there, if anything, is closed.
+    Unready,
+    /// It is parked for its agent.
+    Park,
+    /// It is reset before anybody gets it, also the same agent.
+    #[cfg(feature = "tokio")]
+    Free,
+}
+
+impl<B: Backend> Checkout<B> {
+    /// Takes over the caller's permit, too.
+    pub(super) fn new(
+        core: &Arc<Core<B>>,
+        entry: Arc<Entry>,
+        slot: TakenSlot<B>,
+        lock: Option<AgentLockGuard>,
+    ) -> Self {
+        Checkout {
+            core: Arc::clone(core),
+            entry,
+            slot: Some(slot),
+            verdict: Verdict::Unready,
+            lock,
+        }
+    }
+
+    pub(super) fn ready(mut self) -> Self {
+        self.verdict = Verdict::Park;
+        self
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core<B>> {
+        &self.core
+    }
+
+    pub(crate) fn agent(&self) -> &str {
+        &self.entry.agent
+    }
+
+    pub(super) fn agent_arc(&self) -> &Arc<str> {
+        &self.entry.agent
+    }
+
+    /// Notes that the agent is in use.
+    pub(super) fn touch(&self) {
+        self.core.parking.touch(&self.entry);
+    }
+
+    pub(super) fn slot_mut(&mut self) -> Option<&mut TakenSlot<B>> {
+        self.slot.as_mut()
+    }
+
+    /// At its end, the connection is reset before anybody gets it, also the same agent.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn free_at_end(&mut self) {
+        self.verdict = Verdict::Free;
+    }
+
+    /// Ends the lease, and closes its connection on this thread.
+    pub(crate) fn discard(mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.core.discard_now(&self.entry, slot);
+        }
+    }
+
+    /// Ends a checkout whose connection cannot be closed. The lock goes on.
+    pub(super) fn retire_stuck(mut self) -> Option<AgentLockGuard> {
+        if let Some(slot) = self.slot.take() {
+            self.core.parking.lot.forget(slot.index);
+            self.core.retire_stuck(slot);
+        }
+        self.lock.take()
+    }
+
+    fn open(&self) -> Option<&OpenConnection<B>> {
+        self.slot.as_ref()?.open.as_deref()
+    }
+
+    pub(crate) fn connection(&self) -> &B::Connection {
+        match self.open() {
+            Some(open) => &open.connection,
+            // It is handed out with its slot occupied, and only its end takes the slot out.
+            None => unreachable!("a checkout always has a connection"),
+        }
+    }
+
+    pub(crate) fn connection_mut(&mut self) -> &mut B::Connection {
+        match self.slot.as_mut().and_then(|slot| slot.open.as_deref_mut()) {
+            Some(open) => &mut open.connection,
+            None => unreachable!("a checkout always has a connection"),
+        }
+    }
+}
+
+impl<B: Backend> Drop for Checkout<B> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.core.check_in(&self.entry, slot, self.verdict);
+        }
+    }
+}

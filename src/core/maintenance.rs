@@ -1,0 +1,209 @@
+//! Maintenance: what must happen in time even if nobody calls. [`Core::maintain`] is called now and then, and
+//! closes nothing: it leaves that to a worker, which takes a permit like everybody, and only while others stay free.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::time::{Duration, Instant};
+
+use super::backend::{Backend, CloseMode};
+use super::slot::TakenSlot;
+use super::{Core, Permit, Stuck};
+use crate::observe::claim::Claim;
+use crate::observe::events;
+use crate::observe::stats::{Holder, count};
+use crate::sync::keyed_map::KeyedMap;
+
+/// For how long holders must have been waiting themselves before that is reported.
+const DEADLOCK: Duration = Duration::from_secs(1);
+
+impl<B: Backend> Core<B> {
+    /// How often [`maintain`](Core::maintain) must be called, so that every timeout is obeyed to within a second.
+    pub(crate) fn maintenance_period(&self) -> Duration {
+        let shortest = [self.options.idle_timeout, self.options.overdue_after]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Duration::MAX);
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(250))
+    }
+
+    pub(crate) fn maintain(&self) {
+        let now = Instant::now();
+        if self.permits.is_closed() {
+            return;
+        }
+        self.backend.refresh(now);
+        if let Some(cutoff) = self.options.idle_timeout.and_then(|t| now.checked_sub(t))
+            && self.parking.evict_idle(cutoff) > 0
+        {
+            self.after_eviction();
+        }
+        self.parking.maintain();
+        if let Some(limit) = self.options.overdue_after {
+            self.report_overdue(now, limit);
+        }
+        self.report_deadlock(now);
+        let generation = self.backend.generation();
+        let replaced = self.swept_generation.swap(generation, AcqRel) != generation;
+        if replaced || self.has_idle() || self.lacks_room() {
+            self.tidy_soon();
+        }
+    }
+
+    /// Where agents have connections of their own, an evicted one is closed.
+    pub(super) fn after_eviction(&self) {
+        if self.backend.is_per_agent() {
+            self.tidy_soon();
+        }
+    }
+
+    fn report_overdue(&self, now: Instant, limit: Duration) {
+        let mut overdue = Vec::new();
+        self.parking.lot.loans(|entry, loan| {
+            if !loan.reported && loan.age(now) >= limit {
+                loan.reported = true;
+                overdue.push(Holder {
+                    agent: entry.agent.as_ref().to_owned(),
+                    borrowed_at: loan.borrowed_at,
+                    age: loan.age(now),
+                });
+            }
+        });
+        for holder in overdue {
+            count(&self.counters.overdue);
+            events::overdue(&self.options.name, &holder);
+        }
+    }
+
+    /// Reports, once, that all who hold what others wait for are waiting, too: as far as can be known, a deadlock.
+    fn report_deadlock(&self, now: Instant) {
+        let deadlocked = self.deadlocked(now);
+        let news = !deadlocked.is_empty();
+        if news && !self.deadlock_reported.swap(true, Relaxed) {
+            events::deadlock(&self.options.name, &deadlocked);
+        }
+        if !news {
+            self.deadlock_reported.store(false, Relaxed);
+        }
+    }
+
+    /// Each holder that others wait for, with the claim that its thread waits with; empty unless that is so of all.
+    fn deadlocked(&self, now: Instant) -> Vec<(Holder, Claim)> {
+        let claims = self.waiting_claims();
+        let waiting: HashMap<u64, Claim> = claims
+            .into_iter()
+            .filter(|claim| now.saturating_duration_since(claim.asked_at) >= DEADLOCK)
+            .filter_map(|claim| Some((claim.thread?, claim)))
+            .collect();
+        if waiting.is_empty() {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        let mut all = true;
+        let contended = self.permits.waiting() > 0;
+        self.parking.lot.loans(|entry, loan| {
+            let lock = entry.lock.as_ref();
+            let wanted = contended || lock.is_some_and(|lock| lock.semaphore().waiting() > 0);
+            if !wanted {
+                return;
+            }
+            match waiting.get(&loan.thread) {
+                Some(claim) => {
+                    let holder = Holder {
+                        agent: entry.agent.as_ref().to_owned(),
+                        borrowed_at: loan.borrowed_at,
+                        age: loan.age(now),
+                    };
+                    found.push((holder, claim.clone()));
+                }
+                // A queue at one agent's lock is that agent's alone.
+                None => all &= !contended,
+            }
+        });
+        if all { found } else { Vec::new() }
+    }
+
+    /// Lets a worker close what must be closed and is lent to nobody.
+    pub(super) fn tidy_soon(&self) {
+        let Some(core) = self.this.upgrade() else {
+            return;
+        };
+        if self.tidying.swap(true, AcqRel) {
+            return;
+        }
+        let submitted = self.workers.submit(Box::new(move || core.tidy()));
+        if submitted.is_err() {
+            // It is left for whoever takes the slot next.
+            self.tidying.store(false, Relaxed);
+        }
+    }
+
+    fn tidy(&self) {
+        self.tidying.store(false, Relaxed);
+        // With one connection, nobody else's can stay free.
+        let spare = usize::from(self.options.max_connections > 1);
+        while !self.permits.is_closed() && self.permits.try_acquire_spare(spare) {
+            let permit = Permit(self);
+            let found = self
+                .parking
+                .lot
+                .take_matching(|slot, is_parked| self.must_close(slot, is_parked));
+            let is_victim = found.is_none();
+            let victim = || self.lacks_room().then(|| self.parking.lot.take_victim());
+            let Some(mut slot) = found.or_else(|| victim().flatten()) else {
+                return;
+            };
+            if is_victim {
+                count(&self.counters.made_room);
+            }
+            let mode = match &slot.open {
+                Some(open)
+                    if open.doomed.is_none() && !self.backend.is_current(&open.connection) =>
+                {
+                    let counter = &self.counters.discarded_by_file;
+                    self.discard(counter, "file replaced", CloseMode::Abandon)
+                }
+                _ => CloseMode::Evict,
+            };
+            match self.vacate(&mut slot, mode) {
+                Ok(()) => {
+                    self.parking.lot.give_back(slot, false, Instant::now());
+                    drop(permit);
+                }
+                Err(Stuck) => {
+                    permit.pass_on();
+                    self.retire_stuck(slot);
+                }
+            }
+        }
+    }
+
+    /// Called under the lot's lock.
+    fn must_close(&self, slot: &TakenSlot<B>, is_parked: bool) -> bool {
+        slot.open.as_ref().is_some_and(|open| {
+            open.doomed.is_some()
+                || !self.backend.is_current(&open.connection)
+                || (!is_parked && self.backend.is_per_agent())
+        })
+    }
+
+    /// Whether connections are open that are nobody's, where agents have connections of their own.
+    fn has_idle(&self) -> bool {
+        use std::sync::atomic::Ordering::Acquire;
+        if !self.backend.is_per_agent() {
+            return false;
+        }
+        let levels = self.parking.lot.levels();
+        let used = levels.lent + levels.parked + self.counters.stuck.load(Acquire);
+        self.counters.open.load(Acquire) > used
+    }
+
+    /// Refuses all who wait at agents' locks.
+    pub(super) fn close_locks(&self) {
+        let locks: Vec<Arc<_>> = self.locks.iter().flat_map(KeyedMap::all).collect();
+        for lock in locks {
+            lock.semaphore().close();
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Parking: the agents that the pool knows, and the slots parked for them.
+//! It moves slots; it never opens, resets or closes what is in them.
+//!
+//! moka keeps the entries of agents and decides which agent to forget: by number (`cached_agents`), by idle time,
+//! or when it is told. Its listener then makes free in r2d2 what is parked for that agent. An entry outlives the
+//! connection that is parked in it: reclaiming takes the slot out and leaves the entry, parking puts one back, and
+//! neither calls moka. moka is called when an agent is new, when an agent is evicted, and, so that its order is
+//! that of use, once in a while for an agent that is used.
+//!
+//! moka is never called with the lot's lock held. The listener runs under moka's locks, on any thread, so it does
+//! nothing but take the lot's lock for an instant.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use foldhash::quality::RandomState;
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use parking_lot::Mutex;
+
+use super::agent_lock::AgentLock;
+use super::backend::Backend;
+use super::lot::{self, Lot, Returned};
+use super::slot::{FreeSlots, TakenSlot};
+use crate::error::Error;
+use crate::observe::events::{self, Eviction};
+use crate::observe::stats::{Counters, add};
+use crate::sync::keyed_map::KeyedEntry;
+
+pub(crate) type Entry = lot::Entry<Arc<KeyedEntry<AgentLock>>>;
+pub(crate) type SlotLot<B> = Lot<TakenSlot<B>, FreeSlots<B>, Arc<KeyedEntry<AgentLock>>>;
+
+/// Which agents were evicted, and why.
+type Unreported = Mutex<Vec<(Arc<str>, Eviction)>>;
+
+pub(crate) struct Parking<B: Backend> {
+    pub(crate) lot: Arc<SlotLot<B>>,
+    moka: moka::sync::Cache<Arc<str>, Arc<Entry>, RandomState>,
+    /// Agents known at most. 0: none is, and nothing is parked.
+    cached_agents: usize,
+    /// How many agents may have become known before moka is told again that one is in use.
+    touch_every: u64,
+    /// Agents that have become known.
+    insertions: AtomicU64,
+    counters: Arc<Counters>,
+    /// What the listener saw and was not reported yet: it may not report by itself, since a subscriber to events
+    /// could call moka.
+    unreported: Arc<Unreported>,
+    name: Arc<str>,
+}
+
+impl<B: Backend> Parking<B> {
+    pub(crate) fn new(
+        name: Arc<str>,
+        slots: usize,
+        cached_agents: usize,
+        keeps_regulars: bool,
+        counters: Arc<Counters>,
+    ) -> Result<Self, Error> {
+        let lot = Arc::new(Lot::new(slots, FreeSlots::new(slots)?, keeps_regulars));
+        let unreported = Arc::default();
+        let listener = {
+            let (lot, counters) = (Arc::clone(&lot), Arc::clone(&counters));
+            let unreported = Arc::clone(&unreported);
+            move |_: Arc<Arc<str>>, entry: Arc<Entry>, cause| {
+                // moka knows by itself only the number of agents.
+                let cause = match cause {
+                    RemovalCause::Size => Eviction::Size,
+                    _ if entry.leaving.load(Relaxed) == Eviction::Idle as u8 => Eviction::Idle,
+                    _ => Eviction::Released,
+                };
+                evict(&lot, &counters, &unreported, &entry, cause);
+            }
+        };
+        Ok(Parking {
+            lot,
+            moka: moka::sync::Cache::builder()
+                .max_capacity(cached_agents as u64)
+                .eviction_policy(EvictionPolicy::lru())
+                .eviction_listener(listener)
+                .build_with_hasher(RandomState::default()),
+            cached_agents,
+            // Exact where it is seen who is evicted; elsewhere an agent in use is told of long before its turn
+            // to be forgotten comes.
+            touch_every: match cached_agents {
+                0..=64 => 0,
+                n => n as u64 / 8,
+            },
+            insertions: AtomicU64::new(0),
+            counters,
+            unreported,
+            name,
+        })
+    }
+
+    /// Notes that the agent is in use. As a rule that is one comparison.
+    #[inline]
+    pub(crate) fn touch(&self, entry: &Entry) {
+        let insertions = self.insertions.load(Relaxed);
+        let since = insertions.saturating_sub(entry.touched.load(Relaxed));
+        if since > self.touch_every || (self.touch_every == 0 && insertions > 0) {
+            entry.touched.store(insertions, Relaxed);
+            let _ = self.moka.get(&*entry.agent);
+        }
+    }
+
+    /// Whether anything may be parked.
+    pub(crate) fn parks(&self) -> bool {
+        self.cached_agents > 0
+    }
+
+    /// Tells moka of an agent that has become known. Called after the slot and the permit were returned.
+    pub(crate) fn note(&self, returned: &Returned<Arc<KeyedEntry<AgentLock>>>) {
+        let Some(entry) = &returned.new else {
+            return;
+        };
+        let insertions = self.insertions.fetch_add(1, Relaxed) + 1;
+        entry.touched.store(insertions, Relaxed);
+        self.moka
+            .insert(Arc::clone(&entry.agent), Arc::clone(entry));
+        if self.touch_every == 0 {
+            self.moka.run_pending_tasks();
+        }
+        self.report();
+    }
+
+    /// Evicts an agent: what is parked for it becomes free, and what it has been lent will when it comes back.
+    /// Returns whether a connection was parked.
+    pub(crate) fn evict(&self, agent: &str) -> bool {
+        let (entry, freed) = self.lot.evict_agent(agent);
+        if let Some(entry) = entry {
+            self.counted(&entry, freed, Eviction::Released);
+            self.moka.invalidate(agent);
+        }
+        self.report();
+        freed > 0
+    }
+
+    /// Evicts the agents whose connections have all been parked since `cutoff` or longer, and makes free what has
+    /// been parked as long for others. Returns how many connections became free.
+    pub(crate) fn evict_idle(&self, cutoff: Instant) -> usize {
+        let (mut freed, idle) = self.lot.idle_since(cutoff);
+        add(&self.counters.evicted_by_idle, freed as u64);
+        for entry in idle {
+            entry.leaving.store(Eviction::Idle as u8, Relaxed);
+            self.moka.invalidate(&*entry.agent);
+            // moka may not have heard of it yet.
+            let more = self.lot.evict(&entry);
+            self.counted(&entry, more, Eviction::Idle);
+            freed += 1;
+        }
+        self.report();
+        freed
+    }
+
+    /// Lets moka do what it does only when it is called.
+    pub(crate) fn maintain(&self) {
+        self.moka.run_pending_tasks();
+        self.report();
+    }
+
+    fn counted(&self, entry: &Entry, freed: usize, cause: Eviction) {
+        counted(&self.counters, &self.unreported, entry, freed, cause);
+    }
+
+    /// Reports what the listener saw. Called where moka was, with no lock held.
+    fn report(&self) {
+        let evictions = std::mem::take(&mut *self.unreported.lock());
+        for (agent, cause) in evictions {
+            events::evicted(&self.name, &agent, cause);
+        }
+    }
+}
+
+fn evict<B: Backend>(
+    lot: &SlotLot<B>,
+    counters: &Counters,
+    unreported: &Unreported,
+    entry: &Arc<Entry>,
+    cause: Eviction,
+) {
+    let freed = lot.evict(entry);
+    counted(counters, unreported, entry, freed, cause);
+}
+
+fn counted(
+    counters: &Counters,
+    unreported: &Unreported,
+    entry: &Entry,
+    freed: usize,
+    cause: Eviction,
+) {
+    if freed == 0 {
+        return;
+    }
+    let counter = match cause {
+        Eviction::Size => &counters.evicted_by_size,
+        Eviction::Idle => &counters.evicted_by_idle,
+        Eviction::Released => &counters.released,
+    };
+    add(counter, freed as u64);
+    unreported.lock().push((Arc::clone(&entry.agent), cause));
+}

@@ -1,0 +1,141 @@
+//! A slot: the right to have one connection open; and r2d2 as the list of those that are free.
+//! It opens and closes nothing.
+//!
+//! r2d2 pools slots, not connections, so that r2d2 never opens, checks or drops a connection: what
+//! its background threads, back-off and counts do can then not matter (a slot is made at once and
+//! never breaks), and a bad connection is closed in place by the permit holder that has its slot.
+
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use scheduled_thread_pool::ScheduledThreadPool;
+
+use super::backend::{Backend, CloseMode};
+use super::lot::{FreeList, Token};
+use crate::error::Error;
+
+/// A slot that is not free. Dropping it makes it free, so only the lot does that, under its lock.
+pub(crate) type TakenSlot<B> = r2d2::PooledConnection<Slots<B>>;
+
+pub(crate) struct Slot<B: Backend> {
+    /// Which of the N slots this is.
+    pub(crate) index: usize,
+    /// `None`: vacant. Boxed, since slots move.
+    pub(crate) open: Option<Box<OpenConnection<B>>>,
+}
+
+/// The open connection in a slot.
+pub(crate) struct OpenConnection<B: Backend> {
+    pub(crate) connection: B::Connection,
+    pub(crate) opened_at: Instant,
+    /// Whether an agent has had it since it was opened or reset.
+    pub(crate) used: bool,
+    /// Its lease has ended in a way that nobody may use it any more: the next permit holder closes it, where that
+    /// may block.
+    pub(crate) doomed: Option<CloseMode>,
+}
+
+/// Makes vacant slots for r2d2.
+pub(crate) struct Slots<B> {
+    made: AtomicUsize,
+    backend: PhantomData<fn() -> B>,
+}
+
+/// r2d2, as the lot's list of free slots.
+pub(crate) struct FreeSlots<B: Backend>(r2d2::Pool<Slots<B>>);
+
+/// r2d2 wants threads to make slots on. One serves all pools: a slot is made in nanoseconds, and
+/// only while a pool is built.
+fn slot_maker() -> Result<Arc<ScheduledThreadPool>, Error> {
+    static SLOT_MAKER: Mutex<Option<Arc<ScheduledThreadPool>>> = Mutex::new(None);
+    let mut maker = SLOT_MAKER.lock();
+    if let Some(made) = &*maker {
+        return Ok(Arc::clone(made));
+    }
+    // It panics if it cannot start its thread, and says so on stderr: find out before.
+    let probe = std::thread::Builder::new().spawn(|| ());
+    probe
+        .map_err(Error::no_thread)?
+        .join()
+        .map_err(|_| Error::no_thread(std::io::ErrorKind::Other.into()))?;
+    let build = || {
+        ScheduledThreadPool::builder()
+            .num_threads(1)
+            .thread_name_pattern("leasepool-slots")
+            .build()
+    };
+    let made = catch_unwind(AssertUnwindSafe(build))
+        .map_err(|_| Error::no_thread(std::io::ErrorKind::WouldBlock.into()))?;
+    Ok(Arc::clone(maker.insert(Arc::new(made))))
+}
+
+impl<B: Backend> FreeSlots<B> {
+    /// `n` vacant slots.
+    pub(crate) fn new(n: usize) -> Result<Self, Error> {
+        let unbuilt = |found: &dyn std::fmt::Display| Error::Config {
+            option: "max_connections",
+            value: n.to_string(),
+            expected: format!("a number of slots that can be made: {found}"),
+        };
+        let size = u32::try_from(n).map_err(|e| unbuilt(&e))?;
+        let pool = r2d2::Pool::builder()
+            .max_size(size)
+            // With more, r2d2 counts idle slots up to that number under its lock, at every `try_get`.
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connection_timeout(Duration::from_secs(30))
+            .thread_pool(slot_maker()?)
+            .build(Slots {
+                made: AtomicUsize::new(0),
+                backend: PhantomData,
+            })
+            .map_err(|e| unbuilt(&e))?;
+        // Makes them all. From now on, every slot is in r2d2 or taken, and none is ever made again.
+        let slots: Result<Vec<_>, _> = (0..n).map(|_| pool.get()).collect();
+        drop(slots.map_err(|e| unbuilt(&e))?);
+        Ok(FreeSlots(pool))
+    }
+}
+
+impl<B: Backend> FreeList<TakenSlot<B>> for FreeSlots<B> {
+    fn pop(&self) -> Option<TakenSlot<B>> {
+        self.0.try_get()
+    }
+
+    fn push(&self, slot: TakenSlot<B>) {
+        drop(slot);
+    }
+}
+
+impl<B: Backend> Token for TakenSlot<B> {
+    fn index(&self) -> usize {
+        self.index
+    }
+}
+
+impl<B: Backend> r2d2::ManageConnection for Slots<B> {
+    type Connection = Slot<B>;
+    type Error = Infallible;
+
+    fn connect(&self) -> Result<Slot<B>, Infallible> {
+        Ok(Slot {
+            index: self.made.fetch_add(1, Relaxed),
+            open: None,
+        })
+    }
+
+    fn is_valid(&self, _: &mut Slot<B>) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut Slot<B>) -> bool {
+        false
+    }
+}

@@ -1,0 +1,56 @@
+//! Claim: who asks for something, since when, and from which line.
+//! It decides nothing.
+
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::stats::{Holder, Waiting};
+use crate::sync::thread;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    pub(crate) agent: Arc<str>,
+    pub(crate) asked_at: Instant,
+    pub(crate) place: &'static Location<'static>,
+    /// The thread that asked, and blocks while it waits; `None` for one that awaits.
+    pub(crate) thread: Option<u64>,
+}
+
+impl Claim {
+    pub(crate) fn new(
+        agent: Arc<str>,
+        asked_at: Instant,
+        place: &'static Location<'static>,
+    ) -> Self {
+        Claim {
+            agent,
+            asked_at,
+            place,
+            thread: None,
+        }
+    }
+
+    /// Of a caller that blocks this thread.
+    pub(crate) fn blocking(mut self) -> Self {
+        self.thread = Some(thread::number());
+        self
+    }
+
+    pub(crate) fn waiting(&self, now: Instant) -> Waiting {
+        Waiting {
+            agent: self.agent.as_ref().to_owned(),
+            asked_at: self.place,
+            age: now.saturating_duration_since(self.asked_at),
+        }
+    }
+
+    /// As the holder of what it was granted.
+    pub(crate) fn holder(&self, now: Instant) -> Holder {
+        Holder {
+            agent: self.agent.as_ref().to_owned(),
+            borrowed_at: self.place,
+            age: now.saturating_duration_since(self.asked_at),
+        }
+    }
+}

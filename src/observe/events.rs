@@ -1,0 +1,176 @@
+//! What the pool tells the log: the one place that knows the feature `tracing`.
+//! It never decides anything, and costs nothing where the feature is off.
+#![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
+
+use super::claim::Claim;
+use super::stats::Holder;
+use crate::error::Error;
+
+/// Why an agent was forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Eviction {
+    Size,
+    Idle,
+    Released,
+}
+
+/// Runs a subscriber's code. That it panics is no reason to lose anything of the pool's.
+#[cfg(feature = "tracing")]
+fn tell(event: impl FnOnce()) {
+    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(event));
+    drop(told);
+}
+
+/// An agent was forgotten, and a connection that was parked for it given back.
+pub(crate) fn evicted(pool: &str, agent: &str, cause: Eviction) {
+    #[cfg(feature = "tracing")]
+    tell(|| tracing::debug!(pool, agent, ?cause, "agent evicted"));
+}
+
+/// A connection that was parked for another agent was taken from it.
+pub(crate) fn reclaimed(pool: &str, agent: &str) {
+    #[cfg(feature = "tracing")]
+    tell(|| tracing::debug!(pool, agent, "connection reclaimed"));
+}
+
+/// The pool was told to close.
+pub(crate) fn closing(pool: &str, lent: usize) {
+    #[cfg(feature = "tracing")]
+    tell(|| tracing::info!(pool, lent, "pool closing"));
+}
+
+/// The last connection of a closed pool was closed.
+pub(crate) fn closed(pool: &str) {
+    #[cfg(feature = "tracing")]
+    tell(|| tracing::info!(pool, "pool closed"));
+}
+
+/// Waits in a span of its own.
+pub(crate) async fn wait<T>(pool: &str, agent: &str, wait: impl Future<Output = T>) -> T {
+    #[cfg(feature = "tracing")]
+    return tracing::Instrument::instrument(wait, wait_span(pool, agent)).await;
+    #[cfg(not(feature = "tracing"))]
+    wait.await
+}
+
+#[cfg(feature = "tracing")]
+fn wait_span(pool: &str, agent: &str) -> tracing::Span {
+    tracing::debug_span!("lease wait", pool, agent)
+}
+
+/// A lease is held for too long. Told once for each lease.
+pub(crate) fn overdue(pool: &str, holder: &Holder) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::warn!(
+            pool,
+            agent = holder.agent,
+            borrowed_at = %holder.borrowed_at,
+            age = ?holder.age,
+            "lease overdue"
+        )
+    });
+}
+
+/// A lease that was reported as overdue has ended.
+pub(crate) fn overdue_returned(pool: &str, holder: &Holder) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::info!(
+            pool,
+            agent = holder.agent,
+            borrowed_at = %holder.borrowed_at,
+            age = ?holder.age,
+            "overdue lease returned"
+        )
+    });
+}
+
+/// A connection was closed before its time.
+pub(crate) fn discarded(pool: &str, reason: &'static str) {
+    #[cfg(feature = "tracing")]
+    tell(|| tracing::debug!(pool, reason, "connection discarded"));
+}
+
+/// Closing a connection reported an error.
+pub(crate) fn close_failed(error: &Error, stuck: bool) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::error!(
+            error = error as &dyn std::error::Error,
+            stuck,
+            "closing a connection failed"
+        )
+    });
+}
+
+/// A client was told of an error by no more than a status.
+#[cfg(any(feature = "axum", feature = "actix"))]
+pub(crate) fn answered(status: u16, error: &Error) {
+    #[cfg(feature = "tracing")]
+    tell(|| match status {
+        500 => tracing::error!(error = error as &dyn std::error::Error, "request failed"),
+        _ => tracing::warn!(status, %error, "request refused"),
+    });
+}
+
+/// The linked SQLite serialises the page caches of all connections.
+pub(crate) fn memory_management() {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::warn!(
+            "SQLite is compiled with SQLITE_ENABLE_MEMORY_MANAGEMENT, which puts the page caches of all \
+         connections behind one mutex; build with LIBSQLITE3_FLAGS=-USQLITE_ENABLE_MEMORY_MANAGEMENT"
+        )
+    });
+}
+
+/// A checkpoint could not be run.
+pub(crate) fn checkpoint_failed(pool: &str, error: &Error) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::warn!(
+            pool,
+            error = error as &dyn std::error::Error,
+            "checkpoint failed"
+        )
+    });
+}
+
+/// The write-ahead log cannot shrink, since somebody reads from it: the oldest lease, as far as is known, or
+/// another process.
+pub(crate) fn wal_pinned(pool: &str, pages: u32, holder: Option<&Holder>) {
+    #[cfg(feature = "tracing")]
+    tell(|| match holder {
+        Some(holder) => tracing::warn!(
+            pool,
+            pages,
+            agent = holder.agent,
+            borrowed_at = %holder.borrowed_at,
+            age = ?holder.age,
+            "the write-ahead log cannot shrink: a lease reads from it"
+        ),
+        None => tracing::warn!(
+            pool,
+            pages,
+            "the write-ahead log cannot shrink: another process reads from it"
+        ),
+    });
+}
+
+/// Each thread that took one of these leases is waiting for another one.
+pub(crate) fn deadlock(pool: &str, waiting: &[(Holder, Claim)]) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        let each = waiting.iter().map(|(holder, claim)| {
+            format!("{holder} waits for {:?} at {}", claim.agent, claim.place)
+        });
+        let holders = each.collect::<Vec<_>>().join("; ");
+        tracing::warn!(
+            pool,
+            holders,
+            "all holders are waiting for another lease: return one before asking for the next"
+        );
+    });
+}

@@ -1,0 +1,222 @@
+//! What the numbers of a pool are called outside: one list for the `metrics` facade and for Prometheus.
+//! It measures nothing.
+
+use super::histogram::Histogram;
+use super::stats::Stats;
+
+/// The numbers of one name.
+pub(crate) struct Family {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) numbers: Numbers,
+}
+
+pub(crate) enum Numbers {
+    /// They only grow.
+    Counter(Labelled),
+    Gauge(Labelled),
+    /// In seconds.
+    Histogram(Histogram),
+}
+
+/// One number for each value of a label; or one, without a label.
+pub(crate) struct Labelled {
+    pub(crate) label: Option<&'static str>,
+    pub(crate) values: Vec<(&'static str, u64)>,
+}
+
+/// All numbers of a pool that holds so many descriptors (`None`: nobody knows) of so many.
+pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize) -> Vec<Family> {
+    let mut families = vec![
+        counter(
+            "leasepool_leases_total",
+            "Leases asked for, by outcome.",
+            "outcome",
+            vec![
+                ("hit", stats.hits),
+                ("miss", stats.misses),
+                ("exhausted", stats.timeouts),
+            ],
+        ),
+        histogram(
+            "leasepool_wait_seconds",
+            "How long calls waited for their turn.",
+            &stats.wait,
+        ),
+        histogram(
+            "leasepool_hold_seconds",
+            "How long leases were held.",
+            &stats.hold,
+        ),
+        gauge(
+            "leasepool_waiting",
+            "Callers that wait for a connection.",
+            stats.waiting,
+        ),
+        counter(
+            "leasepool_writes_total",
+            "Writes, by outcome.",
+            "outcome",
+            vec![
+                ("committed", stats.writes),
+                ("failed", stats.write_failures),
+            ],
+        ),
+        plain_counter(
+            "leasepool_write_groups_total",
+            "Transactions of which writes were part.",
+            stats.write_groups,
+        ),
+        histogram(
+            "leasepool_write_seconds",
+            "How long writes took, from the call to the answer.",
+            &stats.write,
+        ),
+        gauge(
+            "leasepool_writes_waiting",
+            "Writes that wait for their turn.",
+            stats.writes_waiting,
+        ),
+        gauge(
+            "leasepool_wal_pages",
+            "Pages in the write-ahead log after the last commit.",
+            stats.wal_pages,
+        ),
+        plain_counter(
+            "leasepool_checkpoints_total",
+            "Checkpoints that the pool has run.",
+            stats.checkpoints,
+        ),
+        plain_counter(
+            "leasepool_checkpoints_pinned_total",
+            "Times that the write-ahead log was found to be held by an open transaction.",
+            stats.checkpoints_pinned,
+        ),
+        Family {
+            name: "leasepool_connections",
+            help: "Open connections, by state.",
+            numbers: Numbers::Gauge(Labelled {
+                label: Some("state"),
+                values: vec![
+                    ("lent", stats.lent as u64),
+                    ("parked", stats.parked as u64),
+                    ("free", stats.free() as u64),
+                    ("stuck", stats.stuck as u64),
+                ],
+            }),
+        },
+        gauge(
+            "leasepool_files",
+            "Database files that connections are open to.",
+            stats.files,
+        ),
+        gauge(
+            "leasepool_max_connections",
+            "The size of the pool.",
+            stats.max_connections,
+        ),
+        gauge(
+            "leasepool_descriptor_ceiling",
+            "The largest number of descriptors the pool can hold.",
+            ceiling,
+        ),
+        counter(
+            "leasepool_evictions_total",
+            "Parked connections given back, by cause.",
+            "cause",
+            vec![
+                ("reclaim", stats.reclaims),
+                ("size", stats.evicted_by_size),
+                ("idle", stats.evicted_by_idle),
+                ("release", stats.released),
+            ],
+        ),
+        counter(
+            "leasepool_discards_total",
+            "Connections closed before their time, by cause.",
+            "cause",
+            vec![
+                ("reset", stats.discarded_by_reset),
+                ("file", stats.discarded_by_file),
+                ("age", stats.discarded_by_age),
+                ("lease", stats.discarded_by_lease),
+            ],
+        ),
+        counter(
+            "leasepool_opens_total",
+            "Attempts to open a connection, by outcome.",
+            "outcome",
+            vec![("opened", stats.opens), ("failed", stats.open_failures)],
+        ),
+        counter(
+            "leasepool_closes_total",
+            "Connections closed, and those whose closing reported an error.",
+            "outcome",
+            vec![("closed", stats.closes), ("failed", stats.close_failures)],
+        ),
+        plain_counter(
+            "leasepool_resets_total",
+            "Connections cleaned for another agent.",
+            stats.resets,
+        ),
+        plain_counter(
+            "leasepool_overdue_total",
+            "Leases held longer than overdue_after.",
+            stats.overdue,
+        ),
+    ];
+    if let Some(descriptors) = descriptors {
+        families.push(gauge(
+            "leasepool_descriptors",
+            "Descriptors held on the database.",
+            descriptors,
+        ));
+    }
+    families
+}
+
+fn counter(
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    values: Vec<(&'static str, u64)>,
+) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Counter(Labelled {
+            label: Some(label),
+            values,
+        }),
+    }
+}
+
+fn plain_counter(name: &'static str, help: &'static str, value: u64) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Counter(Labelled {
+            label: None,
+            values: vec![("", value)],
+        }),
+    }
+}
+
+fn gauge(name: &'static str, help: &'static str, value: usize) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Gauge(Labelled {
+            label: None,
+            values: vec![("", value as u64)],
+        }),
+    }
+}
+
+fn histogram(name: &'static str, help: &'static str, histogram: &Histogram) -> Family {
+    Family {
+        name,
+        help,
+        numbers: Numbers::Histogram(histogram.clone()),
+    }
+}

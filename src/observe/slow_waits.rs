@@ -1,0 +1,104 @@
+//! What is remembered of waits for a permit: how long all were, and which were the slowest of late.
+//! Not on the fast path.
+
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::claim::Claim;
+use super::histogram::{Histogram, Recorder};
+use super::stats::count;
+
+/// How many slow waits are remembered, and for how long.
+const SLOWEST: usize = 10;
+const REMEMBERED: Duration = Duration::from_secs(10 * 60);
+
+/// A long wait that is over: [`Pool::slowest_waits`](crate::Pool::slowest_waits).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowWait {
+    /// The agent.
+    pub agent: String,
+    /// Where the lease was asked for.
+    pub asked_at: &'static Location<'static>,
+    /// How long it waited.
+    pub waited: Duration,
+    /// How long ago the wait ended.
+    pub ago: Duration,
+    /// Whether it got a connection, or gave up.
+    pub served: bool,
+}
+
+pub(crate) struct SlowWaits {
+    histogram: Recorder,
+    /// Those that got a permit.
+    served: AtomicU64,
+    /// The slowest first.
+    slowest: Mutex<Vec<Wait>>,
+}
+
+struct Wait {
+    claim: Claim,
+    waited: Duration,
+    ended: Instant,
+    served: bool,
+}
+
+impl SlowWaits {
+    pub(crate) fn new() -> Self {
+        SlowWaits {
+            // Whoever has waited has lost more time than a shared cache line costs.
+            histogram: Recorder::new(1),
+            served: AtomicU64::new(0),
+            slowest: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn record(&self, claim: Claim, served: bool) {
+        let ended = Instant::now();
+        let waited = ended.saturating_duration_since(claim.asked_at);
+        self.histogram.record(0, waited);
+        if served {
+            count(&self.served);
+        }
+        let mut slowest = self.slowest.lock();
+        slowest.retain(|wait| ended.saturating_duration_since(wait.ended) < REMEMBERED);
+        let place = slowest.partition_point(|wait| wait.waited >= waited);
+        if place < SLOWEST {
+            slowest.truncate(SLOWEST - 1);
+            slowest.insert(
+                place,
+                Wait {
+                    claim,
+                    waited,
+                    ended,
+                    served,
+                },
+            );
+        }
+    }
+
+    pub(crate) fn slowest(&self, now: Instant) -> Vec<SlowWait> {
+        let slowest = self.slowest.lock();
+        slowest
+            .iter()
+            .map(|wait| SlowWait {
+                agent: wait.claim.agent.as_ref().to_owned(),
+                asked_at: wait.claim.place,
+                waited: wait.waited,
+                ago: now.saturating_duration_since(wait.ended),
+                served: wait.served,
+            })
+            .filter(|wait| wait.ago < REMEMBERED)
+            .collect()
+    }
+
+    /// The waits of all calls; of `leases`, those that did not wait count as zero.
+    pub(crate) fn snapshot(&self, leases: u64) -> Histogram {
+        let mut histogram = self.histogram.snapshot();
+        histogram.add_zeros(leases.saturating_sub(self.served.load(Relaxed)));
+        histogram
+    }
+}

@@ -1,0 +1,250 @@
+//! Lease: a lent connection. Dropping it is the only way to end it.
+//! It decides nothing about where the connection goes: the pool does.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use super::Shared;
+use crate::core::guard::Checkout;
+#[cfg(feature = "tokio")]
+use crate::sqlite::Cancel;
+use crate::sqlite::Sqlite;
+
+/// A lent connection. It dereferences to [`rusqlite::Connection`], and ends when it is dropped.
+///
+/// While it lives, nothing can take the connection away or close it: not the eviction of its agent,
+/// not [`Pool::close`](crate::Pool::close), not the pool's end. There is no `close` on a lease, and
+/// it is never without a connection.
+///
+/// At its end, what is still open in a transaction is rolled back, and the connection stays parked
+/// for its agent: the next lease of the same agent finds its temporary tables, pragmas and prepared
+/// statements as they were. Before another agent gets it, all of that is gone.
+///
+/// All functions are associated ones, so that none hides a method of the connection.
+///
+/// ```
+/// use leasepool::{Database, Pool};
+///
+/// # fn main() -> Result<(), leasepool::Error> {
+/// let pool = Pool::builder(Database::memory()).build()?;
+/// let mut lease = pool.lease("alice")?;
+/// let transaction = lease.transaction()?;
+/// transaction.execute_batch("CREATE TABLE t (x)")?;
+/// transaction.commit()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// There is no way to close a lent connection, or to give it back twice:
+///
+/// ```compile_fail,E0507
+/// # let pool = leasepool::Pool::builder(leasepool::Database::memory()).build().unwrap();
+/// let lease = pool.lease("alice").unwrap();
+/// lease.close(); // rusqlite's `close` takes the connection itself, which is not ours to give
+/// ```
+///
+/// ```compile_fail,E0382
+/// # let pool = leasepool::Pool::builder(leasepool::Database::memory()).build().unwrap();
+/// let lease = pool.lease("alice").unwrap();
+/// drop(lease);
+/// drop(lease);
+/// ```
+///
+/// # Caveats
+/// A lease given to [`std::mem::forget`] keeps its connection for as long as the pool lives; it shows
+/// in [`Pool::holders`](crate::Pool::holders). Never `std::mem::swap` the connection for another: the
+/// pool can no longer count what you keep.
+#[must_use = "a lease that is dropped at once lends nothing"]
+pub struct Lease {
+    /// `None` only at the end.
+    checkout: Option<Checkout<Sqlite>>,
+    shared: Arc<Shared>,
+    interrupt: OnceLock<InterruptHandle>,
+}
+
+impl Lease {
+    #[inline]
+    pub(super) fn new(checkout: Checkout<Sqlite>, shared: &Arc<Shared>) -> Self {
+        Lease {
+            checkout: Some(checkout),
+            shared: Arc::clone(shared),
+            interrupt: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn checkout(&self) -> &Checkout<Sqlite> {
+        match &self.checkout {
+            Some(checkout) => checkout,
+            None => unreachable!("only the end of a lease takes its checkout"),
+        }
+    }
+
+    pub(crate) fn checkout_mut(&mut self) -> &mut Checkout<Sqlite> {
+        match &mut self.checkout {
+            Some(checkout) => checkout,
+            None => unreachable!("only the end of a lease takes its checkout"),
+        }
+    }
+
+    /// Who borrowed the connection.
+    pub fn agent(lease: &Self) -> &str {
+        lease.checkout().agent()
+    }
+
+    /// Ends the lease and closes its connection, which will serve nobody any more. Use it after an
+    /// error that puts the connection in doubt (an I/O error, corruption): rusqlite gives no safe
+    /// way to ask a connection for the last error, so the pool cannot see those that your statements
+    /// return. Nothing is written at this close, not even a last checkpoint.
+    ///
+    /// # Blocking
+    /// For as long as SQLite takes to close a connection.
+    pub fn discard(mut lease: Self) {
+        lease.revoke_interrupt();
+        if let Some(checkout) = lease.checkout.take() {
+            checkout.discard();
+        }
+    }
+
+    fn revoke_interrupt(&self) {
+        if let Some(handle) = self.interrupt.get() {
+            handle.revoke();
+        }
+    }
+
+    /// A handle by which another thread can interrupt what runs on this lease. It does nothing once
+    /// the lease has ended, unlike the one of [`rusqlite::Connection::get_interrupt_handle`], which
+    /// would interrupt the connection's next borrower.
+    pub fn interrupt_handle(lease: &Self) -> InterruptHandle {
+        lease
+            .interrupt
+            .get_or_init(|| {
+                let handle = lease.get_interrupt_handle();
+                InterruptHandle(Arc::new(Mutex::new(Some(Box::new(move || {
+                    handle.interrupt();
+                })))))
+            })
+            .clone()
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Lease {
+    /// Runs `work` on the connection, so that `cancel` ends its waits for locks.
+    pub(super) fn cancellable<R>(
+        &mut self,
+        cancel: &Cancel,
+        work: impl FnOnce(&mut rusqlite::Connection) -> R,
+    ) -> R {
+        let shared = Arc::clone(&self.shared);
+        let result = shared.core.backend.cancellable(self, cancel, work);
+        // The lease may end on another thread.
+        self.note_commits();
+        result
+    }
+
+    /// At the end of the lease, the connection goes through a reset before anybody gets it.
+    pub(super) fn retire(&mut self) {
+        self.checkout_mut().free_at_end();
+    }
+
+    /// What interrupts the lease, again and again until it ends.
+    pub(super) fn interrupter(&self) -> Box<dyn FnOnce() + Send> {
+        let (handle, shared) = (Lease::interrupt_handle(self), Arc::downgrade(&self.shared));
+        Box::new(move || {
+            if handle.try_interrupt()
+                && let Some(shared) = shared.upgrade()
+            {
+                shared.retry_interrupt(Box::new(move || handle.try_interrupt()));
+            }
+        })
+    }
+}
+
+impl Lease {
+    /// Tells the writer what the commits on this connection, and this thread, have noted.
+    pub(super) fn note_commits(&mut self) {
+        if let Some(pages) = self.checkout_mut().connection_mut().take_noted() {
+            self.shared.writer.noted(pages);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.revoke_interrupt();
+        if let Some(mut checkout) = self.checkout.take() {
+            let noted = checkout.connection_mut().take_noted();
+            drop(checkout);
+            if let Some(pages) = noted {
+                self.shared.writer.noted(pages);
+            }
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = rusqlite::Connection;
+
+    fn deref(&self) -> &rusqlite::Connection {
+        self.checkout().connection()
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut rusqlite::Connection {
+        self.checkout_mut().connection_mut()
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("agent", &self.checkout().agent())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Interrupts the statement running on a lease: [`Lease::interrupt_handle`].
+#[derive(Clone)]
+pub struct InterruptHandle(Arc<Mutex<Option<Interrupt>>>);
+
+type Interrupt = Box<dyn Fn() + Send>;
+
+impl InterruptHandle {
+    /// Makes the statement that is running on the lease return an error. It does nothing if none
+    /// runs, or if the lease has ended.
+    ///
+    /// # Blocking
+    /// Never for longer than another call of this function takes.
+    pub fn interrupt(&self) {
+        self.try_interrupt();
+    }
+
+    /// Whether the lease still lives.
+    pub(super) fn try_interrupt(&self) -> bool {
+        match &*self.0.lock() {
+            Some(interrupt) => {
+                interrupt();
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn revoke(&self) {
+        *self.0.lock() = None;
+    }
+}
+
+impl fmt::Debug for InterruptHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InterruptHandle").finish_non_exhaustive()
+    }
+}

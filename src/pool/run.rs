@@ -1,0 +1,230 @@
+//! SQL that may take long, off the async threads: the feature `tokio`.
+//! It moves a lease to a blocking thread and back, and interrupts it; it decides nothing else.
+
+use std::any::Any;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_timer::Delay;
+use rusqlite::Connection;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::lease::Lease;
+use super::{Pool, at_most};
+use crate::error::Error;
+use crate::sqlite::Cancel;
+
+type Done<R> = Result<(Lease, R), Box<dyn Any + Send>>;
+
+/// Work on its way. Dropping it calls the work off.
+struct Running<R> {
+    task: JoinHandle<Done<R>>,
+    calling_off: Option<CallOff>,
+}
+
+/// What it takes to stop work: all that may wait or run is told.
+struct CallOff {
+    cancel: Cancel,
+    interrupt: Box<dyn FnOnce() + Send>,
+}
+
+impl Lease {
+    /// Runs `work` on the lease's connection on one of tokio's blocking threads, and gives the lease
+    /// back with what `work` returned.
+    ///
+    /// For SQL that may take long or wait for a lock. Short indexed reads are better done directly:
+    /// the way to another thread and back costs more than they do.
+    ///
+    /// If the future is dropped, the statement that is running is interrupted
+    /// (`sqlite3_interrupt`), and so is every later one, and a wait for a lock ends; the transaction is
+    /// rolled back, and the lease ends, within 50 ms or as soon as `work` returns.
+    ///
+    /// While `work` runs, locks are waited for as long as `busy_timeout` of the builder says; afterwards the
+    /// connection is back to that, whatever `work` or the lease had set.
+    ///
+    /// ```
+    /// # use leasepool::{Database, Lease, Pool};
+    /// # async fn report(pool: &Pool) -> Result<i64, Box<dyn std::error::Error>> {
+    /// let lease = pool.lease_async("alice").await?;
+    /// let (lease, words) = Lease::run(lease, |conn| {
+    ///     conn.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))
+    /// })
+    /// .await?;
+    /// drop(lease);
+    /// # Ok(words?)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// - [`Error::Panicked`] if `work` panics. The lease has then ended, and the connection is reset
+    ///   before anybody gets it, also the same agent.
+    /// - [`Error::NoRuntime`] outside of a tokio runtime, or if that is shutting down.
+    pub fn run<F, R>(lease: Self, work: F) -> impl Future<Output = Result<(Self, R), Error>>
+    where
+        F: FnOnce(&mut Connection) -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        run_until(lease, None, work)
+    }
+}
+
+impl Pool {
+    /// Leases a connection as [`Pool::lease_async`] does, runs `work` on it as [`Lease::run`] does, and
+    /// ends the lease.
+    ///
+    /// ```
+    /// # use leasepool::{Database, Pool};
+    /// # async fn report(pool: &Pool) -> Result<i64, Box<dyn std::error::Error>> {
+    /// let words = pool
+    ///     .run("alice", |conn| {
+    ///         conn.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))
+    ///     })
+    ///     .await??;
+    /// # Ok(words)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Pool::lease`] and [`Lease::run`].
+    #[track_caller]
+    pub fn run<F, R>(
+        &self,
+        agent: impl AsRef<str>,
+        work: F,
+    ) -> impl Future<Output = Result<R, Error>>
+    where
+        F: FnOnce(&mut Connection) -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let place = Location::caller();
+        async move { self.run_at(agent.as_ref(), None, place, work).await }
+    }
+
+    /// Like [`Pool::run`], but waits for a connection and for `work` for at most `timeout` together.
+    /// When that has passed, the work is called off as by dropping the future, and the caller need
+    /// not wait for that.
+    ///
+    /// # Errors
+    /// Those of [`Pool::run`], and [`Error::Interrupted`] if the time passed while `work` was running.
+    #[track_caller]
+    pub fn run_timeout<F, R>(
+        &self,
+        agent: impl AsRef<str>,
+        timeout: Duration,
+        work: F,
+    ) -> impl Future<Output = Result<R, Error>>
+    where
+        F: FnOnce(&mut Connection) -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let place = Location::caller();
+        async move {
+            let agent = agent.as_ref();
+            self.run_at(agent, Some(timeout), place, work).await
+        }
+    }
+
+    pub(crate) async fn run_at<F, R>(
+        &self,
+        agent: &str,
+        timeout: Option<Duration>,
+        place: &'static Location<'static>,
+        work: F,
+    ) -> Result<R, Error>
+    where
+        F: FnOnce(&mut Connection) -> R + Send + 'static,
+        R: Send + 'static,
+    {
+        let timeout = timeout.map(at_most);
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let wait = timeout.unwrap_or(self.shared().core.options.lease_timeout);
+        let lease = self.lease_async_within(agent, wait, place).await?;
+        let (lease, result) = run_until(lease, deadline, work).await?;
+        drop(lease);
+        Ok(result)
+    }
+}
+
+async fn run_until<F, R>(
+    lease: Lease,
+    deadline: Option<Instant>,
+    work: F,
+) -> Result<(Lease, R), Error>
+where
+    F: FnOnce(&mut Connection) -> R + Send + 'static,
+    R: Send + 'static,
+{
+    let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
+    let started = Instant::now();
+    let cancel = Cancel::default();
+    let calling_off = CallOff {
+        cancel: cancel.clone(),
+        interrupt: lease.interrupter(),
+    };
+    let mut running = Running {
+        task: runtime.spawn_blocking(move || work_on(lease, &cancel, work)),
+        calling_off: Some(calling_off),
+    };
+    let Some(done) = running.finished_by(deadline).await else {
+        return Err(Error::Interrupted {
+            after: started.elapsed(),
+        });
+    };
+    running.calling_off = None;
+    match done {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(panic)) => Err(Error::panicked("the work given to run", &*panic)),
+        // `work_on` does not panic: the runtime dropped the work before it began.
+        Err(_) => Err(Error::NoRuntime),
+    }
+}
+
+fn work_on<F, R>(mut lease: Lease, cancel: &Cancel, work: F) -> Done<R>
+where
+    F: FnOnce(&mut Connection) -> R,
+{
+    // The lease ends with a panic, and nobody gets the connection without a reset.
+    match catch_unwind(AssertUnwindSafe(|| lease.cancellable(cancel, work))) {
+        Ok(result) => Ok((lease, result)),
+        Err(panic) => {
+            lease.retire();
+            drop(lease);
+            Err(panic)
+        }
+    }
+}
+
+impl<R> Running<R> {
+    /// What the task returned, or `None` if the deadline came first.
+    async fn finished_by(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Option<Result<Done<R>, tokio::task::JoinError>> {
+        let mut alarm = deadline.map(|at| Delay::new(at.saturating_duration_since(Instant::now())));
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = Pin::new(&mut self.task).poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            match &mut alarm {
+                Some(alarm) => Pin::new(alarm).poll(cx).map(|()| None),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl<R> Drop for Running<R> {
+    fn drop(&mut self) {
+        if let Some(CallOff { cancel, interrupt }) = self.calling_off.take() {
+            // Work that has not begun never will; the runtime drops it, and so the lease.
+            self.task.abort();
+            cancel.cancel();
+            interrupt();
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Shared: core and writer side by side, with the thread that maintains both. A lease ends in the core first; then
+//! the writer is told.
+//! It decides nothing by itself.
+
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::lease::Lease;
+use crate::core::Core;
+use crate::core::checkout::Request;
+use crate::error::Error;
+#[cfg(feature = "metrics")]
+use crate::observe::metrics::Published;
+use crate::observe::stats::Stats;
+use crate::sqlite::Sqlite;
+use crate::sync::oneshot::Oneshot;
+use crate::sync::ticker::Ticker;
+use crate::sync::wait::{await_until, block_on};
+use crate::write::Writer;
+
+/// What all handles and leases of a pool have in common.
+pub(crate) struct Shared {
+    pub(crate) core: Arc<Core<Sqlite>>,
+    pub(crate) writer: Arc<Writer>,
+    #[cfg(feature = "metrics")]
+    published: parking_lot::Mutex<Published>,
+    /// What must be interrupted until it ends.
+    #[cfg(feature = "tokio")]
+    interrupts: parking_lot::Mutex<Vec<RetryInterrupt>>,
+    ticker: Ticker,
+}
+
+/// Interrupts something; returns whether that is still there.
+#[cfg(feature = "tokio")]
+pub(super) type RetryInterrupt = Box<dyn Fn() -> bool + Send>;
+
+/// How often what is to be interrupted is.
+#[cfg(feature = "tokio")]
+const INTERRUPTING: Duration = Duration::from_millis(1);
+
+impl Shared {
+    /// With the maintenance thread at work.
+    pub(super) fn start(core: Arc<Core<Sqlite>>, writer: Arc<Writer>) -> Result<Arc<Self>, Error> {
+        let shared = Arc::new(Shared {
+            #[cfg(feature = "metrics")]
+            published: parking_lot::Mutex::default(),
+            #[cfg(feature = "tokio")]
+            interrupts: parking_lot::Mutex::default(),
+            ticker: Ticker::default(),
+            core,
+            writer,
+        });
+        let weak: Weak<Shared> = Arc::downgrade(&shared);
+        let period = shared.core.maintenance_period();
+        let started = shared
+            .ticker
+            .start("leasepool-maintenance", period, move || {
+                weak.upgrade().map(|shared| shared.maintain(period))
+            });
+        started.map_err(Error::no_thread)?;
+        Ok(shared)
+    }
+
+    #[inline]
+    pub(super) fn lease(self: &Arc<Self>, request: &Request<'_>) -> Result<Lease, Error> {
+        let checkout = self.core.checkout(request)?;
+        Ok(Lease::new(checkout, self))
+    }
+
+    pub(super) async fn lease_async(
+        self: &Arc<Self>,
+        request: Request<'_>,
+    ) -> Result<Lease, Error> {
+        let checkout = self.core.checkout_async(request).await?;
+        Ok(Lease::new(checkout, self))
+    }
+
+    pub(super) fn close(&self, timeout: Duration) -> Result<(), Error> {
+        self.core.check_reentrancy()?;
+        block_on(self.closing(timeout))
+    }
+
+    async fn closing(&self, timeout: Duration) -> Result<(), Error> {
+        let asked_at = Instant::now();
+        let deadline = asked_at + timeout;
+        // Whatever is not done in time is refused.
+        let _ = await_until(deadline, pin!(self.writer.drain())).await;
+        self.writer.refuse();
+        let closed = self.core.close(asked_at, deadline).await;
+        #[cfg(feature = "metrics")]
+        self.publish_now();
+        closed
+    }
+
+    /// Dropping the future leaves the pool closing.
+    pub(super) async fn close_async(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
+        self.core.check_reentrancy()?;
+        let (shared, answer) = (Arc::clone(self), Arc::new(Oneshot::new()));
+        let theirs = Arc::clone(&answer);
+        self.core.workers().spawn(async move {
+            theirs.answer(shared.closing(timeout).await);
+        });
+        answer.received().await
+    }
+
+    /// The last handle is gone: closes what is idle, on this thread.
+    pub(super) fn close_now(&self) {
+        self.writer.refuse();
+        self.core.refuse();
+        self.core.wind_up();
+    }
+
+    fn maintain(&self, period: Duration) -> Duration {
+        self.core.maintain();
+        self.writer.maintain();
+        #[cfg(feature = "metrics")]
+        self.publish();
+        #[cfg(feature = "tokio")]
+        {
+            let mut interrupts = self.interrupts.lock();
+            interrupts.retain(|interrupt| interrupt());
+            if !interrupts.is_empty() {
+                return INTERRUPTING;
+            }
+        }
+        period
+    }
+
+    /// Interrupts again and again until there is nothing left to interrupt: SQLite forgets an interrupt as soon as
+    /// the statement has ended, and there may be more of them.
+    #[cfg(feature = "tokio")]
+    pub(super) fn retry_interrupt(&self, interrupt: RetryInterrupt) {
+        self.interrupts.lock().push(interrupt);
+        self.ticker.call();
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = self.core.stats();
+        self.writer.observe(&mut stats);
+        stats
+    }
+
+    #[cfg(any(feature = "metrics", feature = "status"))]
+    pub(crate) fn families(&self) -> Vec<crate::observe::families::Family> {
+        self.core.families(&self.stats())
+    }
+
+    #[cfg(feature = "metrics")]
+    fn publish(&self) {
+        let due = self.published.lock().is_due(Instant::now());
+        if due {
+            self.publish_now();
+        }
+    }
+
+    #[cfg(feature = "metrics")]
+    fn publish_now(&self) {
+        let families = self.families();
+        let mut published = self.published.lock();
+        published.publish(&self.core.options.name, families, Instant::now());
+    }
+}

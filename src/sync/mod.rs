@@ -1,0 +1,11 @@
+//! Waiting, and work on other threads: a semaphore, a map of values in use, worker threads, a oneshot.
+//! Nothing here knows a pool or a connection.
+
+pub(crate) mod keyed_map;
+pub(crate) mod oneshot;
+pub(crate) mod prim;
+pub(crate) mod semaphore;
+pub(crate) mod thread;
+pub(crate) mod ticker;
+pub(crate) mod wait;
+pub(crate) mod workers;

@@ -1,0 +1,202 @@
+//! WorkerPool: a few threads that do what may block, started when there is work and ended when there is none.
+//! They know no pool. A task that panics costs no thread.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::oneshot::Oneshot;
+
+pub(crate) type Task = Box<dyn FnOnce() + Send>;
+
+/// How long a thread without work stays.
+const IDLE: Duration = Duration::from_secs(5);
+
+pub(crate) struct WorkerPool {
+    /// What the threads are called.
+    name: &'static str,
+    /// Threads at most.
+    most: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// With the number of their turn.
+    tasks: VecDeque<(u64, Task)>,
+    next_turn: u64,
+    threads: usize,
+    /// Threads that wait for work, those included that were called and are about to take some.
+    idle: usize,
+}
+
+/// How work ended that was handed to a thread.
+pub(crate) type Outcome<T> = Result<T, Box<dyn Any + Send>>;
+
+impl WorkerPool {
+    pub(crate) fn new(name: &'static str, most: usize) -> Arc<Self> {
+        Arc::new(WorkerPool {
+            name,
+            most,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Lets a thread do `task`, after those that came before.
+    ///
+    /// # Errors
+    /// If no thread can be started and none is there. The task is given back.
+    pub(crate) fn submit(self: &Arc<Self>, task: Task) -> Result<(), (Task, io::Error)> {
+        let mut state = self.state.lock();
+        let turn = state.next_turn;
+        state.next_turn += 1;
+        state.tasks.push_back((turn, task));
+        self.changed.notify_one();
+        if state.tasks.len() <= state.idle || state.threads == self.most {
+            return Ok(());
+        }
+        state.threads += 1;
+        drop(state);
+        let workers = Arc::clone(self);
+        let started = thread::Builder::new()
+            .name(self.name.to_owned())
+            .spawn(move || workers.work());
+        let Err(error) = started else {
+            return Ok(());
+        };
+        let mut state = self.state.lock();
+        state.threads -= 1;
+        if state.threads > 0 {
+            return Ok(());
+        }
+        let place = state.tasks.iter().position(|(other, _)| *other == turn);
+        match place.and_then(|place| state.tasks.remove(place)) {
+            Some((_, task)) => Err((task, error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Does `work` on a thread of the pool's, or here, if no thread can be started: late is better than never.
+    pub(crate) fn submit_or_run(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) {
+        if let Err((task, _)) = self.submit(Box::new(work)) {
+            run(task);
+        }
+    }
+
+    /// Does `work` on a thread of the pool's. Dropping the future leaves the work alone; its result is then
+    /// dropped on that thread.
+    ///
+    /// # Errors
+    /// If no thread can be started; `work` is dropped then.
+    pub(crate) fn hand_over<T, F>(
+        self: &Arc<Self>,
+        work: F,
+    ) -> Result<impl Future<Output = Outcome<T>> + Send + use<T, F>, io::Error>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let answer = Arc::new(Oneshot::new());
+        let theirs = Arc::clone(&answer);
+        let task = move || {
+            let outcome = catch_unwind(AssertUnwindSafe(work));
+            theirs.answer(outcome);
+        };
+        self.submit(Box::new(task)).map_err(|(_, error)| error)?;
+        Ok(answer.received())
+    }
+
+    /// Runs a future on the pool's threads, each time that it has something to do. It occupies none while it waits.
+    pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
+        let workers = Arc::clone(self);
+        let schedule = move |runnable: async_task::Runnable| {
+            workers.submit_or_run(move || _ = runnable.run());
+        };
+        let (runnable, task) = async_task::spawn(future, schedule);
+        runnable.schedule();
+        task.detach();
+    }
+
+    fn work(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some((_, task)) = state.tasks.pop_front() {
+                drop(state);
+                run(task);
+                state = self.state.lock();
+                continue;
+            }
+            state.idle += 1;
+            let waited = self.changed.wait_for(&mut state, IDLE);
+            state.idle -= 1;
+            if waited.timed_out() && state.tasks.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+fn run(task: Task) {
+    // What a task leaves to be dropped may be the user's, and panic, too.
+    let outcome = catch_unwind(AssertUnwindSafe(task));
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn workers() -> Arc<WorkerPool> {
+        WorkerPool::new("test", 1)
+    }
+
+    #[test]
+    fn the_result_comes_back_and_so_does_a_panic() {
+        let workers = workers();
+        let six = workers.hand_over(|| 6 * 7).unwrap();
+        assert_eq!(smol::block_on(six).unwrap(), 42);
+        let panicking = workers.hand_over(|| panic!("on purpose")).unwrap();
+        let panic: Outcome<()> = smol::block_on(panicking);
+        assert_eq!(
+            panic.unwrap_err().downcast_ref::<&str>(),
+            Some(&"on purpose")
+        );
+        // The one thread is still there.
+        let one = workers.hand_over(|| 1).unwrap();
+        assert_eq!(smol::block_on(one).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_dropped_future_leaves_its_result_to_the_thread() {
+        let workers = workers();
+        let (finish, wait) = mpsc::channel::<()>();
+        let result = Arc::new(());
+        let held = Arc::clone(&result);
+        let mut work = Box::pin(
+            workers
+                .hand_over(move || {
+                    let _ = wait.recv();
+                    held
+                })
+                .unwrap(),
+        );
+        assert!(smol::block_on(smol::future::poll_once(&mut work)).is_none());
+        drop(work);
+        finish.send(()).unwrap();
+        while Arc::strong_count(&result) > 1 {
+            thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Group commit: the leader of a queue takes a connection, the write lock and a transaction, lets members work,
+//! commits, and replies; one group after the other.
+//! It knows neither who calls nor how they wait. Waiting for a connection or the lock holds no thread: it is awaited.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::job::PendingJob;
+use super::writer::{Queue, Writer};
+use crate::core::checkout::Request;
+use crate::core::guard::Checkout;
+use crate::core::reentrancy::{self, Within};
+use crate::error::{Error, Wanted};
+use crate::observe::claim::Claim;
+use crate::observe::stats::{add, count};
+use crate::sqlite::{Group, Member, Sqlite, same, until};
+use crate::sync::semaphore::{Closed, Refusal};
+use crate::sync::wait::{await_until, block_until};
+
+/// A queue of a pool's, with the agent whose connection its leader uses.
+#[derive(Clone)]
+pub(super) struct QueueHandle {
+    pub(super) writer: Arc<Writer>,
+    pub(super) queue: Queue,
+    pub(super) agent: Arc<str>,
+}
+
+impl QueueHandle {
+    /// Where `agent` writes.
+    pub(super) fn of(writer: &Arc<Writer>, agent: &str) -> Result<Self, Error> {
+        let (queue, agent) = writer.queue(agent)?;
+        Ok(QueueHandle {
+            writer: Arc::clone(writer),
+            queue,
+            agent,
+        })
+    }
+
+    /// One for each queue in use.
+    pub(super) fn all(writer: &Arc<Writer>) -> Vec<Self> {
+        let handle = |queue: Queue| QueueHandle {
+            writer: Arc::clone(writer),
+            agent: Arc::clone(queue.key()),
+            queue,
+        };
+        writer.all_queues().into_iter().map(handle).collect()
+    }
+
+    /// Leads until no job waits.
+    async fn lead(self, mut first: Option<PendingJob>) {
+        loop {
+            self.lead_once(first.take(), Company::Welcome).await;
+            if self.queue.step_down() {
+                return;
+            }
+        }
+    }
+
+    /// Lets the writer's threads lead from now on. They work when there is something to do, and wait for nothing.
+    pub(super) fn hand_over(self, first: Option<PendingJob>) {
+        let workers = Arc::clone(&self.writer.workers);
+        workers.spawn(self.lead(first));
+    }
+
+    /// Leads one group, which begins with `first` or with the first of the queue.
+    pub(super) async fn lead_once(&self, first: Option<PendingJob>, company: Company) {
+        let mut group = pin!(self.group(first, company));
+        // Nothing is known to panic within. If it does, that must not end the queue, and members that have no
+        // answer yet get one as the group is dropped.
+        poll_fn(|cx| {
+            let polled = catch_unwind(AssertUnwindSafe(|| group.as_mut().poll(cx)));
+            polled.unwrap_or(Poll::Ready(()))
+        })
+        .await;
+    }
+
+    async fn group(&self, first: Option<PendingJob>, company: Company) {
+        let Some(first) = first.or_else(|| self.queue.next()) else {
+            return;
+        };
+        if first.is_cancelled() {
+            return;
+        }
+        let core = &self.writer.core;
+        if let Some(wal) = core.backend.wal() {
+            wal.hold_back(first.deadline());
+        }
+        let mut checkout = match self.connection(&first).await {
+            Ok(checkout) => checkout,
+            Err(error) => return first.reply(Err(error)),
+        };
+        let lock = match self.write_lock(first.claim(), first.deadline()).await {
+            Ok(lock) => lock,
+            Err(error) => return first.reply(Err(error)),
+        };
+        // From here on nothing is awaited. Members reply when this is dropped: after the lock and the connection.
+        let mut members = Members::default();
+        let outcome = match self.begin(&mut checkout, &first) {
+            Ok(group) => self.fill(group, first, company, &mut members),
+            Err(error) => return first.reply(Err(error.into())),
+        };
+        let noted = checkout.connection_mut().take_noted();
+        let clean = checkout.connection().is_clean();
+        drop(lock);
+        if clean {
+            drop(checkout);
+        } else {
+            checkout.discard();
+        }
+        let counters = &core.counters;
+        count(&counters.write_groups);
+        if outcome.is_ok() {
+            add(&counters.writes, members.jobs.len() as u64);
+        }
+        members.outcome = outcome;
+        drop(members);
+        if let Some(pages) = noted {
+            self.writer.noted(pages);
+        }
+    }
+
+    fn begin<'a>(
+        &self,
+        checkout: &'a mut Checkout<Sqlite>,
+        first: &PendingJob,
+    ) -> rusqlite::Result<Group<'a>> {
+        let begun = Group::begin(checkout.connection_mut(), || {
+            self.queue.set_locked_out(true);
+            let now = Instant::now();
+            self.expire(now);
+            now < first.deadline() && !first.is_cancelled()
+        });
+        if begun.is_ok() {
+            self.queue.set_locked_out(false);
+        }
+        begun
+    }
+
+    /// Lets members work until the group is full or nobody waits, and commits.
+    fn fill(
+        &self,
+        mut group: Group<'_>,
+        first: PendingJob,
+        company: Company,
+        members: &mut Members,
+    ) -> Result<(), Lost> {
+        let limits = &self.writer.limits;
+        let most = match company {
+            Company::Welcome => limits.group_members,
+            Company::None => 1,
+        };
+        let started = Instant::now();
+        let deadline = first.deadline();
+        let within = Within::enter(self.writer.core.address(), reentrancy::WRITE);
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match group.member(|savepoint| job.work(savepoint)) {
+                Member::Done => members.jobs.push(job),
+                Member::Refused(error) => members.refused.push((job, error)),
+                Member::Lost => {
+                    members.jobs.push(job);
+                    return Err(Lost::RolledBack);
+                }
+            }
+            let now = Instant::now();
+            if members.jobs.len() >= most
+                || now.saturating_duration_since(started) >= limits.group_time
+            {
+                break;
+            }
+            next = self.next(now);
+        }
+        drop(within);
+        group.commit(until(deadline)).map_err(Lost::Commit)
+    }
+
+    /// The next whose time has not passed.
+    fn next(&self, now: Instant) -> Option<PendingJob> {
+        loop {
+            let job = self.queue.next()?;
+            if job.is_cancelled() {
+                continue;
+            }
+            if job.deadline() > now {
+                return Some(job);
+            }
+            let error = self.too_late(job.claim());
+            job.reply(Err(error));
+        }
+    }
+
+    async fn connection(&self, first: &PendingJob) -> Result<Checkout<Sqlite>, Error> {
+        let claim = first.claim();
+        let wait = first.deadline().saturating_duration_since(claim.asked_at);
+        let request = Request::on_behalf(claim, &self.agent, wait);
+        self.writer.core.checkout_async(request).await
+    }
+
+    /// The right to begin a transaction that writes.
+    async fn write_lock(
+        &self,
+        claim: &Claim,
+        deadline: Instant,
+    ) -> Result<WriteLockGuard<'_>, Error> {
+        let acquire = self.acquire_write_lock(claim);
+        match await_until(deadline, pin!(acquire)).await {
+            Some(lock) => lock,
+            None => Err(self.too_late(claim)),
+        }
+    }
+
+    /// The same, blocking.
+    pub(super) fn write_lock_blocking(
+        &self,
+        claim: &Claim,
+        deadline: Instant,
+    ) -> Result<WriteLockGuard<'_>, Error> {
+        let acquire = self.acquire_write_lock(claim);
+        match block_until(deadline, pin!(acquire)) {
+            Some(lock) => lock,
+            None => Err(self.too_late(claim)),
+        }
+    }
+
+    async fn acquire_write_lock(&self, claim: &Claim) -> Result<WriteLockGuard<'_>, Error> {
+        let lock = &self.queue.write_lock;
+        match lock.try_acquire(Instant::now()) {
+            Ok(()) => {}
+            Err(Refusal::Closed) => return Err(Error::Closed),
+            Err(Refusal::Busy) => {
+                let acquired = lock.acquire(claim.clone()).await;
+                acquired.map_err(|Closed| Error::Closed)?;
+            }
+        }
+        Ok(WriteLockGuard(&self.queue))
+    }
+
+    /// Answers those in the queue whose time has passed.
+    pub(super) fn expire(&self, now: Instant) {
+        for job in self.queue.take_out(|job| job.deadline() <= now) {
+            let error = self.too_late(job.claim());
+            job.reply(Err(error));
+        }
+    }
+
+    /// Why a write that waited too long was not done.
+    pub(super) fn too_late(&self, claim: &Claim) -> Error {
+        if self.queue.is_locked_out() {
+            return locked_out().into();
+        }
+        self.exhausted(claim, self.queue.waiting())
+    }
+
+    pub(super) fn exhausted(&self, claim: &Claim, waiting: usize) -> Error {
+        let core = &self.writer.core;
+        core.exhausted(Wanted::TurnToWrite, claim.asked_at, waiting)
+    }
+}
+
+/// Whether others may join a group.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    Welcome,
+    None,
+}
+
+/// What SQLite says to a connection that is locked out.
+fn locked_out() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
+        Some("the lock to write is held outside of the pool's queue".to_owned()),
+    )
+}
+
+/// Why nothing of a group is kept.
+enum Lost {
+    /// SQLite rolled it back within a member's work.
+    RolledBack,
+    Commit(rusqlite::Error),
+}
+
+impl Lost {
+    fn error(&self) -> Error {
+        match self {
+            Lost::RolledBack => Error::RolledBack,
+            Lost::Commit(error) => same(error).into(),
+        }
+    }
+}
+
+/// Those who have worked. They are told the outcome when this is dropped, in the order in which they came.
+struct Members {
+    jobs: Vec<PendingJob>,
+    /// Those whose work was rolled back for what it tried.
+    refused: Vec<(PendingJob, Error)>,
+    outcome: Result<(), Lost>,
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Members {
+            jobs: Vec::new(),
+            refused: Vec::new(),
+            // Until there is a commit.
+            outcome: Err(Lost::RolledBack),
+        }
+    }
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        for (job, error) in self.refused.drain(..) {
+            job.reply(Err(error));
+        }
+        for job in self.jobs.drain(..) {
+            let outcome = match &self.outcome {
+                Ok(()) => Ok(()),
+                Err(lost) => Err(lost.error()),
+            };
+            job.reply(outcome);
+        }
+    }
+}
+
+/// The right to begin a transaction that writes, which goes to the next when it is dropped.
+pub(super) struct WriteLockGuard<'a>(&'a Queue);
+
+impl Drop for WriteLockGuard<'_> {
+    fn drop(&mut self) {
+        self.0.write_lock.release(Instant::now());
+    }
+}

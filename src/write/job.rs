@@ -1,0 +1,154 @@
+//! A job: the work of one call of `write`, from the call to the answer.
+//! It does not know when its turn comes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use rusqlite::Savepoint;
+
+use crate::error::Error;
+use crate::observe::claim::Claim;
+use crate::sync::oneshot::Oneshot;
+
+/// A job, whatever it returns.
+pub(super) trait Job: Send + Sync {
+    fn claim(&self) -> &Claim;
+
+    /// By when it must have begun.
+    fn deadline(&self) -> Instant;
+
+    /// Its caller does not wait any more, and it has not begun.
+    fn is_cancelled(&self) -> bool;
+
+    /// Does the work, once. Returns whether to keep what it did.
+    fn work(&self, savepoint: &mut Savepoint<'_>) -> bool;
+
+    /// Answers the caller: what the work returned, now that it is committed, or why it is not.
+    fn reply(&self, outcome: Result<(), Error>);
+}
+
+/// A job that has left the queue. Dropping it replies, so that every caller is answered, whatever happens.
+pub(super) struct PendingJob(Option<Arc<dyn Job>>);
+
+impl PendingJob {
+    pub(super) fn new(job: Arc<dyn Job>) -> Self {
+        PendingJob(Some(job))
+    }
+
+    /// Answers the caller.
+    pub(super) fn reply(mut self, outcome: Result<(), Error>) {
+        self.reply_once(outcome);
+    }
+
+    /// What that runs of the user's (a waker, the drop of a result) may panic; that is no reason not to answer the
+    /// next.
+    fn reply_once(&mut self, outcome: Result<(), Error>) {
+        if let Some(job) = self.0.take() {
+            let replied = catch_unwind(AssertUnwindSafe(|| {
+                job.reply(outcome);
+                drop(job);
+            }));
+            drop(replied);
+        }
+    }
+
+    pub(super) fn job(&self) -> &Arc<dyn Job> {
+        match &self.0 {
+            Some(job) => job,
+            None => unreachable!("only a reply takes the job"),
+        }
+    }
+}
+
+impl std::ops::Deref for PendingJob {
+    type Target = dyn Job + 'static;
+
+    fn deref(&self) -> &(dyn Job + 'static) {
+        &**self.job()
+    }
+}
+
+impl Drop for PendingJob {
+    fn drop(&mut self) {
+        self.reply_once(Err(Error::RolledBack));
+    }
+}
+
+/// What the caller is told. The errors are two, so that the user's `From` runs on the caller's thread.
+pub(super) type Answer<T, E> = Result<Result<T, E>, Error>;
+
+pub(super) struct Write<F, T, E> {
+    claim: Claim,
+    deadline: Instant,
+    work: Mutex<Option<F>>,
+    result: Mutex<Option<Answer<T, E>>>,
+    pub(super) oneshot: Oneshot<Answer<T, E>>,
+}
+
+impl<F, T, E> Write<F, T, E> {
+    pub(super) fn new(claim: Claim, deadline: Instant, work: F) -> Self {
+        Write {
+            claim,
+            deadline,
+            work: Mutex::new(Some(work)),
+            result: Mutex::new(None),
+            oneshot: Oneshot::new(),
+        }
+    }
+
+    /// Its caller does not wait any more: it will not begin if it has not.
+    pub(super) fn cancel(&self) {
+        let work = self.work.lock().take();
+        drop(work);
+        self.oneshot.cancel();
+    }
+}
+
+impl<F, T, E> Job for Write<F, T, E>
+where
+    F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send,
+    T: Send,
+    E: Send,
+{
+    fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.work.lock().is_none()
+    }
+
+    fn work(&self, savepoint: &mut Savepoint<'_>) -> bool {
+        let Some(work) = self.work.lock().take() else {
+            return false;
+        };
+        // What the work broke is rolled back, and nobody sees it.
+        let result = match catch_unwind(AssertUnwindSafe(|| work(savepoint))) {
+            Ok(result) => Ok(result),
+            Err(panic) => Err(Error::panicked("the work given to write", &*panic)),
+        };
+        let keep = matches!(result, Ok(Ok(_)));
+        *self.result.lock() = Some(result);
+        keep
+    }
+
+    fn reply(&self, outcome: Result<(), Error>) {
+        let result = self.result.lock().take();
+        match (outcome, result) {
+            (Ok(()), Some(result)) => self.oneshot.answer(result),
+            // What it tried matters more than what it made of the refusal.
+            (Err(error @ Error::NotInWrite { .. }), _) => self.oneshot.answer(Err(error)),
+            (Err(error), None | Some(Ok(Ok(_)))) => self.oneshot.answer(Err(error)),
+            // Its own error wins over the group's.
+            (Err(_), Some(failed)) => self.oneshot.answer(failed),
+            // Cancelled before it began.
+            (Ok(()), None) => {}
+        }
+    }
+}

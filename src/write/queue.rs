@@ -1,0 +1,141 @@
+//! WriteQueue: who wants to write to one database, first come, first served. One of the callers, or a thread
+//! that works for them, leads; the leader takes jobs out one by one.
+//! It knows no SQL, and waits for nobody.
+//!
+//! Apart from the queue there is the write lock: the right to have a transaction that writes. Whoever waits for
+//! it has a connection already, so that no two ever wait for each other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
+use std::time::Duration;
+
+use event_listener::Event;
+use parking_lot::Mutex;
+
+use super::job::{Job, PendingJob};
+use crate::observe::claim::Claim;
+use crate::sync::semaphore::Semaphore;
+
+pub(super) struct WriteQueue {
+    state: Mutex<State>,
+    pub(super) write_lock: Semaphore<Claim>,
+    /// Told when the leader of a closed queue steps down.
+    idle: Event,
+    /// The leader waits for a lock that is held outside of the pool's queue.
+    locked_out: AtomicBool,
+}
+
+struct State {
+    jobs: VecDeque<Arc<dyn Job>>,
+    /// There is a leader. While there is none, no job queues.
+    led: bool,
+    closed: bool,
+}
+
+/// How a job came into a queue.
+pub(super) enum Joined {
+    /// There was no leader: the caller leads now, and begins with its own job.
+    Leads(PendingJob),
+    /// It waits in the queue.
+    Queued,
+}
+
+pub(super) enum Refused {
+    Closed,
+    /// So many wait already.
+    Full(usize),
+}
+
+impl WriteQueue {
+    pub(super) fn new(overtaking: Duration) -> Self {
+        WriteQueue {
+            state: Mutex::new(State {
+                jobs: VecDeque::new(),
+                led: false,
+                closed: false,
+            }),
+            write_lock: Semaphore::new(1, overtaking),
+            idle: Event::new(),
+            locked_out: AtomicBool::new(false),
+        }
+    }
+
+    /// Joins the queue; as the leader, if there is none. At most `limit` may wait.
+    pub(super) fn join(&self, job: Arc<dyn Job>, limit: usize) -> Result<Joined, Refused> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if !state.led {
+            state.led = true;
+            return Ok(Joined::Leads(PendingJob::new(job)));
+        }
+        if state.jobs.len() >= limit {
+            return Err(Refused::Full(state.jobs.len()));
+        }
+        state.jobs.push_back(job);
+        Ok(Joined::Queued)
+    }
+
+    /// The next in the queue, for the leader.
+    pub(super) fn next(&self) -> Option<PendingJob> {
+        self.state.lock().jobs.pop_front().map(PendingJob::new)
+    }
+
+    /// Ends the leader's time, if nobody waits. Returns whether it did.
+    pub(super) fn step_down(&self) -> bool {
+        let mut state = self.state.lock();
+        state.led = !state.jobs.is_empty();
+        if !state.led && state.closed {
+            self.idle.notify(usize::MAX);
+        }
+        !state.led
+    }
+
+    /// Takes out the jobs that `leaving` picks.
+    pub(super) fn take_out(
+        &self,
+        mut leaving: impl FnMut(&Arc<dyn Job>) -> bool,
+    ) -> Vec<PendingJob> {
+        let mut state = self.state.lock();
+        if !state.jobs.iter().any(&mut leaving) {
+            return Vec::new();
+        }
+        let (out, stay): (Vec<_>, Vec<_>) = state.jobs.drain(..).partition(leaving);
+        state.jobs.extend(stay);
+        drop(state);
+        out.into_iter().map(PendingJob::new).collect()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().jobs.len()
+    }
+
+    /// Refuses every job that comes from now on.
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+    }
+
+    /// Waits until no job waits and there is no leader.
+    pub(super) async fn idle(&self) {
+        loop {
+            let idle = self.idle.listen();
+            if !self.state.lock().led {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    pub(super) fn set_locked_out(&self, locked_out: bool) {
+        self.locked_out.store(locked_out, Release);
+    }
+
+    pub(super) fn is_locked_out(&self) -> bool {
+        self.locked_out.load(Acquire)
+    }
+}
