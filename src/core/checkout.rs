@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::agent_lock::{AgentLock, AgentLockGuard};
 use super::backend::{Backend, CloseMode, Fate};
-use super::guard::Checkout;
+use super::guard::{Checkout, Handle};
 use super::lot::{From, Loan, Taken};
 use super::parking::Entry;
 use super::reentrancy::{self, Within};
@@ -60,10 +60,10 @@ const CONNECTION: u8 = 1;
 const OPENING: u8 = 2;
 
 /// How far a request got without waiting.
-enum Step<B: Backend> {
-    Ready(Checkout<B>),
+enum Step<B: Backend, H: Handle<B>> {
+    Ready(Checkout<B, H>),
     /// Its connection must be closed, if there is one and how, and another opened.
-    Open(Checkout<B>, Option<CloseMode>),
+    Open(Checkout<B, H>, Option<CloseMode>),
 }
 
 impl<'a> Request<'a> {
@@ -134,29 +134,29 @@ pub(crate) fn check_agent(agent: &str) -> Result<(), Error> {
 impl<B: Backend> Core<B> {
     /// For a caller that may block.
     #[inline]
-    pub(crate) fn checkout(self: &Arc<Self>, request: &Request<'_>) -> Result<Checkout<B>, Error> {
-        let begun = if self.locks.is_none() {
-            match self.at_once(request)? {
-                Some(Step::Ready(checkout)) => return Ok(checkout),
-                begun => begun,
-            }
-        } else {
-            None
-        };
-        self.checkout_slowly(request, begun)
+    pub(crate) fn checkout<H: Handle<B>>(
+        &self,
+        handle: &H,
+        request: &Request<'_>,
+    ) -> Result<Checkout<B, H>, Error> {
+        match self.at_once(handle, request)? {
+            Some(Step::Ready(checkout)) => Ok(checkout),
+            begun => self.checkout_slowly(handle, request, begun),
+        }
     }
 
-    fn checkout_slowly(
-        self: &Arc<Self>,
+    fn checkout_slowly<H: Handle<B>>(
+        &self,
+        handle: &H,
         request: &Request<'_>,
-        begun: Option<Step<B>>,
-    ) -> Result<Checkout<B>, Error> {
+        begun: Option<Step<B, H>>,
+    ) -> Result<Checkout<B, H>, Error> {
         if request.wait.is_none() {
-            return self.checkout_without_waiting(request, begun);
+            return self.checkout_without_waiting(handle, request, begun);
         }
         // In a block: it has left every queue when the error is made.
         let done = {
-            let mut work = pin!(self.in_time(request, begun));
+            let mut work = pin!(self.in_time(handle, request, begun));
             let mut done = block_until(request.deadline(), work.as_mut());
             if done.is_none() && request.stage.load(Relaxed) == OPENING {
                 done = block_until(request.asked_at + OWN_OPENING, work.as_mut());
@@ -167,13 +167,18 @@ impl<B: Backend> Core<B> {
     }
 
     /// For a caller that may not block.
-    pub(crate) async fn checkout_async(
-        self: &Arc<Self>,
+    pub(crate) async fn checkout_async<H: Handle<B>>(
+        &self,
+        handle: &H,
         request: Request<'_>,
-    ) -> Result<Checkout<B>, Error> {
+    ) -> Result<Checkout<B, H>, Error> {
         let request = &request;
+        let begun = match self.at_once(handle, request)? {
+            Some(Step::Ready(checkout)) => return Ok(checkout),
+            begun => begun,
+        };
         let done = {
-            let mut work = pin!(self.in_time(request, None));
+            let mut work = pin!(self.in_time(handle, request, begun));
             let mut done = await_until(request.deadline(), work.as_mut()).await;
             if done.is_none() && request.stage.load(Relaxed) == OPENING {
                 done = await_until(request.asked_at + OWN_OPENING, work.as_mut()).await;
@@ -183,11 +188,11 @@ impl<B: Backend> Core<B> {
         self.finished(request, done)
     }
 
-    fn finished(
+    fn finished<H: Handle<B>>(
         &self,
         request: &Request<'_>,
-        done: Option<Result<Checkout<B>, Error>>,
-    ) -> Result<Checkout<B>, Error> {
+        done: Option<Result<Checkout<B, H>, Error>>,
+    ) -> Result<Checkout<B, H>, Error> {
         if let Some(done) = done {
             return done;
         }
@@ -218,13 +223,21 @@ impl<B: Backend> Core<B> {
         self.exhausted_for(agent, wanted, request.asked_at, waiting)
     }
 
-    /// What can be had at this moment: a permit, and with it a slot. `None`: there is no permit.
+    /// What can be had at this moment: a permit, and with it a slot. `None`: there is no permit, or the agent must
+    /// be looked for.
     #[inline]
-    fn at_once(self: &Arc<Self>, request: &Request<'_>) -> Result<Option<Step<B>>, Error> {
+    fn at_once<H: Handle<B>>(
+        &self,
+        handle: &H,
+        request: &Request<'_>,
+    ) -> Result<Option<Step<B, H>>, Error> {
+        if self.locks.is_some() {
+            return self.own_at_once(handle, request);
+        }
         match self.permits.try_acquire(request.asked_at) {
             Ok(()) => {
                 let permit = Permit(self);
-                self.begin(permit, request, request.asked_at, None, None)
+                self.begin(handle, permit, request, request.asked_at, None, None)
                     .map(Some)
             }
             Err(Refusal::Busy) => Ok(None),
@@ -232,12 +245,38 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// The same for a caller that will not wait, but may block for a disk.
-    fn checkout_without_waiting(
-        self: &Arc<Self>,
+    /// The same where agents have connections of their own, if this one's is parked.
+    fn own_at_once<H: Handle<B>>(
+        &self,
+        handle: &H,
         request: &Request<'_>,
-        begun: Option<Step<B>>,
-    ) -> Result<Checkout<B>, Error> {
+    ) -> Result<Option<Step<B, H>>, Error> {
+        let now = request.asked_at;
+        let Some(entry) = self.parking.lot.find(request.agent) else {
+            return Ok(None);
+        };
+        let guard = match &entry.lock {
+            Some(lock) if entry.is_parked() => AgentLockGuard::try_lock(lock, now),
+            _ => return Ok(None),
+        };
+        // Who is refused here asks again, and waits.
+        let Ok(guard) = guard else {
+            return Ok(None);
+        };
+        if self.permits.try_acquire(now).is_err() {
+            return Ok(None);
+        }
+        self.begin(handle, Permit(self), request, now, Some(entry), Some(guard))
+            .map(Some)
+    }
+
+    /// The same for a caller that will not wait, but may block for a disk.
+    fn checkout_without_waiting<H: Handle<B>>(
+        &self,
+        handle: &H,
+        request: &Request<'_>,
+        begun: Option<Step<B, H>>,
+    ) -> Result<Checkout<B, H>, Error> {
         match begun {
             None => {}
             Some(Step::Ready(checkout)) => return Ok(checkout),
@@ -267,7 +306,7 @@ impl<B: Backend> Core<B> {
             };
             let (entry, guard) = held.take().unzip();
             let again = entry.clone();
-            match self.begin(permit, request, request.asked_at, entry, guard)? {
+            match self.begin(handle, permit, request, request.asked_at, entry, guard)? {
                 Step::Ready(checkout) => return Ok(checkout),
                 Step::Open(checkout, mode) => match renew(checkout, mode)? {
                     Renewed::Ready(checkout) => return Ok(checkout),
@@ -278,11 +317,12 @@ impl<B: Backend> Core<B> {
     }
 
     /// All steps, however long they take.
-    async fn in_time(
-        self: &Arc<Self>,
+    async fn in_time<H: Handle<B>>(
+        &self,
+        handle: &H,
         request: &Request<'_>,
-        begun: Option<Step<B>>,
-    ) -> Result<Checkout<B>, Error> {
+        begun: Option<Step<B, H>>,
+    ) -> Result<Checkout<B, H>, Error> {
         match begun {
             None => {}
             Some(Step::Ready(checkout)) => return Ok(checkout),
@@ -308,24 +348,26 @@ impl<B: Backend> Core<B> {
         };
         loop {
             request.stage.store(CONNECTION, Relaxed);
+            let mut known = None;
             let (permit, now) = match self.permits.try_acquire(request.asked_at) {
-                Ok(()) => (Permit(&**self), request.asked_at),
+                Ok(()) => (Permit(self), request.asked_at),
                 Err(Refusal::Closed) => return Err(Error::Closed),
                 Err(Refusal::Busy) => {
-                    let known = match &held {
-                        Some((entry, _)) => Some(Arc::clone(entry)),
-                        None => self.parking.lot.find(request.agent),
+                    let agent = match &held {
+                        Some((entry, _)) => Arc::clone(&entry.agent),
+                        None => {
+                            let entry = self.entry(request.agent);
+                            let agent = Arc::clone(&entry.agent);
+                            known = Some(entry);
+                            agent
+                        }
                     };
-                    let agent = known.map_or_else(
-                        || Arc::from(request.agent),
-                        |entry| Arc::clone(&entry.agent),
-                    );
                     (self.permit(request.claim(agent)).await?, Instant::now())
                 }
             };
             let (entry, guard) = held.take().unzip();
             let again = entry.clone();
-            match self.begin(permit, request, now, entry, guard)? {
+            match self.begin(handle, permit, request, now, entry.or(known), guard)? {
                 Step::Ready(checkout) => return Ok(checkout),
                 Step::Open(checkout, mode) => {
                     request.stage.store(OPENING, Relaxed);
@@ -422,23 +464,20 @@ impl<B: Backend> Core<B> {
     /// Makes a checkout of a permit, with the agent's own connection or any other, and says what is still to be
     /// done to it. Never blocks.
     #[inline]
-    fn begin(
-        self: &Arc<Self>,
+    fn begin<H: Handle<B>>(
+        &self,
+        handle: &H,
         permit: Permit<'_, B>,
         request: &Request<'_>,
         now: Instant,
         entry: Option<Arc<Entry>>,
         lock: Option<AgentLockGuard>,
-    ) -> Result<Step<B>, Error> {
+    ) -> Result<Step<B, H>, Error> {
         self.backend.refresh(now);
         let loan = request.loan(now);
         let lot = &self.parking.lot;
         let taken = match entry {
-            None => {
-                let known = lot.find(request.agent);
-                let new = || Entry::new(Arc::from(request.agent), None);
-                lot.take(known.unwrap_or_else(new), loan)
-            }
+            None => lot.take(self.entry(request.agent), loan),
             Some(entry) => self.take_own(entry, lock.as_ref(), loan),
         };
         // By the rule there is one: the permit says so.
@@ -447,7 +486,7 @@ impl<B: Backend> Core<B> {
         };
         permit.pass_on();
         let hit = matches!(from, From::Agent);
-        let mut checkout = Checkout::new(self, entry, slot, lock);
+        let mut checkout = Checkout::new(handle, entry, slot, lock);
         if let From::Other(loser) = &from {
             events::reclaimed(&self.options.name, &loser.agent);
         }
@@ -463,6 +502,12 @@ impl<B: Backend> Core<B> {
             Need::Nothing => Step::Ready(checkout.ready()),
             Need::Open(mode) => Step::Open(checkout, mode),
         })
+    }
+
+    /// The agent's entry, or a new one that is not known yet.
+    fn entry(&self, agent: &str) -> Arc<Entry> {
+        let known = self.parking.lot.find(agent);
+        known.unwrap_or_else(|| Entry::new(Arc::from(agent), None))
     }
 
     /// The slot of an agent that has a connection of its own: wherever that is, or any.
@@ -542,11 +587,11 @@ impl<B: Backend> Core<B> {
     }
 
     /// Opens a connection, on a worker thread.
-    async fn renewed(
+    async fn renewed<H: Handle<B>>(
         &self,
-        checkout: Checkout<B>,
+        checkout: Checkout<B, H>,
         mode: Option<CloseMode>,
-    ) -> Result<Renewed<B>, Error> {
+    ) -> Result<Renewed<B, H>, Error> {
         match self.workers.hand_over(move || renew(checkout, mode)) {
             Ok(answer) => match answer.await {
                 Ok(renewed) => renewed,
@@ -692,19 +737,20 @@ enum Need {
     Open(Option<CloseMode>),
 }
 
-enum Renewed<B: Backend> {
-    Ready(Checkout<B>),
+enum Renewed<B: Backend, H: Handle<B>> {
+    Ready(Checkout<B, H>),
     /// Its old connection cannot be closed, and is out of circulation. The lock is there to begin again with.
     Stuck(Option<AgentLockGuard>),
 }
 
 /// Closes the connection in the slot, if there is one, and opens another. Blocks for as long as SQLite and `on_open`
 /// do.
-fn renew<B: Backend>(
-    mut checkout: Checkout<B>,
+fn renew<B: Backend, H: Handle<B>>(
+    mut checkout: Checkout<B, H>,
     mode: Option<CloseMode>,
-) -> Result<Renewed<B>, Error> {
-    let core = Arc::clone(checkout.core());
+) -> Result<Renewed<B, H>, Error> {
+    let handle = checkout.handle().clone();
+    let core = handle.core();
     let agent = Arc::clone(checkout.agent_arc());
     let Some(slot) = checkout.slot_mut() else {
         return Err(Error::Closed);

@@ -143,7 +143,7 @@ impl Pool {
     ) -> Result<Checkout<Fake>, Error> {
         let place = std::panic::Location::caller();
         self.core
-            .checkout(&Request::new(agent.as_ref(), wait, place))
+            .checkout(&self.core, &Request::new(agent.as_ref(), wait, place))
     }
 
     #[track_caller]
@@ -433,7 +433,7 @@ fn asking<'a>(
 ) -> Pin<Box<dyn Future<Output = Result<Checkout<Fake>, Error>> + 'a>> {
     let place = std::panic::Location::caller();
     let request = Request::new(agent, Some(wait), place).awaiting();
-    Box::pin(pool.core.checkout_async(request))
+    Box::pin(pool.core.checkout_async(&pool.core, request))
 }
 
 /// A1: who has a permit and a slot that must be closed first comes back in time, and no poll waits for that.

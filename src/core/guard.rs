@@ -9,9 +9,21 @@ use super::backend::Backend;
 use super::parking::Entry;
 use super::slot::{OpenConnection, TakenSlot};
 
+/// What keeps the core alive while a connection is lent: the core's own handle, or one of a layer above, so that a
+/// lease counts one reference and not two.
+pub(crate) trait Handle<B: Backend>: Clone + Send + Sync + 'static {
+    fn core(&self) -> &Core<B>;
+}
+
+impl<B: Backend> Handle<B> for Arc<Core<B>> {
+    fn core(&self) -> &Core<B> {
+        self
+    }
+}
+
 /// A connection that is lent, or is being made ready to be.
-pub(crate) struct Checkout<B: Backend> {
-    core: Arc<Core<B>>,
+pub(crate) struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
+    handle: H,
     entry: Arc<Entry>,
     /// `None` only at the end.
     slot: Option<TakenSlot<B>>,
@@ -32,16 +44,16 @@ pub(crate) enum Verdict {
     Free,
 }
 
-impl<B: Backend> Checkout<B> {
+impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     /// Takes over the caller's permit, too.
     pub(super) fn new(
-        core: &Arc<Core<B>>,
+        handle: &H,
         entry: Arc<Entry>,
         slot: TakenSlot<B>,
         lock: Option<AgentLockGuard>,
     ) -> Self {
         Checkout {
-            core: Arc::clone(core),
+            handle: handle.clone(),
             entry,
             slot: Some(slot),
             verdict: Verdict::Unready,
@@ -54,8 +66,12 @@ impl<B: Backend> Checkout<B> {
         self
     }
 
-    pub(crate) fn core(&self) -> &Arc<Core<B>> {
-        &self.core
+    pub(crate) fn handle(&self) -> &H {
+        &self.handle
+    }
+
+    fn core(&self) -> &Core<B> {
+        self.handle.core()
     }
 
     pub(crate) fn agent(&self) -> &str {
@@ -68,7 +84,7 @@ impl<B: Backend> Checkout<B> {
 
     /// Notes that the agent is in use.
     pub(super) fn touch(&self) {
-        self.core.parking.touch(&self.entry);
+        self.core().parking.touch(&self.entry);
     }
 
     pub(super) fn slot_mut(&mut self) -> Option<&mut TakenSlot<B>> {
@@ -84,15 +100,15 @@ impl<B: Backend> Checkout<B> {
     /// Ends the lease, and closes its connection on this thread.
     pub(crate) fn discard(mut self) {
         if let Some(slot) = self.slot.take() {
-            self.core.discard_now(&self.entry, slot);
+            self.core().discard_now(&self.entry, slot);
         }
     }
 
     /// Ends a checkout whose connection cannot be closed. The lock goes on.
     pub(super) fn retire_stuck(mut self) -> Option<AgentLockGuard> {
         if let Some(slot) = self.slot.take() {
-            self.core.parking.lot.forget(slot.index);
-            self.core.retire_stuck(slot);
+            self.core().parking.lot.forget(slot.index);
+            self.core().retire_stuck(slot);
         }
         self.lock.take()
     }
@@ -117,10 +133,10 @@ impl<B: Backend> Checkout<B> {
     }
 }
 
-impl<B: Backend> Drop for Checkout<B> {
+impl<B: Backend, H: Handle<B>> Drop for Checkout<B, H> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.core.check_in(&self.entry, slot, self.verdict);
+            self.core().check_in(&self.entry, slot, self.verdict);
         }
     }
 }

@@ -6,7 +6,6 @@
 //! leaves only with a permit holder; so a permit holder always finds one.
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -77,7 +76,6 @@ struct Line<T>(T);
 /// The entries of agents whose connections are, or were, parked; found without the lot's lock. Its own locks are
 /// taken alone, or within the lot's.
 struct Known<L> {
-    hashes: RandomState,
     shards: Box<[Mutex<Shard<L>>]>,
 }
 
@@ -229,7 +227,6 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             })),
             free,
             known: Known {
-                hashes: RandomState::default(),
                 shards: (0..SHARDS)
                     .map(|_| Mutex::new(HashMap::default()))
                     .collect(),
@@ -479,9 +476,10 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
 impl<L> Known<L> {
     #[inline]
     fn shard(&self, agent: &str) -> Option<&Mutex<Shard<L>>> {
-        // The map within uses other bits of another hash.
-        let hash = self.hashes.hash_one(agent);
-        self.shards.get(hash as usize % SHARDS)
+        // The map within hashes the whole id; here it is enough that neighbours rarely meet.
+        let last = agent.as_bytes().last().copied().unwrap_or(0);
+        self.shards
+            .get((usize::from(last) + agent.len() * 16) % SHARDS)
     }
 
     /// The entry that is found for the agent from now on: this one, unless there is another.

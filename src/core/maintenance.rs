@@ -40,6 +40,7 @@ impl<B: Backend> Core<B> {
             self.after_eviction();
         }
         self.parking.maintain();
+        self.slow_waits.forget(now);
         if let Some(limit) = self.options.overdue_after {
             self.report_overdue(now, limit);
         }

@@ -19,8 +19,9 @@ use super::backend::{Backend, CloseMode};
 use super::lot::{FreeList, Token};
 use crate::error::Error;
 
-/// A slot that is not free. Dropping it makes it free, so only the lot does that, under its lock.
-pub(crate) type TakenSlot<B> = r2d2::PooledConnection<Slots<B>>;
+/// A slot that is not free. Dropping it makes it free, so only the lot does that, under its lock. Boxed, since it
+/// moves with every lease, to and from where it is parked.
+pub(crate) type TakenSlot<B> = Box<r2d2::PooledConnection<Slots<B>>>;
 
 pub(crate) struct Slot<B: Backend> {
     /// Which of the N slots this is.
@@ -106,7 +107,7 @@ impl<B: Backend> FreeSlots<B> {
 
 impl<B: Backend> FreeList<TakenSlot<B>> for FreeSlots<B> {
     fn pop(&self) -> Option<TakenSlot<B>> {
-        self.0.try_get()
+        self.0.try_get().map(Box::new)
     }
 
     fn push(&self, slot: TakenSlot<B>) {

@@ -37,6 +37,9 @@ pub(crate) struct SlowWaits {
     served: AtomicU64,
     /// The slowest first.
     slowest: Mutex<Vec<Wait>>,
+    /// Waits that are not longer, in nanoseconds, are not among the slowest. Zero while there are fewer, or may be:
+    /// remembered waits grow old.
+    bar: AtomicU64,
 }
 
 struct Wait {
@@ -53,6 +56,7 @@ impl SlowWaits {
             histogram: Recorder::new(1),
             served: AtomicU64::new(0),
             slowest: Mutex::default(),
+            bar: AtomicU64::new(0),
         }
     }
 
@@ -62,6 +66,10 @@ impl SlowWaits {
         self.histogram.record(0, waited);
         if served {
             count(&self.served);
+        }
+        let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        if nanos <= self.bar.load(Relaxed) {
+            return;
         }
         let mut slowest = self.slowest.lock();
         slowest.retain(|wait| ended.saturating_duration_since(wait.ended) < REMEMBERED);
@@ -78,6 +86,22 @@ impl SlowWaits {
                 },
             );
         }
+        self.set_bar(&slowest);
+    }
+
+    /// Lets the old ones go. Called now and then.
+    pub(crate) fn forget(&self, now: Instant) {
+        let mut slowest = self.slowest.lock();
+        slowest.retain(|wait| now.saturating_duration_since(wait.ended) < REMEMBERED);
+        self.set_bar(&slowest);
+    }
+
+    fn set_bar(&self, slowest: &[Wait]) {
+        let last = slowest
+            .get(SLOWEST - 1)
+            .map_or(Duration::ZERO, |wait| wait.waited);
+        let nanos = u64::try_from(last.as_nanos()).unwrap_or(u64::MAX);
+        self.bar.store(nanos, Relaxed);
     }
 
     pub(crate) fn slowest(&self, now: Instant) -> Vec<SlowWait> {

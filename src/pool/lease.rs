@@ -60,33 +60,31 @@ use crate::sqlite::Sqlite;
 #[must_use = "a lease that is dropped at once lends nothing"]
 pub struct Lease {
     /// `None` only at the end.
-    checkout: Option<Checkout<Sqlite>>,
-    shared: Arc<Shared>,
+    checkout: Option<Checkout<Sqlite, Arc<Shared>>>,
     interrupt: OnceLock<InterruptHandle>,
 }
 
 impl Lease {
     #[inline]
-    pub(super) fn new(checkout: Checkout<Sqlite>, shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(checkout: Checkout<Sqlite, Arc<Shared>>) -> Self {
         Lease {
             checkout: Some(checkout),
-            shared: Arc::clone(shared),
             interrupt: OnceLock::new(),
         }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+        self.checkout().handle()
     }
 
-    pub(crate) fn checkout(&self) -> &Checkout<Sqlite> {
+    pub(crate) fn checkout(&self) -> &Checkout<Sqlite, Arc<Shared>> {
         match &self.checkout {
             Some(checkout) => checkout,
             None => unreachable!("only the end of a lease takes its checkout"),
         }
     }
 
-    pub(crate) fn checkout_mut(&mut self) -> &mut Checkout<Sqlite> {
+    pub(crate) fn checkout_mut(&mut self) -> &mut Checkout<Sqlite, Arc<Shared>> {
         match &mut self.checkout {
             Some(checkout) => checkout,
             None => unreachable!("only the end of a lease takes its checkout"),
@@ -142,7 +140,7 @@ impl Lease {
         cancel: &Cancel,
         work: impl FnOnce(&mut rusqlite::Connection) -> R,
     ) -> R {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(self.shared());
         let result = shared.core.backend.cancellable(self, cancel, work);
         // The lease may end on another thread.
         self.note_commits();
@@ -156,7 +154,7 @@ impl Lease {
 
     /// What interrupts the lease, again and again until it ends.
     pub(super) fn interrupter(&self) -> Box<dyn FnOnce() + Send> {
-        let (handle, shared) = (Lease::interrupt_handle(self), Arc::downgrade(&self.shared));
+        let (handle, shared) = (Lease::interrupt_handle(self), Arc::downgrade(self.shared()));
         Box::new(move || {
             if handle.try_interrupt()
                 && let Some(shared) = shared.upgrade()
@@ -171,7 +169,7 @@ impl Lease {
     /// Tells the writer what the commits on this connection, and this thread, have noted.
     pub(super) fn note_commits(&mut self) {
         if let Some(pages) = self.checkout_mut().connection_mut().take_noted() {
-            self.shared.writer.noted(pages);
+            self.shared().writer.noted(pages);
         }
     }
 }
@@ -181,9 +179,10 @@ impl Drop for Lease {
         self.revoke_interrupt();
         if let Some(mut checkout) = self.checkout.take() {
             let noted = checkout.connection_mut().take_noted();
+            let noted = noted.map(|pages| (pages, Arc::clone(checkout.handle())));
             drop(checkout);
-            if let Some(pages) = noted {
-                self.shared.writer.noted(pages);
+            if let Some((pages, shared)) = noted {
+                shared.writer.noted(pages);
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::lease::Lease;
 use crate::core::Core;
 use crate::core::checkout::Request;
+use crate::core::guard::Handle;
 use crate::error::Error;
 #[cfg(feature = "metrics")]
 use crate::observe::metrics::Published;
@@ -29,6 +30,13 @@ pub(crate) struct Shared {
     #[cfg(feature = "tokio")]
     interrupts: parking_lot::Mutex<Vec<RetryInterrupt>>,
     ticker: Ticker,
+}
+
+impl Handle<Sqlite> for Arc<Shared> {
+    #[inline]
+    fn core(&self) -> &Core<Sqlite> {
+        &self.core
+    }
 }
 
 /// Interrupts something; returns whether that is still there.
@@ -64,16 +72,14 @@ impl Shared {
 
     #[inline]
     pub(super) fn lease(self: &Arc<Self>, request: &Request<'_>) -> Result<Lease, Error> {
-        let checkout = self.core.checkout(request)?;
-        Ok(Lease::new(checkout, self))
+        Ok(Lease::new(self.core.checkout(self, request)?))
     }
 
     pub(super) async fn lease_async(
         self: &Arc<Self>,
         request: Request<'_>,
     ) -> Result<Lease, Error> {
-        let checkout = self.core.checkout_async(request).await?;
-        Ok(Lease::new(checkout, self))
+        Ok(Lease::new(self.core.checkout_async(self, request).await?))
     }
 
     pub(super) fn close(&self, timeout: Duration) -> Result<(), Error> {

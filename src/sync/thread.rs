@@ -1,12 +1,26 @@
 //! A number for each thread, for telling threads apart.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// This thread's number; 0 while it ends.
+thread_local! {
+    /// 0: not given yet. Without a destructor, so that it is there until the thread has ended.
+    static NUMBER: Cell<u64> = const { Cell::new(0) };
+}
+
+/// This thread's number.
+#[inline]
 pub(crate) fn number() -> u64 {
-    static NUMBERS: AtomicU64 = AtomicU64::new(1);
-    thread_local! {
-        static NUMBER: u64 = NUMBERS.fetch_add(1, Relaxed);
+    match NUMBER.get() {
+        0 => new_number(),
+        number => number,
     }
-    NUMBER.try_with(|number| *number).unwrap_or(0)
+}
+
+#[cold]
+fn new_number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(1);
+    let number = NUMBERS.fetch_add(1, Relaxed);
+    NUMBER.set(number);
+    number
 }

@@ -13,7 +13,7 @@ use super::group_commit::{Company, QueueHandle};
 use super::job::{Answer, Job, Write};
 use super::queue::{Joined, Refused};
 use super::writer::Writer;
-use crate::core::guard::Checkout;
+use crate::core::guard::{Checkout, Handle};
 use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
 use crate::observe::claim::Claim;
@@ -23,9 +23,9 @@ use crate::sync::wait::{await_until, block_on, block_until};
 
 impl Writer {
     /// Runs `work` in a transaction of its own, on a connection that is lent.
-    pub(crate) fn write_on<T, E, F>(
+    pub(crate) fn write_on<T, E, F, H: Handle<Sqlite>>(
         self: &Arc<Self>,
-        checkout: &mut Checkout<Sqlite>,
+        checkout: &mut Checkout<Sqlite, H>,
         place: &'static Location<'static>,
         work: F,
     ) -> Result<T, E>
@@ -38,9 +38,9 @@ impl Writer {
         self.counted(asked_at, answer)
     }
 
-    fn write_leased<T, E, F>(
+    fn write_leased<T, E, F, H: Handle<Sqlite>>(
         self: &Arc<Self>,
-        checkout: &mut Checkout<Sqlite>,
+        checkout: &mut Checkout<Sqlite, H>,
         asked_at: Instant,
         place: &'static Location<'static>,
         work: F,

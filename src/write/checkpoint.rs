@@ -65,7 +65,7 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     let running = wal.run();
     let core = &writer.core;
     let request = Request::new(AGENT, Some(WAIT), Location::caller());
-    let checkout = core.checkout(&request)?;
+    let checkout = core.checkout(core, &request)?;
     let connection: &rusqlite::Connection = checkout.connection();
     // Each pass copies what was written during the one before; it says how long the log was when it began.
     let mut before = 0;

@@ -197,7 +197,8 @@ impl QueueHandle {
         let claim = first.claim();
         let wait = first.deadline().saturating_duration_since(claim.asked_at);
         let request = Request::on_behalf(claim, &self.agent, wait);
-        self.writer.core.checkout_async(request).await
+        let core = &self.writer.core;
+        core.checkout_async(core, request).await
     }
 
     /// The right to begin a transaction that writes.
