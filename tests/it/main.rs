@@ -9,6 +9,7 @@ mod errors;
 mod example;
 mod exits;
 mod fairness;
+mod in_time;
 mod kill;
 mod model;
 mod options;

@@ -228,7 +228,8 @@ fn waiting_for_oneself_is_told_in_time() {
         .lease_timeout(Duration::from_millis(200))
         .build()
         .unwrap();
-    let lease = pool.lease("a").unwrap();
+    // To make a file takes as long as the disk does.
+    let lease = pool.lease_timeout("a", LONG).unwrap();
     let names_itself = |error: Error| {
         let Error::Exhausted {
             holders,

@@ -1,0 +1,307 @@
+//! P17 and P20: what one does slowly keeps nobody else beyond its time, and no poll of a future waits for it.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::{Database, Error, Pool, Synchronous};
+
+use crate::common::*;
+
+/// How much later than its deadline a call may come back.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// The time of each poll, until the future is ready or `polls` were made.
+fn longest_poll<T>(future: impl Future<Output = T>, polls: usize) -> Duration {
+    let mut future = std::pin::pin!(future);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut longest = Duration::ZERO;
+    for _ in 0..polls {
+        let begun = Instant::now();
+        let polled = future.as_mut().poll(&mut cx);
+        longest = longest.max(begun.elapsed());
+        if let Poll::Ready(_) = polled {
+            break;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    longest
+}
+
+/// A pool of files with one connection, in which an agent has left a log of `megabytes`.
+fn with_a_long_log(fixture: &Fixture, megabytes: usize) -> Pool {
+    let pool = Pool::builder(Database::per_agent(fixture.path.with_extension("agents")))
+        .max_connections(1)
+        .synchronous(Synchronous::Normal)
+        .pragma("wal_autocheckpoint", 0)
+        .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
+        .build()
+        .unwrap();
+    let lease = pool.lease("writer").unwrap();
+    let mut insert = lease
+        .prepare("INSERT INTO t VALUES (zeroblob(1048576))")
+        .unwrap();
+    for _ in 0..megabytes {
+        insert.execute([]).unwrap();
+    }
+    drop(insert);
+    pool
+}
+
+#[test]
+fn no_poll_waits_while_a_file_with_a_long_log_is_closed() {
+    // The machine may take the thread off its processor within a poll: the best of three rounds counts.
+    let longest = (0..3).map(|_| longest_poll_beside_a_long_close()).min();
+    assert!(longest < Some(Duration::from_millis(1)), "{longest:?}");
+}
+
+fn longest_poll_beside_a_long_close() -> Duration {
+    let fixture = Fixture::new();
+    let pool = with_a_long_log(&fixture, 100);
+    // To be served, it has the writer's connection closed.
+    let longest = longest_poll(pool.lease_async("other"), 200);
+    for wait in [0, 1, 10] {
+        let wait = Duration::from_millis(wait);
+        let begun = Instant::now();
+        let refused = pool.lease_timeout("third", wait);
+        let took = begun.elapsed();
+        assert!(took < wait + GRACE, "{took:?}");
+        if let Err(error) = refused {
+            assert!(matches!(error, Error::Exhausted { .. }), "{error}");
+        }
+    }
+    drop(pool.lease("other").unwrap());
+    pool.close().unwrap();
+    longest
+}
+
+#[test]
+fn a_slow_callback_of_ones_own_keeps_nobody_beyond_their_time() {
+    let fixture = Fixture::new();
+    let slow = Arc::new(AtomicBool::new(false));
+    let is_slow = Arc::clone(&slow);
+    let pool = fixture
+        .builder(2)
+        .on_open(move |_| {
+            if is_slow.load(SeqCst) {
+                thread::sleep(Duration::from_millis(400));
+            }
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    slow.store(true, SeqCst);
+    for wait in [0, 1, 100] {
+        let wait = Duration::from_millis(wait);
+        let begun = Instant::now();
+        let error = pool.lease_timeout("a", wait).unwrap_err();
+        let took = begun.elapsed();
+        assert!(took < wait + GRACE, "{took:?}");
+        let text = error.to_string();
+        assert!(
+            text.contains("to be opened") || text.contains("for a connection"),
+            "{text}"
+        );
+    }
+    slow.store(false, SeqCst);
+    // What was opened meanwhile is not lost.
+    eventually("both are there", || pool.stats().lent == 0);
+    assert_whole(&pool);
+}
+
+#[test]
+fn an_opening_takes_what_it_takes_if_nobody_else_is_waited_for() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    drop(pool.lease_timeout("a", Duration::ZERO).unwrap());
+}
+
+#[test]
+fn dropping_a_lease_closes_nothing_on_its_thread() {
+    let fixture = Fixture::new();
+    let pool = with_a_long_log(&fixture, 60);
+    let lease = pool.lease("writer").unwrap();
+    drop(pool);
+    let begun = Instant::now();
+    drop(lease);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(20), "{took:?}");
+}
+
+#[test]
+fn closing_from_within_is_told_at_once() {
+    let fixture = Fixture::new();
+    let (tell, told) = mpsc::channel::<Pool>();
+    let told = std::sync::Mutex::new(told);
+    let seen = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&seen);
+    let pool = fixture
+        .builder(2)
+        .on_open(move |_| {
+            if let Ok(pool) = told.lock().unwrap().try_recv() {
+                let error = pool.close().unwrap_err();
+                noted.store(matches!(error, Error::Reentrant { .. }), SeqCst);
+            }
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    let begun = Instant::now();
+    let within = pool.clone();
+    let closed = pool
+        .write("a", move |_| Ok::<_, Error>(within.close()))
+        .unwrap();
+    assert!(
+        matches!(
+            closed,
+            Err(Error::Reentrant {
+                within: "a write",
+                ..
+            })
+        ),
+        "{closed:?}"
+    );
+    tell.send(pool.clone()).unwrap();
+    let both = [pool.lease("a").unwrap(), pool.lease("b").unwrap()];
+    assert!(seen.load(SeqCst));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    drop(both);
+    assert_whole(&pool);
+    pool.close().unwrap();
+}
+
+/// A8: each took one place, and waited for another.
+#[test]
+fn backups_at_once_do_not_wait_for_each_other() {
+    let fixture = Fixture::new();
+    let pool = Pool::builder(Database::per_agent(fixture.path.with_extension("agents")))
+        .max_connections(8)
+        .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
+        .build()
+        .unwrap();
+    let agents: Vec<String> = (0..16).map(|i| format!("a{i}")).collect();
+    for agent in &agents {
+        pool.write(agent, |tx| {
+            Ok::<_, Error>(drop(tx.execute("INSERT INTO t VALUES (1)", [])?))
+        })
+        .unwrap();
+    }
+    thread::scope(|scope| {
+        for agent in &agents {
+            let to = fixture.path.with_extension(format!("{agent}.copy"));
+            let pool = &pool;
+            scope.spawn(move || pool.backup_agent(agent, to).unwrap());
+        }
+    });
+    assert_whole(&pool);
+}
+
+/// A9: writes that wait for their agent's connection hold no thread.
+#[test]
+fn writes_that_wait_for_their_agent_keep_no_other_waiting() {
+    let fixture = Fixture::new();
+    let pool = Pool::builder(Database::per_agent(fixture.path.with_extension("agents")))
+        .max_connections(40)
+        .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
+        .build()
+        .unwrap();
+    let agents: Vec<String> = (0..20).map(|i| format!("a{i}")).collect();
+    let leases: Vec<_> = agents
+        .iter()
+        .map(|agent| pool.lease(agent).unwrap())
+        .collect();
+    let insert = |tx: &mut leasepool::rusqlite::Savepoint<'_>| {
+        tx.execute("INSERT INTO t VALUES (1)", [])?;
+        Ok::<_, Error>(())
+    };
+    let mut waiting: Vec<_> = agents
+        .iter()
+        .map(|agent| Box::pin(pool.write_async(agent, insert)))
+        .collect();
+    for write in &mut waiting {
+        assert!(smol::block_on(smol::future::poll_once(write)).is_none());
+    }
+    let begun = Instant::now();
+    smol::block_on(pool.write_async("another", insert)).unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    drop(leases);
+    for write in waiting {
+        smol::block_on(write).unwrap();
+    }
+    pool.close().unwrap();
+}
+
+/// A7: a place function that panics on a thread of the pool's.
+#[test]
+fn a_place_function_that_panics_is_answered() {
+    let fixture = Fixture::new();
+    let folder = fixture.path.parent().unwrap().to_path_buf();
+    let panics = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&panics);
+    let place = move |agent: &str| {
+        assert!(!now.load(SeqCst), "on purpose");
+        folder.join(agent).with_extension("db")
+    };
+    let pool = Pool::builder(Database::per_agent_with(place))
+        .max_connections(2)
+        .build()
+        .unwrap();
+    let work = |_: &mut leasepool::rusqlite::Savepoint<'_>| Ok::<_, Error>(());
+    pool.write("a", work).unwrap();
+    panics.store(true, SeqCst);
+    for result in [
+        pool.write("b", work),
+        smol::block_on(pool.write_async("c", work)),
+        pool.lease("d").map(drop),
+    ] {
+        assert!(matches!(result, Err(Error::Panicked { .. })), "{result:?}");
+    }
+    panics.store(false, SeqCst);
+    pool.write("b", work).unwrap();
+    assert_whole(&pool);
+}
+
+/// A14: the wait at an agent's lock is a wait, and not part of the hold.
+#[test]
+fn a_wait_at_an_agents_lock_is_counted() {
+    let fixture = Fixture::new();
+    let pool = Pool::builder(Database::per_agent(fixture.path.with_extension("agents")))
+        .max_connections(4)
+        .build()
+        .unwrap();
+    let first = pool.lease("a").unwrap();
+    thread::scope(|scope| {
+        let second = scope.spawn(|| drop(pool.lease("a").unwrap()));
+        eventually("it waits", || pool.stats().waiting == 1);
+        thread::sleep(Duration::from_millis(200));
+        drop(first);
+        second.join().unwrap();
+    });
+    let stats = pool.stats();
+    assert!(
+        stats.wait.max() >= Duration::from_millis(200),
+        "{:?}",
+        stats.wait
+    );
+    assert!(pool.slowest_waits()[0].waited >= Duration::from_millis(200));
+}
+
+/// B7: what the pool itself is called is nobody's.
+#[test]
+fn the_pools_own_names_cannot_be_leased() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    for name in ["leasepool: writer", "leasepool: checkpoint", "leasepool: x"] {
+        let error = pool.lease(name).unwrap_err();
+        assert!(matches!(error, Error::InvalidAgent { .. }), "{error}");
+        let error = pool.write(name, |_| Ok::<_, Error>(())).unwrap_err();
+        assert!(matches!(error, Error::InvalidAgent { .. }), "{error}");
+    }
+}
