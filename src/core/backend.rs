@@ -58,6 +58,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// Waits until no connection to the database of this key is open, until `deadline` at most. Returns whether none is.
+    fn wait_until_closed(&self, _key: &str, _deadline: Instant) -> bool {
+        true
+    }
+
     /// Looks again at what this one connection depends on, if the last look is too old. Called before each
     /// lease, so it must cost next to nothing as a rule.
     fn revisit(&self, _connection: &mut Self::Connection, _now: Instant) {}

@@ -51,6 +51,8 @@ pub(crate) struct Request<'a> {
     place: &'static Location<'static>,
     /// The thread that blocks while it waits.
     thread: Option<u64>,
+    /// It was made just now: `asked_at` is the time.
+    is_fresh: bool,
     /// What it is waiting for, in case its time passes.
     stage: AtomicU8,
 }
@@ -79,6 +81,7 @@ impl<'a> Request<'a> {
             wait,
             place,
             thread: Some(thread::number()),
+            is_fresh: true,
             stage: AtomicU8::new(CONNECTION),
         }
     }
@@ -91,6 +94,7 @@ impl<'a> Request<'a> {
             wait: Some(wait),
             place: claim.place,
             thread: claim.thread,
+            is_fresh: false,
             stage: AtomicU8::new(CONNECTION),
         }
     }
@@ -99,6 +103,10 @@ impl<'a> Request<'a> {
     pub(crate) fn awaiting(mut self) -> Self {
         self.thread = None;
         self
+    }
+
+    pub(crate) fn asked_at(&self) -> Instant {
+        self.asked_at
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -173,9 +181,13 @@ impl<B: Backend> Core<B> {
         request: Request<'_>,
     ) -> Result<Checkout<B, H>, Error> {
         let request = &request;
-        let begun = match self.at_once(handle, request)? {
-            Some(Step::Ready(checkout)) => return Ok(checkout),
-            begun => begun,
+        let begun = if request.is_fresh {
+            match self.at_once(handle, request)? {
+                Some(Step::Ready(checkout)) => return Ok(checkout),
+                begun => begun,
+            }
+        } else {
+            None
         };
         let done = {
             let mut work = pin!(self.in_time(handle, request, begun));
@@ -220,7 +232,7 @@ impl<B: Backend> Core<B> {
             _ => (Wanted::Opening, 0),
         };
         let agent = (wanted == Wanted::Agent).then_some(request.agent);
-        self.exhausted_for(agent, wanted, request.asked_at, waiting)
+        self.exhausted_for(agent, request.thread, wanted, request.asked_at, waiting)
     }
 
     /// What can be had at this moment: a permit, and with it a slot. `None`: there is no permit, or the agent must
@@ -349,8 +361,10 @@ impl<B: Backend> Core<B> {
         loop {
             request.stage.store(CONNECTION, Relaxed);
             let mut known = None;
-            let (permit, now) = match self.permits.try_acquire(request.asked_at) {
-                Ok(()) => (Permit(self), request.asked_at),
+            // It may have waited long for the agent's lock.
+            let now = Instant::now();
+            let (permit, now) = match self.permits.try_acquire(now) {
+                Ok(()) => (Permit(self), now),
                 Err(Refusal::Closed) => return Err(Error::Closed),
                 Err(Refusal::Busy) => {
                     let agent = match &held {
@@ -704,29 +718,39 @@ impl<B: Backend> Core<B> {
         all
     }
 
-    /// Closes what is open to the database of this key and lent to nobody. The caller has the key's lock, and a
-    /// room, whose slot it uses; and it may block.
-    pub(crate) fn close_all_of(&self, room: &mut Room<'_, B>, key: &str, mode: CloseMode) {
+    /// Closes what is open to the database of this key and lent to nobody, and waits until what is in another hand is
+    /// closed, until the request's time has passed. The caller has the key's lock, and a room, whose slot it uses;
+    /// and it may block.
+    pub(crate) fn close_all_of(
+        &self,
+        room: &mut Room<'_, B>,
+        key: &str,
+        mode: CloseMode,
+        request: &Request<'_>,
+    ) -> Result<(), Error> {
+        let serves = |slot: &TakenSlot<B>, _| match &slot.open {
+            Some(open) => self.backend.serves(&open.connection, key),
+            None => false,
+        };
         while self.backend.is_open(key) {
-            let serves = |slot: &TakenSlot<B>, _| match &slot.open {
-                Some(open) => self.backend.serves(&open.connection, key),
-                None => false,
-            };
             // The room's slot goes back first: a permit is for one.
             if let Some(slot) = room.slot.take() {
                 self.parking.lot.give_back(slot, false, Instant::now());
             }
-            let found = self.parking.lot.take_matching(serves);
-            let any = found.is_none();
-            room.slot = found.or_else(|| self.parking.lot.take_any());
+            room.slot = self.parking.lot.take_matching(serves);
             let Some(slot) = room.slot.as_mut() else {
-                return;
+                room.slot = self.parking.lot.take_any();
+                if self.backend.wait_until_closed(key, request.deadline()) {
+                    continue;
+                }
+                count(&self.counters.timeouts);
+                return Err(self.too_late(request, AGENT));
             };
-            let vacated = self.vacate(slot, mode);
-            if any || vacated.is_err() {
-                return;
+            if let Err(Stuck) = self.vacate(slot, mode) {
+                return Err(self.too_late(request, AGENT));
             }
         }
+        Ok(())
     }
 }
 

@@ -130,6 +130,8 @@ impl<B: Backend> Core<B> {
         if self.counters.open.load(Acquire) == 0 {
             self.all_closed();
         }
+        // Another call may have looked while they were in our hand.
+        self.emptied.notify(usize::MAX);
         result
     }
 

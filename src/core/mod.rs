@@ -248,13 +248,14 @@ impl<B: Backend> Core<B> {
     }
 
     pub(crate) fn exhausted(&self, wanted: Wanted, asked_at: Instant, waiting: usize) -> Error {
-        self.exhausted_for(None, wanted, asked_at, waiting)
+        self.exhausted_for(None, None, wanted, asked_at, waiting)
     }
 
-    /// `agent`: whose lease was waited for, if not any.
-    fn exhausted_for(
+    /// `agent`: whose lease was waited for, if not any; `thread`: which thread was blocked.
+    pub(crate) fn exhausted_for(
         &self,
         agent: Option<&str>,
+        thread: Option<u64>,
         wanted: Wanted,
         asked_at: Instant,
         waiting: usize,
@@ -262,8 +263,7 @@ impl<B: Backend> Core<B> {
         let now = Instant::now();
         let (holders, threads) = self.holders_and_threads(now);
         let mut waiting_threads = self.waiting_threads();
-        // This one waited, too.
-        waiting_threads.push(crate::sync::thread::number());
+        waiting_threads.extend(thread);
         let waits = |thread: &Option<u64>| thread.is_some_and(|t| waiting_threads.contains(&t));
         let relevant = holders
             .iter()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Pool, at_most};
 use crate::core::backend::{Backend, CloseMode};
 use crate::core::checkout::{Request, check_agent};
-use crate::error::Error;
+use crate::error::{Error, Wanted};
 use crate::sqlite::AgentIds;
 
 impl Pool {
@@ -120,10 +120,15 @@ impl Pool {
             Ok((rooms, lock))
         };
         let (mut rooms, lock) = core.block_for(&request, work)?;
+        // What is in the rooms may be the agent's; what is elsewhere comes into them as it is closed.
+        let mut vacated = core.vacate_rooms(&mut rooms);
         if let (Some(lock), Some(room)) = (&lock, rooms.first_mut()) {
-            core.close_all_of(room, lock.key(), CloseMode::Abandon);
+            core.close_all_of(room, lock.key(), CloseMode::Abandon, &request)?;
+            vacated &= core.vacate_rooms(&mut rooms);
         }
-        core.vacate_rooms(&mut rooms);
+        if !vacated {
+            return Err(core.exhausted(Wanted::Connection, request.asked_at(), 0));
+        }
         let copied = core.backend.backup(agent, to.as_ref());
         drop((rooms, lock));
         copied
@@ -146,7 +151,7 @@ impl Pool {
         let (mut rooms, lock) = core.block_for(&request, work)?;
         // Before the files go, whatever the pool has open on them must.
         if let (Some(lock), Some(room)) = (&lock, rooms.first_mut()) {
-            core.close_all_of(room, lock.key(), CloseMode::Abandon);
+            core.close_all_of(room, lock.key(), CloseMode::Abandon, &request)?;
         }
         let removed = core.backend.remove_file(agent);
         drop((rooms, lock));

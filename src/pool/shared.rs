@@ -2,6 +2,8 @@
 //! the writer is told.
 //! It decides nothing by itself.
 
+#[cfg(feature = "metrics")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -29,6 +31,8 @@ pub(crate) struct Shared {
     /// What must be interrupted until it ends.
     #[cfg(feature = "tokio")]
     interrupts: parking_lot::Mutex<Vec<RetryInterrupt>>,
+    /// When maintenance was last done.
+    maintained: parking_lot::Mutex<Instant>,
     ticker: Ticker,
 }
 
@@ -55,6 +59,7 @@ impl Shared {
             published: parking_lot::Mutex::default(),
             #[cfg(feature = "tokio")]
             interrupts: parking_lot::Mutex::default(),
+            maintained: parking_lot::Mutex::new(Instant::now()),
             ticker: Ticker::default(),
             core,
             writer,
@@ -118,10 +123,21 @@ impl Shared {
     }
 
     fn maintain(&self, period: Duration) -> Duration {
-        self.core.maintain();
-        self.writer.maintain();
-        #[cfg(feature = "metrics")]
-        self.publish();
+        let due = {
+            let mut last = self.maintained.lock();
+            let due = last.elapsed() >= period;
+            if due {
+                *last = Instant::now();
+            }
+            due
+        };
+        // What is interrupted again and again calls far more often.
+        if due {
+            self.core.maintain();
+            self.writer.maintain();
+            #[cfg(feature = "metrics")]
+            self.publish();
+        }
         #[cfg(feature = "tokio")]
         {
             let mut interrupts = self.interrupts.lock();
@@ -163,7 +179,11 @@ impl Shared {
     #[cfg(feature = "metrics")]
     fn publish_now(&self) {
         let families = self.families();
-        let mut published = self.published.lock();
-        published.publish(&self.core.options.name, families, Instant::now());
+        // The recorder is foreign code. That it panics is no reason to leave anybody without an answer.
+        let published = catch_unwind(AssertUnwindSafe(|| {
+            let mut published = self.published.lock();
+            published.publish(&self.core.options.name, families, Instant::now());
+        }));
+        drop(published);
     }
 }

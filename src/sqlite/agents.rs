@@ -172,14 +172,31 @@ impl Agents {
 
     /// Whether a connection to the file of this key is open, or being closed.
     pub(super) fn is_open(&self, key: &str) -> bool {
-        let path = match &self.place {
-            Place::Folder(folder) => match id::encode(key) {
-                Ok(name) => folder.join(name),
-                Err(_) => return false,
-            },
-            Place::Function(_) => PathBuf::from(key),
+        let Some(path) = self.path_of(key) else {
+            return false;
         };
         self.open.lock().contains_key(&path)
+    }
+
+    fn path_of(&self, key: &str) -> Option<PathBuf> {
+        match &self.place {
+            Place::Folder(folder) => Some(folder.join(id::encode(key).ok()?)),
+            Place::Function(_) => Some(PathBuf::from(key)),
+        }
+    }
+
+    /// Waits until no connection to the file of this key is open, until `deadline` at most. Returns whether none is.
+    pub(super) fn wait_until_key_closed(&self, key: &str, deadline: Instant) -> bool {
+        let Some(path) = self.path_of(key) else {
+            return true;
+        };
+        let mut open = self.open.lock();
+        while open.contains_key(&path) {
+            if self.released.wait_until(&mut open, deadline).timed_out() {
+                return !open.contains_key(&path);
+            }
+        }
+        true
     }
 
     /// Waits until no connection to the file is open. With two, SQLite would keep the descriptor of the one that

@@ -20,6 +20,7 @@ mod wal;
 mod watch;
 
 use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -185,6 +186,13 @@ impl Backend for Sqlite {
         }
     }
 
+    fn wait_until_closed(&self, key: &str, deadline: Instant) -> bool {
+        match &self.source {
+            Source::Agents(agents) => agents.wait_until_key_closed(key, deadline),
+            _ => true,
+        }
+    }
+
     fn revisit(&self, connection: &mut Connection, now: Instant) {
         if let Some(home) = connection.home_mut() {
             home.look(now);
@@ -216,7 +224,8 @@ impl Backend for Sqlite {
     }
 
     fn reset(&self, connection: &mut Connection) -> Fate {
-        connection.reset()
+        // What a reset drops is the borrower's, and may panic.
+        catch_unwind(AssertUnwindSafe(|| connection.reset())).unwrap_or(Fate::Discard)
     }
 
     fn close(&self, connection: Connection, mode: CloseMode) -> Result<(), NotClosed<Connection>> {
@@ -232,7 +241,9 @@ impl Backend for Sqlite {
         }
         // What is copied now is synced.
         let _turn = (path.is_some() && !leaves_log).then(wal::folder);
-        let closed = connection.close();
+        // Closing drops the hooks that a borrower has set, and what is in those may panic; the connection is then
+        // closed all the same, as unwinding drops it.
+        let closed = catch_unwind(AssertUnwindSafe(|| connection.close())).unwrap_or(Ok(()));
         match (closed, &self.source) {
             (Ok(()), Source::Agents(agents)) => {
                 if let Some(path) = path {

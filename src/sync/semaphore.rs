@@ -157,8 +157,10 @@ impl<T> Semaphore<T> {
     #[inline]
     pub(crate) fn release(&self, now: Instant) {
         let mut word = self.word.load(Relaxed);
-        // While the first is awake and may still be overtaken, it needs no help.
-        while word & QUEUED == 0 || (word & WOKEN != 0 && !self.is_strict(now)) {
+        // While the first is awake and may still be overtaken, it needs no help; nor does the second, while the first
+        // finds one permit at most.
+        while word & QUEUED == 0 || (word & WOKEN != 0 && word & FREE == 0 && !self.is_strict(now))
+        {
             match self
                 .word
                 .compare_exchange_weak(word, word + 1, Release, Relaxed)
@@ -250,7 +252,8 @@ impl<T> Semaphore<T> {
             if word & FREE == 0 {
                 return;
             }
-            if self.nanos(now) >= strict_from {
+            // With two free, one must not wait for the first to run: the second is to be woken, too.
+            if self.nanos(now) >= strict_from || (word & WOKEN != 0 && word & FREE >= 2) {
                 let granted = (word - 1) & !WOKEN;
                 if self.swap(word, granted) {
                     let (ticket, mut waiter) = first.remove_entry();

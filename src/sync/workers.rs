@@ -64,17 +64,15 @@ impl WorkerPool {
         if state.tasks.len() <= state.idle || state.threads == self.most {
             return Ok(());
         }
-        state.threads += 1;
-        drop(state);
+        // Under the lock, so that no thread is ever counted that does not exist. Threads are started rarely.
         let workers = Arc::clone(self);
         let started = thread::Builder::new()
             .name(self.name.to_owned())
             .spawn(move || workers.work());
         let Err(error) = started else {
+            state.threads += 1;
             return Ok(());
         };
-        let mut state = self.state.lock();
-        state.threads -= 1;
         if state.threads > 0 {
             return Ok(());
         }

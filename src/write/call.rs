@@ -191,7 +191,9 @@ where
         };
         let answer = match answered {
             Some(answer) => answer,
-            None if self.leave() => return Err(self.handle.too_late(self.job.claim())),
+            None if !led && (self.leave() || self.job.withdraw()) => {
+                return Err(self.handle.too_late(self.job.claim()));
+            }
             // It has begun, or is about to. Every job is answered.
             None => block_on(poll_fn(|cx| oneshot.poll(cx))),
         };
@@ -208,7 +210,9 @@ where
         let mut answer = pin!(poll_fn(|cx| oneshot.poll(cx)));
         let answer = match await_until(self.job.deadline(), answer.as_mut()).await {
             Some(answer) => answer,
-            None if self.leave() => return Err(self.handle.too_late(self.job.claim())),
+            None if self.leave() || self.job.withdraw() => {
+                return Err(self.handle.too_late(self.job.claim()));
+            }
             None => answer.await,
         };
         self.answered = true;

@@ -258,7 +258,8 @@ impl QueueHandle {
 
     pub(super) fn exhausted(&self, claim: &Claim, waiting: usize) -> Error {
         let core = &self.writer.core;
-        core.exhausted(Wanted::TurnToWrite, claim.asked_at, waiting)
+        let wanted = Wanted::TurnToWrite;
+        core.exhausted_for(None, claim.thread, wanted, claim.asked_at, waiting)
     }
 }
 

@@ -98,6 +98,13 @@ impl<F, T, E> Write<F, T, E> {
         }
     }
 
+    /// Takes the work back, if it has not begun. Returns whether it had not.
+    pub(super) fn withdraw(&self) -> bool {
+        let work = self.work.lock().take();
+        // It may be anything, and is dropped without the lock.
+        work.is_some()
+    }
+
     /// Its caller does not wait any more: it will not begin if it has not.
     pub(super) fn cancel(&self) {
         let work = self.work.lock().take();

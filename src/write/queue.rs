@@ -90,10 +90,12 @@ impl WriteQueue {
     pub(super) fn step_down(&self) -> bool {
         let mut state = self.state.lock();
         state.led = !state.jobs.is_empty();
-        if !state.led && state.closed {
+        let (led, closed) = (state.led, state.closed);
+        drop(state);
+        if !led && closed {
             self.idle.notify(usize::MAX);
         }
-        !state.led
+        !led
     }
 
     /// Takes out the jobs that `leaving` picks.

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn longest_poll<T>(future: impl Future<Output = T>, polls: usize) -> Duration {
         let begun = Instant::now();
         let polled = future.as_mut().poll(&mut cx);
         longest = longest.max(begun.elapsed());
-        if let Poll::Ready(_) = polled {
+        if polled.is_ready() {
             break;
         }
         thread::sleep(Duration::from_millis(1));
@@ -185,7 +185,8 @@ fn backups_at_once_do_not_wait_for_each_other() {
     let agents: Vec<String> = (0..16).map(|i| format!("a{i}")).collect();
     for agent in &agents {
         pool.write(agent, |tx| {
-            Ok::<_, Error>(drop(tx.execute("INSERT INTO t VALUES (1)", [])?))
+            tx.execute("INSERT INTO t VALUES (1)", [])?;
+            Ok::<_, Error>(())
         })
         .unwrap();
     }
