@@ -208,13 +208,15 @@ impl<B: Backend> Core<B> {
         if let Some(done) = done {
             return done;
         }
-        count(&self.counters.timeouts);
         let stage = request.stage.load(Relaxed);
+        // First: it names those who hold now, and who sees the count may return.
+        let error = self.too_late(request, stage);
+        count(&self.counters.timeouts);
         if stage != OPENING {
             let claim = request.claim(Arc::from(request.agent));
             self.slow_waits.record(claim, false);
         }
-        Err(self.too_late(request, stage))
+        Err(error)
     }
 
     fn too_late(&self, request: &Request<'_>, stage: u8) -> Error {
@@ -299,8 +301,9 @@ impl<B: Backend> Core<B> {
             }
         }
         let refused = |stage| {
+            let error = self.too_late(request, stage);
             count(&self.counters.timeouts);
-            Err(self.too_late(request, stage))
+            Err(error)
         };
         let mut held = match self.entry_and_lock(request)? {
             None => None,
@@ -687,8 +690,9 @@ impl<B: Backend> Core<B> {
         match done {
             Some(done) => done,
             None => {
+                let error = self.too_late(request, request.stage.load(Relaxed));
                 count(&self.counters.timeouts);
-                Err(self.too_late(request, request.stage.load(Relaxed)))
+                Err(error)
             }
         }
     }

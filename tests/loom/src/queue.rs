@@ -241,3 +241,24 @@ pub fn newcomers(overtaking: Overtaking, preemptions: Option<usize>) {
         room.assert_empty();
     });
 }
+
+/// Two permits come back while two wait, and who gets one keeps it: each gets one.
+pub fn two_permits(overtaking: Overtaking, preemptions: Option<usize>) {
+    explore(preemptions, move || {
+        let now = overtaking.now();
+        let permits = Arc::new(Semaphore::new(2, overtaking.limit()));
+        for _ in 0..2 {
+            assert_eq!(permits.try_acquire(now), Ok(()));
+        }
+        let [first, second, holds] = [(); 3].map(|()| Arc::clone(&permits));
+        together([
+            part(move || assert_eq!(block_on(first.acquire("first")), Ok(()))),
+            part(move || assert_eq!(block_on(second.acquire("second")), Ok(()))),
+            part(move || {
+                holds.release(now);
+                holds.release(now);
+            }),
+        ]);
+        assert_eq!((permits.free(), permits.waiting()), (0, 0));
+    });
+}

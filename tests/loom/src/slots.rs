@@ -58,17 +58,18 @@ impl Pool {
         })
     }
 
-    /// A pool of two slots, each parked for an agent.
-    fn parked(agents: [&'static str; 2], overtaking: Overtaking) -> Arc<Self> {
-        let pool = Pool::new(2, overtaking);
-        let slots = agents.map(|agent| {
+    /// A pool with a slot parked for each agent.
+    fn parked(agents: &[&'static str], overtaking: Overtaking) -> Arc<Self> {
+        let pool = Pool::new(agents.len(), overtaking);
+        let take = |agent: &&'static str| {
             assert_eq!(pool.permits.try_acquire(pool.now), Ok(()));
             pool.take(agent)
-        });
+        };
+        let slots: Vec<Slot> = agents.iter().map(take).collect();
         for slot in slots {
             pool.give_back(slot, true);
         }
-        assert_eq!(pool.lot.levels().parked, 2);
+        assert_eq!(pool.lot.levels().parked, agents.len());
         pool
     }
 
@@ -127,9 +128,13 @@ impl Pool {
         }
     }
 
+    /// The agents for which slots are parked.
+    fn idle(&self) -> Vec<Arc<Entry<()>>> {
+        self.lot.idle_since(self.now + Duration::from_secs(1)).1
+    }
+
     fn evict_idle(&self) {
-        let (_, idle) = self.lot.idle_since(self.now + Duration::from_secs(1));
-        for entry in idle {
+        for entry in self.idle() {
             self.lot.evict(&entry);
         }
     }
@@ -154,6 +159,11 @@ impl Pool {
         let n = self.connections.len();
         assert_eq!(self.permits.waiting(), 0);
         if !self.closed.load(Relaxed) {
+            for entry in self.idle() {
+                let known = self.lot.find(&entry.agent);
+                let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, &entry));
+                assert!(is_known, "parked for an agent that was evicted");
+            }
             assert_eq!(self.permits.free(), n, "a permit is lost");
             self.wind_up();
         }
@@ -196,9 +206,9 @@ pub enum Meanwhile {
     Close,
 }
 
-/// Both slots are parked for `parked`; the agents of `leased` lease; and something else happens.
+/// The slots are parked for `parked`; the agents of `leased` lease; and something else happens.
 pub fn meanwhile(
-    parked: [&'static str; 2],
+    parked: &'static [&'static str],
     leased: [&'static str; 2],
     meanwhile: Meanwhile,
     overtaking: Overtaking,

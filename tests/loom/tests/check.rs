@@ -21,6 +21,13 @@ fn three_wait() {
 }
 
 #[test]
+fn two_permits() {
+    for order in ORDERS {
+        queue::two_permits(order, Some(3));
+    }
+}
+
+#[test]
 fn one_gives_up() {
     for order in ORDERS {
         queue::one_gives_up(order, Some(3));
@@ -87,27 +94,40 @@ fn two_slots_for_three() {
 
 #[test]
 fn evicted_meanwhile() {
-    slots::meanwhile(["a", "b"], ["a", "b"], Meanwhile::Evict, Never, Some(2));
-    slots::meanwhile(["a", "a"], ["a", "b"], Meanwhile::Evict, Never, Some(2));
-    slots::meanwhile(["c", "d"], ["a", "a"], Meanwhile::Evict, Never, Some(2));
+    slots::meanwhile(&["a", "b"], ["a", "b"], Meanwhile::Evict, Never, Some(2));
+    slots::meanwhile(&["a", "a"], ["a", "b"], Meanwhile::Evict, Never, Some(2));
+    slots::meanwhile(&["c", "d"], ["a", "a"], Meanwhile::Evict, Never, Some(2));
 }
 
 #[test]
 fn idle_meanwhile() {
-    slots::meanwhile(["a", "b"], ["a", "b"], Meanwhile::EvictIdle, Never, Some(2));
+    slots::meanwhile(
+        &["a", "b"],
+        ["a", "b"],
+        Meanwhile::EvictIdle,
+        Never,
+        Some(2),
+    );
 }
 
 #[test]
 fn tidied_meanwhile() {
     for order in [Never, Always] {
-        slots::meanwhile(["a", "b"], ["a", "c"], Meanwhile::Tidy, order, Some(2));
+        slots::meanwhile(&["a", "b"], ["a", "c"], Meanwhile::Tidy, order, Some(2));
     }
 }
 
 #[test]
 fn closed_pool() {
     for order in ORDERS {
-        slots::meanwhile(["a", "b"], ["a", "c"], Meanwhile::Close, order, Some(2));
+        slots::meanwhile(&["a", "b"], ["a", "c"], Meanwhile::Close, order, Some(2));
+    }
+}
+
+#[test]
+fn closed_pool_with_a_queue() {
+    for order in ORDERS {
+        slots::meanwhile(&["a"], ["a", "b"], Meanwhile::Close, order, Some(3));
     }
 }
 
@@ -126,10 +146,10 @@ fn deeper() {
         slots::leases(1, ["a", "b"], order, None);
         slots::leases(1, ["a", "a"], order, None);
         slots::leases(2, ["a", "b", "c"], order, Some(2));
-        slots::meanwhile(["a", "b"], ["a", "c"], Meanwhile::Tidy, order, Some(2));
-        slots::meanwhile(["a", "b"], ["a", "c"], Meanwhile::Close, order, Some(3));
+        slots::meanwhile(&["a", "b"], ["a", "c"], Meanwhile::Tidy, order, Some(2));
+        slots::meanwhile(&["a", "b"], ["a", "c"], Meanwhile::Close, order, Some(3));
     }
-    for parked in [["a", "b"], ["a", "a"], ["c", "d"]] {
+    for parked in [&["a", "b"], &["a", "a"], &["c", "d"]] {
         for leased in [["a", "a"], ["a", "b"]] {
             slots::meanwhile(parked, leased, Meanwhile::Evict, Never, Some(3));
             slots::meanwhile(parked, leased, Meanwhile::EvictIdle, Never, Some(3));
