@@ -12,12 +12,12 @@ use parking_lot::{Condvar, Mutex};
 use super::database::Place;
 use super::id;
 use super::identity::{Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
-use super::known::Known;
+use super::known::SetUpFiles;
 use crate::error::{Error, FileState};
 
 pub(crate) struct Agents {
     place: Place,
-    known: Known,
+    known: SetUpFiles,
     open: Mutex<HashMap<PathBuf, Opened>>,
     /// Told when a file has been closed.
     released: Condvar,
@@ -32,7 +32,7 @@ struct Opened {
 }
 
 /// The file of one connection: what it was when it was opened, and when that was looked at last.
-pub(super) struct Home {
+pub(super) struct AgentFile {
     pub(super) path: PathBuf,
     /// The key of the database, as the core knows it.
     pub(super) key: Box<str>,
@@ -43,7 +43,7 @@ pub(super) struct Home {
 }
 
 /// What is to be done to open a file.
-pub(super) struct Plan {
+pub(super) struct OpenPlan {
     pub(super) identity: Identity,
     /// Nobody has set it up, as far as is known.
     pub(super) set_up: bool,
@@ -69,7 +69,7 @@ impl Agents {
         };
         Ok(Agents {
             place,
-            known: Known::new(),
+            known: SetUpFiles::new(),
             open: Mutex::default(),
             released: Condvar::new(),
             claim: Mutex::new(claim),
@@ -103,7 +103,7 @@ impl Agents {
     }
 
     /// What is to be done to open the file at `path`, which is created if it never existed.
-    pub(super) fn plan(&self, path: &Path) -> Result<Plan, Error> {
+    pub(super) fn plan(&self, path: &Path) -> Result<OpenPlan, Error> {
         let known = self.known.at(path);
         let (identity, length) = match Identity::at(path) {
             Ok(found) => found,
@@ -114,7 +114,7 @@ impl Agents {
                 make_private_file(path).map_err(|source| open_fault(path, source))?;
                 let (identity, _) =
                     Identity::at(path).map_err(|source| open_fault(path, source))?;
-                return Ok(Plan {
+                return Ok(OpenPlan {
                     identity,
                     set_up: true,
                     made: true,
@@ -125,7 +125,7 @@ impl Agents {
         if known == Some(identity) && length < SHORTEST {
             return Err(lost(path, FileState::Truncated));
         }
-        Ok(Plan {
+        Ok(OpenPlan {
             identity,
             set_up: known != Some(identity),
             made: false,
@@ -235,9 +235,9 @@ impl Agents {
     }
 }
 
-impl Home {
+impl AgentFile {
     pub(super) fn new(path: PathBuf, key: Box<str>, identity: Identity, now: Instant) -> Self {
-        Home {
+        AgentFile {
             path,
             key,
             identity,

@@ -9,11 +9,11 @@ use std::time::Duration;
 use rusqlite::limits::Limit;
 
 use super::Settings;
-use super::agents::Home;
+use super::agents::AgentFile;
 use super::database::Synchronous;
 use super::reset::Baseline;
 use super::wal;
-use super::watch::Watch;
+use super::watch::ChangeTracker;
 use crate::core::backend::Fate;
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -26,7 +26,7 @@ pub(crate) struct Connection {
     /// No statement is cached that was prepared outside of a group of writes.
     grouped: bool,
     /// Where agents have files of their own: which one this is.
-    home: Option<Home>,
+    agent_file: Option<AgentFile>,
     /// Rows that it had changed when it was last asked what its commits noted.
     changes: u64,
 }
@@ -36,27 +36,27 @@ impl Connection {
         inner: rusqlite::Connection,
         baseline: Baseline,
         generation: u64,
-        home: Option<Home>,
+        agent_file: Option<AgentFile>,
     ) -> Self {
         Connection {
             inner,
             baseline,
             generation,
             grouped: false,
-            home,
+            agent_file,
             changes: 0,
         }
     }
 
-    pub(super) fn home(&self) -> Option<&Home> {
-        self.home.as_ref()
+    pub(super) fn agent_file(&self) -> Option<&AgentFile> {
+        self.agent_file.as_ref()
     }
 
-    pub(super) fn home_mut(&mut self) -> Option<&mut Home> {
-        self.home.as_mut()
+    pub(super) fn agent_file_mut(&mut self) -> Option<&mut AgentFile> {
+        self.agent_file.as_mut()
     }
 
-    pub(super) fn watch(&self) -> Arc<Watch> {
+    pub(super) fn watch(&self) -> Arc<ChangeTracker> {
         Arc::clone(&self.baseline.watch)
     }
 
@@ -66,7 +66,7 @@ impl Connection {
         self.inner.busy_timeout(Duration::ZERO)?;
         // Where the connection is the agent's own, so are the statements: what it prepared to break out of a
         // transaction breaks its own.
-        if !self.grouped && self.home.is_none() {
+        if !self.grouped && self.agent_file.is_none() {
             self.baseline.flush_statements(&self.inner)?;
             self.grouped = true;
         }
@@ -76,7 +76,7 @@ impl Connection {
     /// Takes off what one member of a group may have left for the next.
     pub(super) fn begin_member(&self) -> rusqlite::Result<()> {
         // Where the file is the agent's own, nobody else could run its checkpoints.
-        let hook: Option<wal::Hook> = match self.home {
+        let hook: Option<wal::Hook> = match self.agent_file {
             Some(_) => None,
             None => Some(wal::note),
         };
@@ -141,7 +141,7 @@ impl Connection {
             baseline,
             generation,
             grouped,
-            home,
+            agent_file,
             changes,
         } = self;
         inner.close().map_err(|(inner, error)| {
@@ -150,7 +150,7 @@ impl Connection {
                 baseline,
                 generation,
                 grouped,
-                home,
+                agent_file,
                 changes,
             };
             (Box::new(connection), error)

@@ -12,7 +12,7 @@ use super::identity::Identity;
 /// In each of the two generations.
 const MOST: usize = 32_768;
 
-pub(super) struct Known {
+pub(super) struct SetUpFiles {
     hashes: RandomState,
     generations: Mutex<Generations>,
 }
@@ -24,9 +24,9 @@ struct Generations {
     old: HashMap<u64, Identity, RandomState>,
 }
 
-impl Known {
+impl SetUpFiles {
     pub(super) fn new() -> Self {
-        Known {
+        SetUpFiles {
             hashes: RandomState::default(),
             generations: Mutex::default(),
         }

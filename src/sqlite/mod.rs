@@ -173,8 +173,8 @@ impl Backend for Sqlite {
     }
 
     fn serves(&self, connection: &Connection, key: &str) -> bool {
-        match connection.home() {
-            Some(home) => *home.key == *key,
+        match connection.agent_file() {
+            Some(agent_file) => *agent_file.key == *key,
             None => true,
         }
     }
@@ -194,8 +194,8 @@ impl Backend for Sqlite {
     }
 
     fn revisit(&self, connection: &mut Connection, now: Instant) {
-        if let Some(home) = connection.home_mut() {
-            home.look(now);
+        if let Some(agent_file) = connection.agent_file_mut() {
+            agent_file.look(now);
         }
     }
 
@@ -213,8 +213,8 @@ impl Backend for Sqlite {
     }
 
     fn is_current(&self, connection: &Connection) -> bool {
-        match connection.home() {
-            Some(home) => !home.is_lost(),
+        match connection.agent_file() {
+            Some(agent_file) => !agent_file.is_lost(),
             None => connection.generation() == self.generation(),
         }
     }
@@ -229,7 +229,9 @@ impl Backend for Sqlite {
     }
 
     fn close(&self, connection: Connection, mode: CloseMode) -> Result<(), NotClosed<Connection>> {
-        let path = connection.home().map(|home| home.path.clone());
+        let path = connection
+            .agent_file()
+            .map(|agent_file| agent_file.path.clone());
         let leaves_log = match (mode, &path) {
             (CloseMode::Abandon, _) => true,
             (CloseMode::Evict, Some(path)) => agents::wal_length(path) <= SHORT_WAL,
@@ -315,8 +317,8 @@ impl Backend for Sqlite {
 impl Sqlite {
     /// What the connection is to, in messages.
     fn target(&self, connection: &Connection) -> String {
-        match (&self.source, connection.home()) {
-            (_, Some(home)) => home.path.display().to_string(),
+        match (&self.source, connection.agent_file()) {
+            (_, Some(agent_file)) => agent_file.path.display().to_string(),
             (Source::File { file, .. }, None) => file.target(),
             _ => database::IN_MEMORY.to_owned(),
         }

@@ -11,11 +11,11 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::OpenFlags;
 use rusqlite::config::DbConfig;
 
-use super::agents::{self, Agents, Home, Plan};
+use super::agents::{self, AgentFile, Agents, OpenPlan};
 use super::connection::{self, Connection};
 use super::database::{self, Database, File, Generation, Kind};
 use super::wal::{self, Wal};
-use super::watch::Watch;
+use super::watch::ChangeTracker;
 use super::{Callback, Settings, Source, Sqlite, reset};
 use crate::core::backend::Fate;
 use crate::error::Error;
@@ -147,7 +147,7 @@ impl Sqlite {
         target: &str,
     ) -> Result<Option<rusqlite::Connection>, Error> {
         let begun = (|| {
-            let watch = Watch::install(&connection)?;
+            let watch = ChangeTracker::install(&connection)?;
             connection::prepare(&connection, &self.settings, true)?;
             Ok(reset::Baseline::of(&connection, &self.settings, watch)?)
         })();
@@ -183,10 +183,10 @@ impl Sqlite {
         target: &str,
         opener: &SqliteConnectionManager,
         generation: u64,
-        home: Option<Home>,
+        agent_file: Option<AgentFile>,
     ) -> Result<Connection, Error> {
         let connection = opener.connect().map_err(|e| open_error(target, e))?;
-        self.configure(connection, target, generation, home)
+        self.configure(connection, target, generation, agent_file)
     }
 
     fn configure(
@@ -194,9 +194,9 @@ impl Sqlite {
         mut connection: rusqlite::Connection,
         target: &str,
         generation: u64,
-        home: Option<Home>,
+        agent_file: Option<AgentFile>,
     ) -> Result<Connection, Error> {
-        let watch = Watch::install(&connection);
+        let watch = ChangeTracker::install(&connection);
         let opened = watch.map_err(Into::into).and_then(|watch| {
             connection::prepare(&connection, &self.settings, self.is_file())?;
             connection::limit_attach(&connection, &self.settings)?;
@@ -210,7 +210,9 @@ impl Sqlite {
             Ok(baseline)
         });
         match opened {
-            Ok(baseline) => Ok(Connection::new(connection, baseline, generation, home)),
+            Ok(baseline) => Ok(Connection::new(
+                connection, baseline, generation, agent_file,
+            )),
             Err(source) => {
                 discard(connection);
                 Err(Error::Open {
@@ -289,7 +291,7 @@ impl Sqlite {
         agents: &Agents,
         agent: &str,
         path: &Path,
-        plan: &Plan,
+        plan: &OpenPlan,
     ) -> Result<Connection, Error> {
         let target = format!("{} (agent {agent:?})", path.display());
         let connect = || {
@@ -319,8 +321,8 @@ impl Sqlite {
             Some(_) => agent.into(),
             None => path.to_string_lossy().into(),
         };
-        let home = Home::new(path.to_path_buf(), key, plan.identity, Instant::now());
-        let connection = self.configure(connection, &target, 0, Some(home))?;
+        let agent_file = AgentFile::new(path.to_path_buf(), key, plan.identity, Instant::now());
+        let connection = self.configure(connection, &target, 0, Some(agent_file))?;
         if plan.set_up {
             agents.remember(path, plan.identity);
         }

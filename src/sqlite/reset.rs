@@ -38,12 +38,12 @@ use rusqlite::trace::TraceEventCodes;
 use super::Settings;
 use super::registered::Registered;
 use super::wal;
-use super::watch::Watch;
+use super::watch::ChangeTracker;
 use crate::core::backend::Fate;
 
 /// What a connection was like when it had just been opened.
 pub(super) struct Baseline {
-    pub(super) watch: Arc<Watch>,
+    pub(super) watch: Arc<ChangeTracker>,
     /// `on_open` replaced hooks. They cannot be read back, so no reset can restore them.
     hooked_by_on_open: bool,
     busy_timeout: Duration,
@@ -105,7 +105,7 @@ impl Baseline {
     pub(super) fn of(
         connection: &Connection,
         settings: &Settings,
-        watch: Arc<Watch>,
+        watch: Arc<ChangeTracker>,
     ) -> rusqlite::Result<Baseline> {
         let hooked_by_on_open = watch.is_hooked();
         if !hooked_by_on_open {

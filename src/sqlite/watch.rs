@@ -1,4 +1,4 @@
-//! Watch: sees, through the authorizer and hooks on a connection, what its borrowers do to it.
+//! ChangeTracker: sees, through the authorizer and hooks on a connection, what its borrowers do to it.
 //! It forbids nothing in a lease, and in a group of writes whatever would reach beyond one member of it.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization, TransactionOperation};
 
 /// Sees, through the authorizer and hooks on a connection, what its borrowers do to it.
-pub(super) struct Watch {
+pub(super) struct ChangeTracker {
     touched: AtomicU32,
     mode: AtomicU8,
     /// What was forbidden first, in words, since somebody asked.
@@ -34,16 +34,16 @@ const BLIND: u32 = 2;
 const HOOKED: u32 = 4;
 
 /// Sets its bit when the closure that owns it is dropped.
-struct Tripwire(Arc<Watch>, u32);
+struct Tripwire(Arc<ChangeTracker>, u32);
 
 /// Keeps a watch in another mode for as long as it lives.
-pub(super) struct Shift(Arc<Watch>);
+pub(super) struct ModeGuard(Arc<ChangeTracker>);
 
-impl Watch {
+impl ChangeTracker {
     /// Watches `connection` from now on, and marks its hooks, so that it shows whether `on_open`
     /// sets any.
-    pub(super) fn install(connection: &Connection) -> rusqlite::Result<Arc<Watch>> {
-        let watch = Arc::new(Watch {
+    pub(super) fn install(connection: &Connection) -> rusqlite::Result<Arc<ChangeTracker>> {
+        let watch = Arc::new(ChangeTracker {
             touched: AtomicU32::new(0),
             mode: AtomicU8::new(WATCHING),
             refused: Mutex::default(),
@@ -67,16 +67,16 @@ impl Watch {
     }
 
     /// The pool itself is at work, until the shift is dropped.
-    pub(super) fn quiet(self: &Arc<Self>) -> Shift {
+    pub(super) fn quiet(self: &Arc<Self>) -> ModeGuard {
         self.mode.store(QUIET, Relaxed);
-        Shift(Arc::clone(self))
+        ModeGuard(Arc::clone(self))
     }
 
     /// A member of a group is at work, until the shift is dropped. Statements that were prepared before
     /// are not seen.
-    pub(super) fn fence(self: &Arc<Self>) -> Shift {
+    pub(super) fn fence(self: &Arc<Self>) -> ModeGuard {
         self.mode.store(FENCING, Relaxed);
-        Shift(Arc::clone(self))
+        ModeGuard(Arc::clone(self))
     }
 
     /// What was forbidden since the last call.
@@ -84,7 +84,7 @@ impl Watch {
         self.refused.lock().take()
     }
 
-    /// Whether `on_open` set hooks, of those that [`install`](Watch::install) marked.
+    /// Whether `on_open` set hooks, of those that [`install`](ChangeTracker::install) marked.
     pub(super) fn is_hooked(&self) -> bool {
         self.touched.load(Relaxed) & (HOOKED | BLIND) != 0
     }
@@ -233,7 +233,7 @@ impl Drop for Tripwire {
     }
 }
 
-impl Drop for Shift {
+impl Drop for ModeGuard {
     fn drop(&mut self) {
         self.0.mode.store(WATCHING, Relaxed);
     }
