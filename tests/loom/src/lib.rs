@@ -5,8 +5,9 @@
 //!
 //! # Bounds
 //! loom explores all schedules with at most so many preemptions: points where a thread loses the processor though
-//! it could go on. A thread that blocks or ends costs nothing. Each check names its bound in `tests/check.rs`;
-//! `None` means all schedules. `LOOM_MAX_PREEMPTIONS` overrides every bound.
+//! it could go on. A thread that blocks or ends costs nothing. Each check names its bound in `tests/check.rs`:
+//! none at all for two threads at the semaphore, two or three for three threads, one for four. `-- --ignored` goes one
+//! step further, in four minutes. `LOOM_MAX_PREEMPTIONS` overrides every bound.
 //!
 //! # What is not seen
 //! - The clock is real. What the models pass as "now" is the same in every schedule, and the times that the

@@ -242,12 +242,13 @@ pub fn newcomers(overtaking: Overtaking, preemptions: Option<usize>) {
     });
 }
 
-/// Two permits come back while two wait, and who gets one keeps it: each gets one.
-pub fn two_permits(overtaking: Overtaking, preemptions: Option<usize>) {
+/// Three permits come back while two wait, and who gets one keeps it: each gets one, and one is left that nobody waits
+/// for.
+pub fn several_permits(overtaking: Overtaking, preemptions: Option<usize>) {
     explore(preemptions, move || {
         let now = overtaking.now();
-        let permits = Arc::new(Semaphore::new(2, overtaking.limit()));
-        for _ in 0..2 {
+        let permits = Arc::new(Semaphore::new(3, overtaking.limit()));
+        for _ in 0..3 {
             assert_eq!(permits.try_acquire(now), Ok(()));
         }
         let [first, second, holds] = [(); 3].map(|()| Arc::clone(&permits));
@@ -255,10 +256,33 @@ pub fn two_permits(overtaking: Overtaking, preemptions: Option<usize>) {
             part(move || assert_eq!(block_on(first.acquire("first")), Ok(()))),
             part(move || assert_eq!(block_on(second.acquire("second")), Ok(()))),
             part(move || {
-                holds.release(now);
-                holds.release(now);
+                for _ in 0..3 {
+                    holds.release(now);
+                }
             }),
         ]);
+        assert_eq!((permits.free(), permits.waiting()), (1, 0));
+        assert!(permits.try_acquire_spare(0));
+    });
+}
+
+/// Two permits come back while two wait, and the first does not run: the second gets one all the same.
+pub fn the_first_sleeps(overtaking: Overtaking, preemptions: Option<usize>) {
+    explore(preemptions, move || {
+        let now = overtaking.now();
+        let permits = Arc::new(Semaphore::new(2, overtaking.limit()));
+        for _ in 0..2 {
+            assert_eq!(permits.try_acquire(now), Ok(()));
+        }
+        let mut first = permits.acquire("first");
+        assert!(poll_once(&mut first).is_pending());
+        let [second, holds, other] = [(); 3].map(|()| Arc::clone(&permits));
+        together([
+            part(move || assert_eq!(block_on(second.acquire("second")), Ok(()))),
+            part(move || holds.release(now)),
+            part(move || other.release(now)),
+        ]);
+        assert_eq!(poll_once(&mut first), Poll::Ready(Ok(())));
         assert_eq!((permits.free(), permits.waiting()), (0, 0));
     });
 }

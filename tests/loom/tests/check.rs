@@ -21,9 +21,16 @@ fn three_wait() {
 }
 
 #[test]
-fn two_permits() {
+fn several_permits() {
     for order in ORDERS {
-        queue::two_permits(order, Some(3));
+        queue::several_permits(order, Some(3));
+    }
+}
+
+#[test]
+fn the_first_sleeps() {
+    for order in ORDERS {
+        queue::the_first_sleeps(order, Some(3));
     }
 }
 
