@@ -77,6 +77,10 @@ pub(crate) struct Acquire<'a, T> {
     state: State<T>,
 }
 
+/// A permit that goes back when it is dropped.
+#[must_use = "the permit goes back at once"]
+pub(crate) struct Held<'a, T>(&'a Semaphore<T>);
+
 enum State<T> {
     Outside(T),
     Queued(u64),
@@ -151,6 +155,16 @@ impl<T> Semaphore<T> {
             semaphore: self,
             state: State::Outside(tag),
         }
+    }
+
+    /// Takes a permit at once if there is one for a newcomer, and waits for one otherwise.
+    pub(crate) async fn hold(&self, tag: impl FnOnce() -> T) -> Result<Held<'_, T>, Closed> {
+        match self.try_acquire(Instant::now()) {
+            Ok(()) => {}
+            Err(Refusal::Closed) => return Err(Closed),
+            Err(Refusal::Busy) => self.acquire(tag()).await?,
+        }
+        Ok(Held(self))
     }
 
     /// Returns a permit.
@@ -302,10 +316,7 @@ impl<T: Clone> Semaphore<T> {
 impl<T> Future for Acquire<'_, T> {
     type Output = Result<(), Closed>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output>
-    where
-        Self: Sized,
-    {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let (polled, wakes, old) = this.poll_locked(cx.waker().clone());
         // Foreign code: the lock is released.
@@ -416,6 +427,12 @@ impl<T> Drop for Acquire<'_, T> {
         };
         drop(left);
         wakes.wake();
+    }
+}
+
+impl<T> Drop for Held<'_, T> {
+    fn drop(&mut self) {
+        self.0.release(Instant::now());
     }
 }
 

@@ -11,14 +11,14 @@ use std::time::Instant;
 
 use super::job::PendingJob;
 use super::writer::{Queue, Writer};
-use crate::core::checkout::Request;
 use crate::core::guard::Checkout;
 use crate::core::reentrancy::{self, Within};
+use crate::core::request::Request;
 use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
 use crate::observe::stats::{add, count};
 use crate::sqlite::{Group, Member, Sqlite, same, until};
-use crate::sync::semaphore::{Closed, Refusal};
+use crate::sync::semaphore::{Closed, Held};
 use crate::sync::wait::{await_until, block_until};
 
 /// A queue of a pool's, with the agent whose connection its leader uses.
@@ -202,16 +202,9 @@ impl QueueHandle {
     }
 
     /// The right to begin a transaction that writes.
-    async fn write_lock(
-        &self,
-        claim: &Claim,
-        deadline: Instant,
-    ) -> Result<WriteLockGuard<'_>, Error> {
-        let acquire = self.acquire_write_lock(claim);
-        match await_until(deadline, pin!(acquire)).await {
-            Some(lock) => lock,
-            None => Err(self.too_late(claim)),
-        }
+    async fn write_lock(&self, claim: &Claim, deadline: Instant) -> Result<Held<'_, Claim>, Error> {
+        let lock = self.queue.write_lock.hold(|| claim.clone());
+        self.locked(claim, await_until(deadline, pin!(lock)).await)
     }
 
     /// The same, blocking.
@@ -219,25 +212,20 @@ impl QueueHandle {
         &self,
         claim: &Claim,
         deadline: Instant,
-    ) -> Result<WriteLockGuard<'_>, Error> {
-        let acquire = self.acquire_write_lock(claim);
-        match block_until(deadline, pin!(acquire)) {
-            Some(lock) => lock,
-            None => Err(self.too_late(claim)),
-        }
+    ) -> Result<Held<'_, Claim>, Error> {
+        let lock = self.queue.write_lock.hold(|| claim.clone());
+        self.locked(claim, block_until(deadline, pin!(lock)))
     }
 
-    async fn acquire_write_lock(&self, claim: &Claim) -> Result<WriteLockGuard<'_>, Error> {
-        let lock = &self.queue.write_lock;
-        match lock.try_acquire(Instant::now()) {
-            Ok(()) => {}
-            Err(Refusal::Closed) => return Err(Error::Closed),
-            Err(Refusal::Busy) => {
-                let acquired = lock.acquire(claim.clone()).await;
-                acquired.map_err(|Closed| Error::Closed)?;
-            }
+    fn locked<'a>(
+        &self,
+        claim: &Claim,
+        lock: Option<Result<Held<'a, Claim>, Closed>>,
+    ) -> Result<Held<'a, Claim>, Error> {
+        match lock {
+            Some(lock) => lock.map_err(|Closed| Error::Closed),
+            None => Err(self.too_late(claim)),
         }
-        Ok(WriteLockGuard(&self.queue))
     }
 
     /// Answers those in the queue whose time has passed.
@@ -325,14 +313,5 @@ impl Drop for Members {
             };
             job.reply(outcome);
         }
-    }
-}
-
-/// The right to begin a transaction that writes, which goes to the next when it is dropped.
-pub(super) struct WriteLockGuard<'a>(&'a Queue);
-
-impl Drop for WriteLockGuard<'_> {
-    fn drop(&mut self) {
-        self.0.write_lock.release(Instant::now());
     }
 }
