@@ -21,6 +21,10 @@ use crate::observe::stats::count;
 use crate::sqlite::{Sqlite, begin_immediate, until};
 use crate::sync::wait::{await_until, block_on, block_until};
 
+/// How long after its time has passed a caller leaves it to the leader of its group to say what was waited for in
+/// vain. A leader that finds no thread to run on may never say it.
+const LEADERS_ANSWER: Duration = Duration::from_millis(30);
+
 impl Writer {
     /// Runs `work` in a transaction of its own, on a connection that is lent.
     pub(crate) fn write_on<T, E, F, H: Handle<Sqlite>>(
@@ -174,29 +178,26 @@ where
 
     /// Blocks until there is an answer.
     fn wait(mut self) -> Answer<T, E> {
-        let leads = self.join()?;
-        let led = leads.is_some();
-        if let Some(first) = leads {
+        let job = Arc::clone(&self.job);
+        let mut answer = pin!(poll_fn(|cx| job.oneshot.poll(cx)));
+        let mut answered = None;
+        if let Some(first) = self.join()? {
             block_on(self.handle.lead_once(Some(first), Company::None));
             if !self.handle.queue.step_down() {
                 self.handle.clone().hand_over(None);
             }
-        }
-        let oneshot = &self.job.oneshot;
-        let answered = if led {
-            None
         } else {
-            let mut answer = pin!(poll_fn(|cx| oneshot.poll(cx)));
-            block_until(self.job.deadline(), answer.as_mut())
-        };
-        let answer = match answered {
-            Some(answer) => answer,
-            None if !led && (self.leave() || self.job.withdraw()) => {
+            let deadline = self.job.deadline();
+            answered = block_until(deadline, answer.as_mut());
+            if answered.is_none() && !self.leave() {
+                answered = block_until(deadline + LEADERS_ANSWER, answer.as_mut());
+            }
+            if answered.is_none() && self.job.withdraw() {
                 return Err(self.handle.too_late(self.job.claim()));
             }
-            // It has begun, or is about to. Every job is answered.
-            None => block_on(poll_fn(|cx| oneshot.poll(cx))),
-        };
+        }
+        // It was led, or has begun, or is about to. Every job is answered.
+        let answer = answered.unwrap_or_else(|| block_on(answer));
         self.answered = true;
         answer
     }
@@ -208,11 +209,17 @@ where
         }
         let oneshot = &self.job.oneshot;
         let mut answer = pin!(poll_fn(|cx| oneshot.poll(cx)));
-        let answer = match await_until(self.job.deadline(), answer.as_mut()).await {
+        let deadline = self.job.deadline();
+        let mut answered = await_until(deadline, answer.as_mut()).await;
+        if answered.is_none() && !self.leave() {
+            answered = await_until(deadline + LEADERS_ANSWER, answer.as_mut()).await;
+        }
+        if answered.is_none() && self.job.withdraw() {
+            return Err(self.handle.too_late(self.job.claim()));
+        }
+        let answer = match answered {
             Some(answer) => answer,
-            None if self.leave() || self.job.withdraw() => {
-                return Err(self.handle.too_late(self.job.claim()));
-            }
+            // It has begun. Every job is answered.
             None => answer.await,
         };
         self.answered = true;
@@ -238,9 +245,7 @@ where
             .handle
             .queue
             .take_out(|job| std::ptr::eq(Arc::as_ptr(job).cast::<()>(), mine));
-        let was_there = !left.is_empty();
-        // Nobody hears what dropping it replies.
-        was_there
+        !left.is_empty()
     }
 }
 
