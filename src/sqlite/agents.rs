@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -172,10 +172,8 @@ impl Agents {
 
     /// Whether a connection to the file of this key is open, or being closed.
     pub(super) fn is_open(&self, key: &str) -> bool {
-        let Some(path) = self.path_of(key) else {
-            return false;
-        };
-        self.open.lock().contains_key(&path)
+        self.path_of(key)
+            .is_some_and(|path| self.open.lock().contains_key(&path))
     }
 
     fn path_of(&self, key: &str) -> Option<PathBuf> {
@@ -187,27 +185,18 @@ impl Agents {
 
     /// Waits until no connection to the file of this key is open, until `deadline` at most. Returns whether none is.
     pub(super) fn wait_until_key_closed(&self, key: &str, deadline: Instant) -> bool {
-        let Some(path) = self.path_of(key) else {
-            return true;
-        };
-        let mut open = self.open.lock();
-        while open.contains_key(&path) {
-            if self.released.wait_until(&mut open, deadline).timed_out() {
-                return !open.contains_key(&path);
-            }
-        }
-        true
+        self.path_of(key)
+            .is_none_or(|path| self.wait_until_closed(&path, deadline))
     }
 
-    /// Waits until no connection to the file is open. With two, SQLite would keep the descriptor of the one that
-    /// is closed first until the other is closed, too. One that cannot be closed is not waited for long.
-    pub(super) fn wait_until_closed(&self, path: &Path) {
-        const LONGEST: Duration = Duration::from_secs(1);
-        let deadline = Instant::now() + LONGEST;
+    /// The same for the file at `path`. With two connections, SQLite would keep the descriptor of the one that is
+    /// closed first until the other is closed, too.
+    pub(super) fn wait_until_closed(&self, path: &Path, deadline: Instant) -> bool {
         let mut open = self.open.lock();
         while open.contains_key(path) && !self.released.wait_until(&mut open, deadline).timed_out()
         {
         }
+        !open.contains_key(path)
     }
 
     /// Whether the folder is there.

@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use r2d2::ManageConnection;
@@ -23,6 +23,8 @@ use crate::observe::events;
 
 /// A file under the pool may change between one look and the next open; so often at most.
 const OPEN_ATTEMPTS: usize = 3;
+/// How long the opening of an agent's file waits until an earlier connection to it is closed.
+const LONGEST_CLOSE: Duration = Duration::from_secs(1);
 
 impl Sqlite {
     /// Opens the database once, creates and sets it up if need be, and closes it again.
@@ -272,7 +274,8 @@ impl Sqlite {
     /// time: whoever leases has passed the agent's gate.
     pub(super) fn open_agent(&self, agents: &Agents, agent: &str) -> Result<Connection, Error> {
         let path = agents.path(agent)?;
-        agents.wait_until_closed(&path);
+        // One that cannot be closed is not waited for long.
+        agents.wait_until_closed(&path, Instant::now() + LONGEST_CLOSE);
         let plan = agents.plan(&path)?;
         agents.opening(&path)?;
         let opened = self.open_planned(agents, agent, &path, &plan);
