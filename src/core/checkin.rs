@@ -11,7 +11,7 @@ use super::parking::Entry;
 use super::slot::TakenSlot;
 use super::{Core, Stuck};
 use crate::observe::events;
-use crate::observe::stats::{Holder, count};
+use crate::observe::stats::count;
 
 impl<B: Backend> Core<B> {
     pub(super) fn check_in(&self, entry: &Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
@@ -71,11 +71,7 @@ impl<B: Backend> Core<B> {
         if let Some(loan) = returned.loan {
             self.counters.hold.record(index, loan.age(now));
             if loan.reported {
-                let holder = Holder {
-                    agent: entry.agent.as_ref().to_owned(),
-                    borrowed_at: loan.borrowed_at,
-                    age: loan.age(now),
-                };
+                let holder = loan.holder(&entry.agent, now);
                 events::overdue_returned(&self.options.name, &holder);
             }
         }

@@ -2,11 +2,13 @@
 //! It decides nothing about where the connection goes: `checkin` does.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Core;
 use super::agent_lock::AgentLockGuard;
 use super::backend::Backend;
 use super::parking::Entry;
+use super::prepare::Need;
 use super::slot::{OpenConnection, TakenSlot};
 
 /// What keeps the core alive while a connection is lent: the core's own handle, or one of a layer above, so that a
@@ -27,7 +29,7 @@ pub(crate) struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
     entry: Arc<Entry>,
     /// `None` only at the end.
     slot: Option<TakenSlot<B>>,
-    pub(super) verdict: Verdict,
+    verdict: Verdict,
     /// Where agents have connections of their own. Goes back after the slot and the permit.
     lock: Option<AgentLockGuard>,
 }
@@ -78,10 +80,6 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         &self.entry.agent
     }
 
-    pub(super) fn agent_arc(&self) -> &Arc<str> {
-        &self.entry.agent
-    }
-
     /// Notes that the agent is in use.
     pub(super) fn touch(&self) {
         self.core().parking.touch(&self.entry);
@@ -104,13 +102,23 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         }
     }
 
-    /// Ends a checkout whose connection cannot be closed. The lock goes on.
-    pub(super) fn retire_stuck(mut self) -> Option<AgentLockGuard> {
+    /// What the connection needs before it can be lent.
+    #[inline]
+    pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Need {
+        let key = self.lock.as_ref().map(AgentLockGuard::key);
+        match &mut self.slot {
+            Some(slot) => self.handle.core().inspect(slot, now, hit, key),
+            None => Need::Open(None),
+        }
+    }
+
+    /// Ends a checkout whose connection cannot be closed. The agent's entry and lock go on.
+    pub(super) fn retire_stuck(mut self) -> (Arc<Entry>, Option<AgentLockGuard>) {
         if let Some(slot) = self.slot.take() {
             self.core().parking.lot.forget(slot.index);
             self.core().retire_stuck(slot);
         }
-        self.lock.take()
+        (Arc::clone(&self.entry), self.lock.take())
     }
 
     fn open(&self) -> Option<&OpenConnection<B>> {

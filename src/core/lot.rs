@@ -266,8 +266,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         if let Some(slot) = self.pop_free(&mut cells) {
             return Some(cells.lend(slot, entry, loan, From::Free));
         }
-        let victim = cells.victim()?;
-        let (slot, loser) = cells.unpark(victim)?;
+        let (slot, loser) = cells.unpark_victim()?;
         Some(cells.lend(slot, entry, loan, From::Other(loser)))
     }
 
@@ -287,11 +286,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     /// For a permit holder that lends it to nobody: any slot.
     pub(crate) fn take_any(&self) -> Option<S> {
         let mut cells = self.cells.0.lock();
-        if let Some(slot) = self.pop_free(&mut cells) {
-            return Some(slot);
-        }
-        let victim = cells.victim()?;
-        Some(cells.unpark(victim)?.0)
+        let free = self.pop_free(&mut cells);
+        free.or_else(|| Some(cells.unpark_victim()?.0))
     }
 
     /// For a permit holder that lends it to nobody: the slot that `wanted` picks, free or (`true`) parked. It looks at all
@@ -302,9 +298,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
 
     /// For a permit holder that lends it to nobody: the parked slot that is missed least.
     pub(crate) fn take_victim(&self) -> Option<S> {
-        let mut cells = self.cells.0.lock();
-        let victim = cells.victim()?;
-        Some(cells.unpark(victim)?.0)
+        Some(self.cells.0.lock().unpark_victim()?.0)
     }
 
     fn pick(&self, cells: &mut Cells<S, L>, wanted: impl Fn(&S, bool) -> bool) -> Option<S> {
@@ -378,14 +372,11 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         Some(Returned { loan, new })
     }
 
-    /// The slot of a permit holder leaves for good. Says how it had been lent.
-    pub(crate) fn forget(&self, index: usize) -> Option<Loan> {
-        let mut cells = self.cells.0.lock();
-        let cell = cells.by_slot.get_mut(index)?;
-        cell.owner = None;
-        match std::mem::replace(&mut cell.place, Place::Elsewhere) {
-            Place::Lent(loan) => Some(loan),
-            _ => None,
+    /// The slot of a permit holder leaves for good.
+    pub(crate) fn forget(&self, index: usize) {
+        if let Some(cell) = self.cells.0.lock().by_slot.get_mut(index) {
+            cell.owner = None;
+            cell.place = Place::Elsewhere;
         }
     }
 
@@ -591,6 +582,10 @@ impl<S: Token, L> Cells<S, L> {
             order.len -= 1;
         }
         Some((slot, owner))
+    }
+
+    fn unpark_victim(&mut self) -> Option<(S, Arc<Entry<L>>)> {
+        self.unpark(self.victim()?)
     }
 
     /// The parked slot that is missed least, as far as can be told: the one parked longest; where that matters more,

@@ -64,11 +64,7 @@ impl<B: Backend> Core<B> {
         self.parking.lot.loans(|entry, loan| {
             if !loan.reported && loan.age(now) >= limit {
                 loan.reported = true;
-                overdue.push(Holder {
-                    agent: entry.agent.as_ref().to_owned(),
-                    borrowed_at: loan.borrowed_at,
-                    age: loan.age(now),
-                });
+                overdue.push(loan.holder(&entry.agent, now));
             }
         });
         for holder in overdue {
@@ -110,14 +106,7 @@ impl<B: Backend> Core<B> {
                 return;
             }
             match waiting.get(&loan.thread) {
-                Some(claim) => {
-                    let holder = Holder {
-                        agent: entry.agent.as_ref().to_owned(),
-                        borrowed_at: loan.borrowed_at,
-                        age: loan.age(now),
-                    };
-                    found.push((holder, claim.clone()));
-                }
+                Some(claim) => found.push((loan.holder(&entry.agent, now), claim.clone())),
                 // A queue at one agent's lock is that agent's alone.
                 None => all &= !contended,
             }

@@ -35,14 +35,15 @@
 //! | [`lot`] | free and parked slots under one lock |
 //! | [`slot`] | r2d2 as the list of free slots |
 //! | [`parking`] | moka: which agents are known |
-//! | [`checkout`], [`checkin`], [`guard`] | a lease, from the request to the end |
+//! | [`request`], [`checkout`], [`prepare`], [`guard`], [`checkin`] | a lease, from the request to the end |
+//! | [`room`] | slots for connections that are not lent |
 //! | [`agent_lock`] | one borrower at a time, where agents have databases of their own |
 //! | [`maintenance`], [`close`] | what happens when nobody calls; the end |
 
 pub(crate) mod agent_lock;
 pub(crate) mod backend;
 mod checkin;
-pub(crate) mod checkout;
+mod checkout;
 mod close;
 #[cfg(test)]
 mod fake;
@@ -50,7 +51,10 @@ pub(crate) mod guard;
 mod lot;
 mod maintenance;
 mod parking;
+mod prepare;
 pub(crate) mod reentrancy;
+pub(crate) mod request;
+mod room;
 mod slot;
 
 use std::sync::atomic::{
@@ -130,12 +134,6 @@ struct Out<B: Backend> {
 
 /// A permit, which goes back when it is dropped.
 pub(crate) struct Permit<'a, B: Backend>(&'a Core<B>);
-
-/// A slot in hand, vacant, for what opens a connection that is not lent. The slot goes back before the permit.
-pub(crate) struct Room<'a, B: Backend> {
-    slot: Option<TakenSlot<B>>,
-    permit: Permit<'a, B>,
-}
 
 /// The connection in the slot cannot be closed. The slot must go out of circulation, and the permit of whoever has
 /// it with it.
@@ -233,12 +231,7 @@ impl<B: Backend> Core<B> {
     fn holders_and_threads(&self, now: Instant) -> (Vec<Holder>, Vec<Option<u64>>) {
         let mut found = Vec::new();
         self.parking.lot.loans(|entry, loan| {
-            let holder = Holder {
-                agent: entry.agent.as_ref().to_owned(),
-                borrowed_at: loan.borrowed_at,
-                age: loan.age(now),
-            };
-            found.push((holder, Some(loan.thread)));
+            found.push((loan.holder(&entry.agent, now), Some(loan.thread)));
         });
         for claim in self.permits.granted(now) {
             found.push((claim.holder(now), claim.thread));
@@ -389,17 +382,5 @@ impl<B: Backend> Permit<'_, B> {
 impl<B: Backend> Drop for Permit<'_, B> {
     fn drop(&mut self) {
         self.0.return_permit(Instant::now());
-    }
-}
-
-impl<B: Backend> Drop for Room<'_, B> {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.permit
-                .0
-                .parking
-                .lot
-                .give_back(slot, false, Instant::now());
-        }
     }
 }

@@ -21,18 +21,23 @@ use parking_lot::Mutex;
 
 use super::agent_lock::AgentLock;
 use super::backend::Backend;
-use super::lot::{self, Lot, Returned};
+use super::lot::{self, Loan, Lot, Returned};
 use super::slot::{FreeSlots, TakenSlot};
 use crate::error::Error;
 use crate::observe::events::{self, Eviction};
-use crate::observe::stats::{Counters, add};
+use crate::observe::stats::{Counters, Holder, add};
 use crate::sync::keyed_map::KeyedEntry;
 
 pub(crate) type Entry = lot::Entry<Arc<KeyedEntry<AgentLock>>>;
 pub(crate) type SlotLot<B> = Lot<TakenSlot<B>, FreeSlots<B>, Arc<KeyedEntry<AgentLock>>>;
 
-/// Which agents were evicted, and why.
-type Unreported = Mutex<Vec<(Arc<str>, Eviction)>>;
+/// Counts evictions, and keeps them to be reported: the listener may not report by itself, since a subscriber to
+/// events could call moka.
+struct Evictions {
+    counters: Arc<Counters>,
+    /// Which agents were evicted, and why.
+    unreported: Mutex<Vec<(Arc<str>, Eviction)>>,
+}
 
 pub(crate) struct Parking<B: Backend> {
     pub(crate) lot: Arc<SlotLot<B>>,
@@ -43,10 +48,7 @@ pub(crate) struct Parking<B: Backend> {
     touch_every: u64,
     /// Agents that have become known.
     insertions: AtomicU64,
-    counters: Arc<Counters>,
-    /// What the listener saw and was not reported yet: it may not report by itself, since a subscriber to events
-    /// could call moka.
-    unreported: Arc<Unreported>,
+    evictions: Arc<Evictions>,
     name: Arc<str>,
 }
 
@@ -59,10 +61,12 @@ impl<B: Backend> Parking<B> {
         counters: Arc<Counters>,
     ) -> Result<Self, Error> {
         let lot = Arc::new(Lot::new(slots, FreeSlots::new(slots)?, keeps_regulars));
-        let unreported = Arc::default();
+        let evictions = Arc::new(Evictions {
+            counters,
+            unreported: Mutex::default(),
+        });
         let listener = {
-            let (lot, counters) = (Arc::clone(&lot), Arc::clone(&counters));
-            let unreported = Arc::clone(&unreported);
+            let (lot, evictions) = (Arc::clone(&lot), Arc::clone(&evictions));
             move |_: Arc<Arc<str>>, entry: Arc<Entry>, cause| {
                 // moka knows by itself only the number of agents.
                 let cause = match cause {
@@ -70,7 +74,7 @@ impl<B: Backend> Parking<B> {
                     _ if entry.leaving.load(Relaxed) == Eviction::Idle as u8 => Eviction::Idle,
                     _ => Eviction::Released,
                 };
-                evict(&lot, &counters, &unreported, &entry, cause);
+                evictions.note(&entry, lot.evict(&entry), cause);
             }
         };
         Ok(Parking {
@@ -88,8 +92,7 @@ impl<B: Backend> Parking<B> {
                 n => n as u64 / 8,
             },
             insertions: AtomicU64::new(0),
-            counters,
-            unreported,
+            evictions,
             name,
         })
     }
@@ -130,7 +133,7 @@ impl<B: Backend> Parking<B> {
     pub(crate) fn evict(&self, agent: &str) -> bool {
         let (entry, freed) = self.lot.evict_agent(agent);
         if let Some(entry) = entry {
-            self.counted(&entry, freed, Eviction::Released);
+            self.evictions.note(&entry, freed, Eviction::Released);
             self.moka.invalidate(agent);
         }
         self.report();
@@ -141,13 +144,13 @@ impl<B: Backend> Parking<B> {
     /// been parked as long for others. Returns how many connections became free.
     pub(crate) fn evict_idle(&self, cutoff: Instant) -> usize {
         let (mut freed, idle) = self.lot.idle_since(cutoff);
-        add(&self.counters.evicted_by_idle, freed as u64);
+        add(&self.evictions.counters.evicted_by_idle, freed as u64);
         for entry in idle {
             entry.leaving.store(Eviction::Idle as u8, Relaxed);
             self.moka.invalidate(&*entry.agent);
             // moka may not have heard of it yet.
             let more = self.lot.evict(&entry);
-            self.counted(&entry, more, Eviction::Idle);
+            self.evictions.note(&entry, more, Eviction::Idle);
             freed += 1;
         }
         self.report();
@@ -160,45 +163,39 @@ impl<B: Backend> Parking<B> {
         self.report();
     }
 
-    fn counted(&self, entry: &Entry, freed: usize, cause: Eviction) {
-        counted(&self.counters, &self.unreported, entry, freed, cause);
-    }
-
     /// Reports what the listener saw. Called where moka was, with no lock held.
     fn report(&self) {
-        let evictions = std::mem::take(&mut *self.unreported.lock());
+        let evictions = std::mem::take(&mut *self.evictions.unreported.lock());
         for (agent, cause) in evictions {
             events::evicted(&self.name, &agent, cause);
         }
     }
 }
 
-fn evict<B: Backend>(
-    lot: &SlotLot<B>,
-    counters: &Counters,
-    unreported: &Unreported,
-    entry: &Arc<Entry>,
-    cause: Eviction,
-) {
-    let freed = lot.evict(entry);
-    counted(counters, unreported, entry, freed, cause);
+impl Evictions {
+    /// So many connections that were parked for the agent became free.
+    fn note(&self, entry: &Entry, freed: usize, cause: Eviction) {
+        if freed == 0 {
+            return;
+        }
+        let counter = match cause {
+            Eviction::Size => &self.counters.evicted_by_size,
+            Eviction::Idle => &self.counters.evicted_by_idle,
+            Eviction::Released => &self.counters.released,
+        };
+        add(counter, freed as u64);
+        let mut unreported = self.unreported.lock();
+        unreported.push((Arc::clone(&entry.agent), cause));
+    }
 }
 
-fn counted(
-    counters: &Counters,
-    unreported: &Unreported,
-    entry: &Entry,
-    freed: usize,
-    cause: Eviction,
-) {
-    if freed == 0 {
-        return;
+impl Loan {
+    /// The record of a lease.
+    pub(crate) fn holder(&self, agent: &str, now: Instant) -> Holder {
+        Holder {
+            agent: agent.to_owned(),
+            borrowed_at: self.borrowed_at,
+            age: self.age(now),
+        }
     }
-    let counter = match cause {
-        Eviction::Size => &counters.evicted_by_size,
-        Eviction::Idle => &counters.evicted_by_idle,
-        Eviction::Released => &counters.released,
-    };
-    add(counter, freed as u64);
-    unreported.lock().push((Arc::clone(&entry.agent), cause));
 }

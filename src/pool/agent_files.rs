@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Pool, at_most};
-use crate::core::backend::{Backend, CloseMode};
-use crate::core::checkout::{Request, check_agent};
-use crate::error::{Error, Wanted};
+use crate::core::backend::Backend;
+use crate::core::request::{Request, check_agent};
+use crate::error::Error;
 use crate::sqlite::AgentIds;
 
 impl Pool {
@@ -110,28 +110,8 @@ impl Pool {
         // Where no other connection may open a file that is open, the agent's must be closed first.
         let exclusively = core.backend.locks_exclusively();
         let places = core.options.max_connections.min(2);
-        let work = async {
-            let lock = if exclusively {
-                core.agent_lock(&request).await?
-            } else {
-                None
-            };
-            let rooms = core.rooms(places, &request).await?;
-            Ok((rooms, lock))
-        };
-        let (mut rooms, lock) = core.block_for(&request, work)?;
-        // What is in the rooms may be the agent's; what is elsewhere comes into them as it is closed.
-        let mut vacated = core.vacate_rooms(&mut rooms);
-        if let (Some(lock), Some(room)) = (&lock, rooms.first_mut()) {
-            core.close_all_of(room, lock.key(), CloseMode::Abandon, &request)?;
-            vacated &= core.vacate_rooms(&mut rooms);
-        }
-        if !vacated {
-            return Err(core.exhausted(Wanted::Connection, request.asked_at(), 0));
-        }
-        let copied = core.backend.backup(agent, to.as_ref());
-        drop((rooms, lock));
-        copied
+        let _aside = core.set_aside(&request, places, exclusively)?;
+        core.backend.backup(agent, to.as_ref())
     }
 
     fn remove_agent_within(
@@ -143,18 +123,8 @@ impl Pool {
         check_agent(agent)?;
         let core = &self.shared().core;
         let request = Request::new(agent, Some(wait), place);
-        let work = async {
-            let lock = core.agent_lock(&request).await?;
-            let rooms = core.rooms(1, &request).await?;
-            Ok((rooms, lock))
-        };
-        let (mut rooms, lock) = core.block_for(&request, work)?;
         // Before the files go, whatever the pool has open on them must.
-        if let (Some(lock), Some(room)) = (&lock, rooms.first_mut()) {
-            core.close_all_of(room, lock.key(), CloseMode::Abandon, &request)?;
-        }
-        let removed = core.backend.remove_file(agent);
-        drop((rooms, lock));
-        removed
+        let _aside = core.set_aside(&request, 0, true)?;
+        core.backend.remove_file(agent)
     }
 }

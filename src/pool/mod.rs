@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::backend::Backend;
-use crate::core::checkout::{Request, check_agent};
+use crate::core::request::{Request, check_agent};
 use crate::error::Error;
 use crate::observe::slow_waits::SlowWait;
 use crate::observe::stats::{Holder, Stats, Waiting};

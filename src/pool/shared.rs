@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::lease::Lease;
 use crate::core::Core;
-use crate::core::checkout::Request;
 use crate::core::guard::Handle;
+use crate::core::request::Request;
 use crate::error::Error;
 #[cfg(feature = "metrics")]
 use crate::observe::metrics::Published;

@@ -10,7 +10,7 @@ use rusqlite::{Savepoint, Transaction};
 
 use super::lease::Lease;
 use super::{Pool, at_most};
-use crate::core::checkout::check_agent;
+use crate::core::request::check_agent;
 use crate::error::Error;
 
 impl Pool {

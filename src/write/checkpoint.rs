@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::group_commit::QueueHandle;
 use super::writer::Writer;
-use crate::core::checkout::Request;
+use crate::core::request::Request;
 use crate::error::Error;
 use crate::observe::claim::Claim;
 use crate::observe::events;

@@ -1,0 +1,167 @@
+//! What a connection needs before it is lent: nothing, a reset, or to be closed and opened anew.
+//! It moves no slot.
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::AcqRel;
+use std::time::Instant;
+
+use super::agent_lock::AgentLockGuard;
+use super::backend::{Backend, CloseMode, Fate};
+use super::guard::{Checkout, Handle};
+use super::parking::Entry;
+use super::reentrancy::{self, Within};
+use super::slot::{OpenConnection, TakenSlot};
+use super::{Core, Stuck};
+use crate::error::Error;
+use crate::observe::stats::{Counters, count};
+
+/// What a slot needs before it can serve.
+pub(super) enum Need {
+    Nothing,
+    /// A new connection; the one that is there must be closed, and how.
+    Open(Option<CloseMode>),
+}
+
+pub(super) enum Renewed<B: Backend, H: Handle<B>> {
+    Ready(Checkout<B, H>),
+    /// Its old connection cannot be closed, and is out of circulation. This is there to begin again with.
+    Stuck(Arc<Entry>, Option<AgentLockGuard>),
+}
+
+impl<B: Backend> Core<B> {
+    /// What the slot needs before the agent can be served from it, on a connection to the database of `key`, where
+    /// agents have their own. Resets the connection in it, if that is all it
+    /// needs.
+    #[inline]
+    pub(super) fn inspect(
+        &self,
+        slot: &mut TakenSlot<B>,
+        now: Instant,
+        hit: bool,
+        key: Option<&str>,
+    ) -> Need {
+        let index = slot.index;
+        let Some(open) = &mut slot.open else {
+            return Need::Open(None);
+        };
+        if open.doomed.is_some() {
+            return Need::Open(open.doomed);
+        }
+        if let Some(key) = key
+            && !hit
+            && !self.backend.serves(&open.connection, key)
+        {
+            return Need::Open(Some(CloseMode::Evict));
+        }
+        self.backend.revisit(&mut open.connection, now);
+        if !self.backend.is_current(&open.connection) {
+            let counter = &self.counters.discarded_by_file;
+            return Need::Open(Some(self.discard(
+                counter,
+                "file replaced",
+                CloseMode::Abandon,
+            )));
+        }
+        if let Some(limit) = self.options.max_lifetime
+            && now.saturating_duration_since(open.opened_at) >= limit
+        {
+            let counter = &self.counters.discarded_by_age;
+            return Need::Open(Some(self.discard(
+                counter,
+                "max_lifetime",
+                CloseMode::Retire,
+            )));
+        }
+        if !hit && open.used {
+            if self.backend.reset(&mut open.connection) == Fate::Discard {
+                let counter = &self.counters.discarded_by_reset;
+                return Need::Open(Some(self.discard(counter, "reset", CloseMode::Retire)));
+            }
+            self.counters.resets.count(index);
+        }
+        open.used = true;
+        Need::Nothing
+    }
+
+    /// Opens a connection: on a worker thread, or here for a caller that will not wait for others, but for a disk.
+    pub(super) async fn renewed<H: Handle<B>>(
+        &self,
+        checkout: Checkout<B, H>,
+        mode: Option<CloseMode>,
+        here: bool,
+    ) -> Result<Renewed<B, H>, Error> {
+        if here {
+            return renew(checkout, mode);
+        }
+        match self.workers.hand_over(move || renew(checkout, mode)) {
+            Ok(answer) => match answer.await {
+                Ok(renewed) => renewed,
+                // It was the user's, and the user is told.
+                Err(panic) => resume_unwind(panic),
+            },
+            Err(error) => Err(Error::no_thread(error)),
+        }
+    }
+
+    /// Opens a connection in a vacant slot.
+    fn occupy(&self, agent: &str, slot: &mut TakenSlot<B>) -> Result<(), Error> {
+        // Counted before it is opened, and not counted any more only after it is closed, so that the
+        // count is never below the truth.
+        let opening = Opening::new(&self.counters);
+        let _within = Within::enter(self.address(), reentrancy::OPENING);
+        let connection = self.backend.open(agent)?;
+        opening.succeeded();
+        slot.open = Some(Box::new(OpenConnection {
+            connection,
+            opened_at: Instant::now(),
+            used: true,
+            doomed: None,
+        }));
+        Ok(())
+    }
+}
+
+/// Closes the connection in the slot, if there is one, and opens another. Blocks for as long as SQLite and `on_open`
+/// do.
+fn renew<B: Backend, H: Handle<B>>(
+    mut checkout: Checkout<B, H>,
+    mode: Option<CloseMode>,
+) -> Result<Renewed<B, H>, Error> {
+    let handle = checkout.handle().clone();
+    let core = handle.core();
+    let agent = checkout.agent().to_owned();
+    let Some(slot) = checkout.slot_mut() else {
+        return Err(Error::Closed);
+    };
+    if let Some(mode) = mode
+        && let Err(Stuck) = core.vacate(slot, mode)
+    {
+        let (entry, lock) = checkout.retire_stuck();
+        return Ok(Renewed::Stuck(entry, lock));
+    }
+    core.occupy(&agent, slot)?;
+    Ok(Renewed::Ready(checkout.ready()))
+}
+
+/// Counts a connection as open while it is being opened, and afterwards if that succeeded.
+struct Opening<'a>(&'a Counters);
+
+impl<'a> Opening<'a> {
+    fn new(counters: &'a Counters) -> Self {
+        counters.open.fetch_add(1, AcqRel);
+        Opening(counters)
+    }
+
+    fn succeeded(self) {
+        count(&self.0.opens);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        count(&self.0.open_failures);
+        self.0.open.fetch_sub(1, AcqRel);
+    }
+}

@@ -1,0 +1,116 @@
+//! Request: who asks for a connection, since when, until when, and what for it waits.
+//! It takes nothing.
+
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use super::lot::Loan;
+use crate::error::{Error, Wanted};
+use crate::observe::claim::Claim;
+use crate::sync::thread;
+
+/// Longest id of an agent, in bytes.
+const MAX_AGENT_LEN: usize = 1024;
+/// How agents are called that the pool itself borrows for.
+const RESERVED: &str = "leasepool: ";
+
+/// Who asks for a connection, since when, until when, and from where.
+pub(crate) struct Request<'a> {
+    pub(super) agent: &'a str,
+    pub(super) asked_at: Instant,
+    /// `None`: not at all.
+    pub(super) wait: Option<Duration>,
+    place: &'static Location<'static>,
+    /// The thread that blocks while it waits.
+    thread: Option<u64>,
+    /// What it is waiting for, in case its time passes.
+    stage: AtomicU8,
+}
+
+/// What a request can be waiting for, in the order of its steps.
+const STAGES: [Wanted; 3] = [Wanted::Connection, Wanted::Agent, Wanted::Opening];
+
+impl<'a> Request<'a> {
+    /// `wait`: for how long to wait; `None`: not at all.
+    pub(crate) fn new(
+        agent: &'a str,
+        wait: Option<Duration>,
+        place: &'static Location<'static>,
+    ) -> Self {
+        Request {
+            agent,
+            asked_at: Instant::now(),
+            wait,
+            place,
+            thread: Some(thread::number()),
+            stage: AtomicU8::new(0),
+        }
+    }
+
+    /// For the caller that has made this claim, on a connection of `agent`'s.
+    pub(crate) fn on_behalf(claim: &Claim, agent: &'a str, wait: Duration) -> Self {
+        Request {
+            agent,
+            asked_at: claim.asked_at,
+            wait: Some(wait),
+            place: claim.place,
+            thread: claim.thread,
+            stage: AtomicU8::new(0),
+        }
+    }
+
+    /// For a caller that does not block a thread.
+    pub(crate) fn awaiting(mut self) -> Self {
+        self.thread = None;
+        self
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.asked_at + self.wait.unwrap_or(Duration::ZERO)
+    }
+
+    /// What it is waiting for now.
+    pub(super) fn stage(&self) -> Wanted {
+        let stage = STAGES.get(usize::from(self.stage.load(Relaxed)));
+        stage.copied().unwrap_or(Wanted::Connection)
+    }
+
+    pub(super) fn set_stage(&self, wanted: Wanted) {
+        let stage = STAGES.iter().position(|stage| *stage == wanted);
+        self.stage.store(stage.unwrap_or(0) as u8, Relaxed);
+    }
+
+    /// The thread that blocks while it waits.
+    pub(super) fn thread(&self) -> Option<u64> {
+        self.thread
+    }
+
+    pub(super) fn claim(&self, agent: Arc<str>) -> Claim {
+        Claim {
+            agent,
+            asked_at: self.asked_at,
+            place: self.place,
+            thread: self.thread,
+        }
+    }
+
+    pub(super) fn loan(&self, now: Instant) -> Loan {
+        Loan::new(now, self.place)
+    }
+}
+
+/// # Errors
+/// For an id that cannot be an agent's.
+pub(crate) fn check_agent(agent: &str) -> Result<(), Error> {
+    let reason = match agent.len() {
+        0 => "it is empty",
+        1..=MAX_AGENT_LEN if agent.starts_with(RESERVED) => {
+            "ids that begin with \"leasepool: \" are reserved"
+        }
+        1..=MAX_AGENT_LEN => return Ok(()),
+        _ => "it is longer than 1024 bytes",
+    };
+    Err(Error::InvalidAgent { reason })
+}
