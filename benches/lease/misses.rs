@@ -86,7 +86,11 @@ pub(crate) fn run(folder: &Path) {
             "leasepool, overtaking 0.2 ms",
             Some(Duration::from_micros(200)),
         ),
-        ("leasepool, overtaking 1 ms", Some(Duration::from_millis(1))),
+        (
+            "leasepool, overtaking 0.5 ms",
+            Some(Duration::from_micros(500)),
+        ),
+        ("leasepool, overtaking 2 ms", Some(Duration::from_millis(2))),
         ("leasepool, overtaking 5 ms", Some(Duration::from_millis(5))),
     ];
     for (what, reads, threads) in [

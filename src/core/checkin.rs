@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::backend::{Backend, CloseMode, Fate};
 use super::guard::Verdict;
+use super::lot::Loan;
 use super::parking::Entry;
 use super::slot::TakenSlot;
 use super::{Core, Stuck};
@@ -14,7 +15,7 @@ use crate::observe::events;
 use crate::observe::stats::count;
 
 impl<B: Backend> Core<B> {
-    pub(super) fn check_in(&self, entry: &Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
+    pub(super) fn check_in(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
         let mut reason = None;
         if let Some(open) = &mut slot.open {
             let fate = match verdict {
@@ -43,7 +44,7 @@ impl<B: Backend> Core<B> {
     }
 
     /// Ends a lease and closes its connection, on this thread.
-    pub(super) fn discard_now(&self, entry: &Arc<Entry>, mut slot: TakenSlot<B>) {
+    pub(super) fn discard_now(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>) {
         let mode = self.discard(
             &self.counters.discarded_by_lease,
             "fault",
@@ -59,21 +60,19 @@ impl<B: Backend> Core<B> {
     }
 
     /// Gives back the slot of a lease, then its permit.
-    fn give_back(&self, entry: &Entry, slot: TakenSlot<B>, may_park: bool) {
+    fn give_back(&self, entry: Arc<Entry>, slot: TakenSlot<B>, may_park: bool) {
         let now = Instant::now();
         let index = slot.index;
         let may_park = may_park && self.parking.parks();
-        let returned = self.parking.lot.give_back(slot, may_park, now);
+        let ended = |loan: &Loan| self.counters.hold.record_alone(index, loan.age(now));
+        let returned = self
+            .parking
+            .lot
+            .give_back(slot, entry, may_park, now, ended);
         self.return_permit(now);
-        let Some(returned) = returned else {
-            return;
-        };
-        if let Some(loan) = returned.loan {
-            self.counters.hold.record(index, loan.age(now));
-            if loan.reported {
-                let holder = loan.holder(&entry.agent, now);
-                events::overdue_returned(&self.options.name, &holder);
-            }
+        if let Some((loan, entry)) = &returned.overdue {
+            let holder = loan.holder(&entry.agent, now);
+            events::overdue_returned(&self.options.name, &holder);
         }
         self.parking.note(&returned);
     }

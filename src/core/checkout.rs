@@ -42,6 +42,17 @@ enum Step<B: Backend, H: Handle<B>> {
     Open(Checkout<B, H>, Option<CloseMode>),
 }
 
+impl<B: Backend, H: Handle<B>> Checkout<B, H> {
+    #[inline]
+    fn inspected(mut self, now: Instant, hit: bool) -> Step<B, H> {
+        self.touch();
+        match self.inspect(now, hit) {
+            Need::Nothing => Step::Ready(self.ready()),
+            Need::Open(mode) => Step::Open(self, mode),
+        }
+    }
+}
+
 /// For whom a slot is to be taken, with the lock where agents have connections of their own.
 type Target = (Arc<Entry>, Option<AgentLockGuard>);
 
@@ -154,8 +165,7 @@ impl<B: Backend> Core<B> {
         match self.permits.try_acquire(now) {
             Ok(()) => {
                 let permit = Permit(self);
-                let entry = entry.unwrap_or_else(|| self.entry(request.agent));
-                self.begin(handle, permit, request, now, (entry, lock))
+                self.begin(handle, permit, request, now, entry, lock)
                     .map(Some)
             }
             Err(Refusal::Busy) => Ok(None),
@@ -166,7 +176,7 @@ impl<B: Backend> Core<B> {
     /// The agent's lock, if nobody has it and the agent's connection is parked.
     fn lock_parked(&self, agent: &str, now: Instant) -> Option<(Arc<Entry>, AgentLockGuard)> {
         let entry = self.parking.lot.find(agent)?;
-        let lock = entry.lock.as_ref().filter(|_| entry.is_parked())?;
+        let lock = entry.lock.as_ref().filter(|_| entry.has_slot())?;
         let guard = AgentLockGuard::try_lock(lock, now).ok()?;
         Some((entry, guard))
     }
@@ -194,7 +204,7 @@ impl<B: Backend> Core<B> {
                         .take()
                         .unwrap_or_else(|| (self.entry(request.agent), None));
                     let (permit, now) = self.permit_for(request, &entry).await?;
-                    self.begin(handle, permit, request, now, (entry, lock))?
+                    self.begin(handle, permit, request, now, Some(entry), lock)?
                 }
             };
             let (checkout, mode) = match step {
@@ -279,7 +289,7 @@ impl<B: Backend> Core<B> {
         entry: &Arc<Entry>,
     ) -> Option<Held<'_, Claim>> {
         // Who may not wait takes what there is.
-        if request.wait.is_none() || entry.is_parked() || self.permits.free() == 0 {
+        if request.wait.is_none() || entry.has_slot() || self.permits.free() == 0 {
             return None;
         }
         let patience = Instant::now() + OPENING_PATIENCE;
@@ -341,28 +351,33 @@ impl<B: Backend> Core<B> {
         permit: Permit<'_, B>,
         request: &Request<'_>,
         now: Instant,
-        (entry, lock): Target,
+        entry: Option<Arc<Entry>>,
+        lock: Option<AgentLockGuard>,
     ) -> Result<Step<B, H>, Error> {
         self.backend.refresh(now);
-        let taken = self.take(entry, lock.as_ref(), request.loan(now));
+        let loan = request.loan(now);
+        if entry.is_none()
+            && let Some((slot, entry)) = self.parking.lot.take_hinted(request.agent, loan)
+        {
+            permit.pass_on();
+            return Ok(Checkout::new(handle, entry, slot, lock).inspected(now, true));
+        }
+        let entry = entry.unwrap_or_else(|| self.entry(request.agent));
+        let taken = self.take(entry, lock.as_ref(), loan);
         // By the rule there is one: the permit says so.
         let Some(Taken { slot, entry, from }) = taken else {
             return Err(Error::Closed);
         };
         permit.pass_on();
         let hit = matches!(from, From::Agent);
-        let mut checkout = Checkout::new(handle, entry, slot, lock);
+        let checkout = Checkout::new(handle, entry, slot, lock);
         if let From::Other(loser) = &from {
             events::reclaimed(&self.options.name, &loser.agent);
         }
         if !hit && self.lacks_room() {
             self.tidy_soon();
         }
-        checkout.touch();
-        Ok(match checkout.inspect(now, hit) {
-            Need::Nothing => Step::Ready(checkout.ready()),
-            Need::Open(mode) => Step::Open(checkout, mode),
-        })
+        Ok(checkout.inspected(now, hit))
     }
 
     /// The agent's entry, or a new one that is not known yet.
@@ -381,14 +396,14 @@ impl<B: Backend> Core<B> {
         let lot = &self.parking.lot;
         // Parked for another agent with the same database, or free, since the agent was evicted.
         if let Some(lock) = lock
-            && !entry.is_parked()
+            && !entry.has_slot()
             && self.backend.is_open(lock.key())
             && let Some(taken) =
                 lot.take_matching_for(&entry, loan, |slot, _| self.is_open_to(slot, lock.key()))
         {
             return Some(taken);
         }
-        lot.take(entry, loan)
+        lot.take(entry, loan, self.permits.has_queue())
     }
 
     /// Whether there is a connection in the slot to the database of this key. Called under the lot's lock.

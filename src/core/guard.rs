@@ -26,12 +26,17 @@ impl<B: Backend> Handle<B> for Arc<Core<B>> {
 /// A connection that is lent, or is being made ready to be.
 pub(crate) struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
     handle: H,
-    entry: Arc<Entry>,
     /// `None` only at the end.
-    slot: Option<TakenSlot<B>>,
+    lent: Option<Lent<B>>,
     verdict: Verdict,
     /// Where agents have connections of their own. Goes back after the slot and the permit.
     lock: Option<AgentLockGuard>,
+}
+
+/// A slot, and the agent that it is lent to.
+struct Lent<B: Backend> {
+    slot: TakenSlot<B>,
+    entry: Arc<Entry>,
 }
 
 /// What becomes of the connection at the end of its checkout.
@@ -56,8 +61,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     ) -> Self {
         Checkout {
             handle: handle.clone(),
-            entry,
-            slot: Some(slot),
+            lent: Some(Lent { slot, entry }),
             verdict: Verdict::Unready,
             lock,
         }
@@ -77,16 +81,23 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     }
 
     pub(crate) fn agent(&self) -> &str {
-        &self.entry.agent
+        &self.lent().entry.agent
+    }
+
+    fn lent(&self) -> &Lent<B> {
+        match &self.lent {
+            Some(lent) => lent,
+            None => unreachable!("only the end of a checkout takes its slot"),
+        }
     }
 
     /// Notes that the agent is in use.
     pub(super) fn touch(&self) {
-        self.core().parking.touch(&self.entry);
+        self.core().parking.touch(&self.lent().entry);
     }
 
     pub(super) fn slot_mut(&mut self) -> Option<&mut TakenSlot<B>> {
-        self.slot.as_mut()
+        self.lent.as_mut().map(|lent| &mut lent.slot)
     }
 
     /// At its end, the connection is reset before anybody gets it, also the same agent.
@@ -97,8 +108,8 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
 
     /// Ends the lease, and closes its connection on this thread.
     pub(crate) fn discard(mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.core().discard_now(&self.entry, slot);
+        if let Some(Lent { slot, entry }) = self.lent.take() {
+            self.core().discard_now(entry, slot);
         }
     }
 
@@ -106,23 +117,24 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     #[inline]
     pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Need {
         let key = self.lock.as_ref().map(AgentLockGuard::key);
-        match &mut self.slot {
-            Some(slot) => self.handle.core().inspect(slot, now, hit, key),
+        match &mut self.lent {
+            Some(lent) => self.handle.core().inspect(&mut lent.slot, now, hit, key),
             None => Need::Open(None),
         }
     }
 
     /// Ends a checkout whose connection cannot be closed. The agent's entry and lock go on.
     pub(super) fn retire_stuck(mut self) -> (Arc<Entry>, Option<AgentLockGuard>) {
-        if let Some(slot) = self.slot.take() {
-            self.core().parking.lot.forget(slot.index);
-            self.core().retire_stuck(slot);
-        }
-        (Arc::clone(&self.entry), self.lock.take())
+        let Some(Lent { slot, entry }) = self.lent.take() else {
+            unreachable!("only the end of a checkout takes its slot");
+        };
+        self.core().parking.lot.forget(slot.index);
+        self.core().retire_stuck(slot);
+        (entry, self.lock.take())
     }
 
     fn open(&self) -> Option<&OpenConnection<B>> {
-        self.slot.as_ref()?.open.as_deref()
+        self.lent.as_ref()?.slot.open.as_deref()
     }
 
     pub(crate) fn connection(&self) -> &B::Connection {
@@ -134,7 +146,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     }
 
     pub(crate) fn connection_mut(&mut self) -> &mut B::Connection {
-        match self.slot.as_mut().and_then(|slot| slot.open.as_deref_mut()) {
+        match self.slot_mut().and_then(|slot| slot.open.as_deref_mut()) {
             Some(open) => &mut open.connection,
             None => unreachable!("a checkout always has a connection"),
         }
@@ -143,8 +155,8 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
 
 impl<B: Backend, H: Handle<B>> Drop for Checkout<B, H> {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.core().check_in(&self.entry, slot, self.verdict);
+        if let Some(Lent { slot, entry }) = self.lent.take() {
+            self.core().check_in(entry, slot, self.verdict);
         }
     }
 }

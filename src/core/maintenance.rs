@@ -158,7 +158,7 @@ impl<B: Backend> Core<B> {
             };
             match self.vacate(&mut slot, mode) {
                 Ok(()) => {
-                    self.parking.lot.give_back(slot, false, Instant::now());
+                    self.parking.lot.put_back(slot);
                     drop(permit);
                 }
                 Err(Stuck) => {

@@ -21,8 +21,8 @@
 //!
 //! # The rule
 //! **Whoever has a slot lent or in hand holds a permit.** There are N permits. So a permit holder always finds a
-//! slot that is free or parked, at once: both are looked at under one lock, the [`lot`]'s, and no slot is ever in
-//! neither place without a permit holder having it. A slot is given back first, its permit second. No exception:
+//! slot that is free or parked, at once: no slot is ever in neither place without a permit holder having it, and the
+//! [`lot`] looks at all of them while none can move. A slot is given back first, its permit second. No exception:
 //! [`maintenance`] takes a permit before it closes anything, and [`close`] is over when it holds all N.
 //!
 //! # Who may wait for what
@@ -32,7 +32,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`lot`] | free and parked slots under one lock |
+//! | [`lot`] | free and parked slots |
 //! | [`slot`] | r2d2 as the list of free slots |
 //! | [`parking`] | moka: which agents are known |
 //! | [`request`], [`checkout`], [`prepare`], [`guard`], [`checkin`] | a lease, from the request to the end |
@@ -148,7 +148,6 @@ impl<B: Backend> Core<B> {
             Arc::clone(&options.name),
             options.max_connections,
             options.cached_agents,
-            backend.is_per_agent(),
             Arc::clone(&counters),
         )?;
         Ok(Arc::new_cyclic(|this| Core {

@@ -57,10 +57,9 @@ impl<B: Backend> Parking<B> {
         name: Arc<str>,
         slots: usize,
         cached_agents: usize,
-        keeps_regulars: bool,
         counters: Arc<Counters>,
     ) -> Result<Self, Error> {
-        let lot = Arc::new(Lot::new(slots, FreeSlots::new(slots)?, keeps_regulars));
+        let lot = Arc::new(Lot::new(slots, FreeSlots::new(slots)?));
         let evictions = Arc::new(Evictions {
             counters,
             unreported: Mutex::default(),

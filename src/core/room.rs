@@ -117,7 +117,7 @@ impl<B: Backend> Core<B> {
             let closed = match found {
                 Some(mut slot) => {
                     let closed = self.vacate(&mut slot, CloseMode::Abandon).is_ok();
-                    lot.give_back(slot, false, Instant::now());
+                    lot.put_back(slot);
                     closed
                 }
                 None => self.backend.wait_until_closed(key, request.deadline()),
@@ -134,7 +134,7 @@ impl<B: Backend> Drop for Room<'_, B> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
             let lot = &self.permit.0.parking.lot;
-            lot.give_back(slot, false, Instant::now());
+            lot.put_back(slot);
         }
     }
 }

@@ -29,7 +29,7 @@ const WRITERS: usize = 16;
 /// Agents that are remembered.
 const CACHED_AGENTS: usize = 10_000;
 /// Chosen by the table of `cargo bench --bench lease -- misses`.
-const OVERTAKING: Duration = Duration::from_micros(500);
+const OVERTAKING: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WAITS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 const TIMEOUTS: RangeInclusive<Duration> =
@@ -173,7 +173,7 @@ impl Builder {
     /// Higher values raise throughput under contention, and the slowest waits with it; see
     /// `cargo bench --bench lease`.
     ///
-    /// Defaults to 0.5 milliseconds.
+    /// Defaults to 1 millisecond.
     pub fn overtaking(mut self, time: Duration) -> Self {
         self.overtaking = time;
         self

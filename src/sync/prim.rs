@@ -7,7 +7,9 @@
 
 use std::sync::PoisonError;
 
-pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+
+pub(crate) use std::sync::MutexGuard as Guard;
 
 /// A mutex that is never poisoned: nothing that can panic runs under it.
 pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
@@ -18,7 +20,7 @@ impl<T> Mutex<T> {
     }
 
     #[inline]
-    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> Guard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

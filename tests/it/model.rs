@@ -1,7 +1,7 @@
 //! The model test: random actions against a pool and against a plain model of it, compared after each
 //! with the stats and with the kernel (P1, P2, P4, P18).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -45,21 +45,18 @@ fn action() -> impl Strategy<Value = Action> {
 struct Model {
     mode: Mode,
     connections: usize,
-    /// In the order they were parked.
-    parked: Vec<Parked>,
+    /// By agent, how many connections were parked and not seen again. Which of them other agents have reclaimed is the
+    /// pool's choice, and shows when the agent comes back.
+    unreclaimed: HashMap<u8, usize>,
+    /// How many of them others have reclaimed.
+    reclaimed: usize,
     free: usize,
     hits: u64,
     misses: u64,
     reclaims: u64,
     released: u64,
-    /// Agents that were served with what was parked for them, since they became known.
-    regulars: HashSet<u8>,
     /// By agent; all of them count as one if they share a file.
     rows: HashMap<u8, i64>,
-}
-
-struct Parked {
-    agent: u8,
 }
 
 struct Held {
@@ -74,13 +71,13 @@ impl Model {
         Model {
             mode,
             connections,
-            parked: Vec::new(),
+            unreclaimed: HashMap::new(),
+            reclaimed: 0,
             free: connections,
             hits: 0,
             misses: 0,
             reclaims: 0,
             released: 0,
-            regulars: HashSet::new(),
             rows: HashMap::new(),
         }
     }
@@ -90,38 +87,44 @@ impl Model {
         self.rows.entry(file).or_default()
     }
 
-    /// Takes out what was parked for the agent last. Returns whether something was.
-    fn unpark(&mut self, agent: u8) -> bool {
-        let at = self.parked.iter().rposition(|parked| parked.agent == agent);
-        at.map(|at| self.parked.remove(at)).is_some()
+    /// What is parked, of all agents.
+    fn parked(&self) -> usize {
+        self.unreclaimed.values().sum::<usize>() - self.reclaimed
     }
 
-    fn lease(&mut self, agent: u8) {
-        if self.unpark(agent) {
+    /// A lease, which was served with what was parked for the agent or was not.
+    fn lease(&mut self, agent: u8, hit: bool) {
+        let own = self.unreclaimed.remove(&agent).unwrap_or(0);
+        if hit {
+            assert!(own > 0, "a hit, and nothing was parked for the agent");
+            self.unreclaimed.insert(agent, own - 1);
             self.hits += 1;
-            self.regulars.insert(agent);
             return;
         }
+        self.found_reclaimed(own);
         self.misses += 1;
-        self.take_any();
-    }
-
-    fn take_any(&mut self) {
         if self.free > 0 {
             self.free -= 1;
-        } else if !self.parked.is_empty() {
-            self.parked.remove(self.victim());
+        } else if self.parked() > 0 {
+            self.reclaimed += 1;
             self.reclaims += 1;
         }
     }
 
-    /// The one that has been parked for longest. Of agents' own, one whose agent never came back to it,
-    /// unless three quarters of all have been come back to.
-    fn victim(&self) -> usize {
-        let again = |parked: &Parked| self.regulars.contains(&parked.agent);
-        let most = self.parked.iter().filter(|p| again(p)).count() >= self.connections / 4 * 3;
-        let preferred = self.parked.iter().position(|p| again(p) == most);
-        self.mode.either(None, preferred).unwrap_or(0)
+    /// Evicts the agent, for which so many connections turned out to be parked.
+    fn evict(&mut self, agent: u8, freed: u64) {
+        let own = self.unreclaimed.remove(&agent).unwrap_or(0);
+        let reclaimed = (own as u64)
+            .checked_sub(freed)
+            .expect("freed more than was parked");
+        self.found_reclaimed(reclaimed as usize);
+        self.free += freed as usize;
+        self.released += freed;
+    }
+
+    fn found_reclaimed(&mut self, n: usize) {
+        let rest = self.reclaimed.checked_sub(n);
+        self.reclaimed = rest.expect("what was parked is gone, and nobody reclaimed it");
     }
 }
 
@@ -143,7 +146,7 @@ fn run(mode: Mode, actions: Vec<Action>) {
         match action {
             Action::Lease(agent) => match pool.try_lease(agent.to_string()) {
                 Ok(lease) => {
-                    model.lease(agent);
+                    model.lease(agent, pool.stats().hits > model.hits);
                     // A lease is usable, whatever happened before.
                     assert_eq!(count(&lease), *model.rows(agent));
                     assert!(lease.is_autocommit());
@@ -202,13 +205,10 @@ fn run(mode: Mode, actions: Vec<Action>) {
                 *model.rows(held[i].agent) += 1;
             }
             Action::Release(agent) => {
-                let before = model.released;
-                while model.unpark(agent) {
-                    model.free += 1;
-                    model.released += 1;
-                }
-                assert_eq!(pool.release(agent.to_string()), model.released > before);
-                model.regulars.remove(&agent);
+                let was_parked = pool.release(agent.to_string());
+                let freed = pool.stats().released - model.released;
+                assert_eq!(was_parked, freed > 0);
+                model.evict(agent, freed);
                 for held in held.iter_mut().filter(|held| held.agent == agent) {
                     held.evicted = true;
                 }
@@ -216,7 +216,7 @@ fn run(mode: Mode, actions: Vec<Action>) {
             // Of agents' own it would be that of one of them.
             Action::Vacuum if held.is_empty() && mode == Mode::Shared => {
                 pool.vacuum().unwrap();
-                model.lease(u8::MAX);
+                model.lease(u8::MAX, false);
                 model.free += 1;
                 model.released += 1;
             }
@@ -234,19 +234,19 @@ fn give_back(model: &mut Model, agent: u8, evicted: bool) {
     if evicted {
         model.free += 1;
     } else {
-        model.parked.push(Parked { agent });
+        *model.unreclaimed.entry(agent).or_default() += 1;
     }
 }
 
 fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
     // Evicted connections are closed only while two permits are free: no lease is refused for that.
     if model.mode == Mode::PerAgent && held.len() + 2 <= model.connections {
-        let used = held.len() + model.parked.len();
+        let used = held.len() + model.parked();
         eventually("all evicted are closed", || pool.stats().open == used);
     }
     let stats = pool.stats();
     assert_eq!(stats.lent, held.len(), "{stats:?}");
-    assert_eq!(stats.parked, model.parked.len(), "{stats:?}");
+    assert_eq!(stats.parked, model.parked(), "{stats:?}");
     assert_eq!(
         model.free + stats.parked + stats.lent,
         model.connections,

@@ -13,8 +13,8 @@
 //! - The clock is real. What the models pass as "now" is the same in every schedule, and the times that the
 //!   semaphore reads itself follow the order of the schedule; so a schedule decides everything.
 //! - `compare_exchange_weak` never fails without a reason.
-//! - The atomics of a lot's entry are the standard library's: to loom, each is exact at once. All are written under
-//!   the lot's lock.
+//! - The links and hints of a lot are the standard library's: to loom, each is exact at once. Links are written under
+//!   the lot's lock; a hint is a guess, and checked under a lock.
 
 #![allow(
     clippy::arc_with_non_send_sync,

@@ -1,5 +1,6 @@
-//! A hasher without chance, by the path of foldhash's random one: a schedule must lead to the same locks each time.
+//! A hasher without chance, by the path of foldhash's: a schedule must lead to the same locks each time.
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 pub type RandomState = BuildHasherDefault<DefaultHasher>;
+pub type FixedState = RandomState;

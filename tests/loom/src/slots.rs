@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use loom::cell::UnsafeCell;
 use loom::future::block_on;
 
-use crate::core::lot::{Entry, FreeList, Levels, Loan, Lot, Token};
+use crate::core::lot::{Entry, FreeList, Levels, Loan, Lot, Taken, Token};
 use crate::sync::prim::Mutex;
 use crate::sync::semaphore::{Closed, Refusal, Semaphore};
 use crate::{Overtaking, explore, part, together};
@@ -51,7 +51,7 @@ impl Pool {
         Arc::new(Pool {
             now: overtaking.now(),
             permits: Semaphore::new(slots, overtaking.limit()),
-            lot: Lot::new(slots, free, false),
+            lot: Lot::new(slots, free),
             connections: (0..slots).map(|_| UnsafeCell::new(())).collect(),
             retired: Mutex::new(Vec::new()),
             closed: AtomicBool::new(false),
@@ -65,7 +65,7 @@ impl Pool {
             assert_eq!(pool.permits.try_acquire(pool.now), Ok(()));
             pool.take(agent)
         };
-        let slots: Vec<Slot> = agents.iter().map(take).collect();
+        let slots: Vec<_> = agents.iter().map(take).collect();
         for slot in slots {
             pool.give_back(slot, true);
         }
@@ -83,24 +83,27 @@ impl Pool {
                 Err(Closed) => return assert!(self.closed.load(Relaxed)),
             },
         }
-        let slot = self.take(agent);
-        self.give_back(slot, fit);
+        let taken = self.take(agent);
+        self.give_back(taken, fit);
     }
 
     /// For a permit holder.
-    fn take(&self, agent: &'static str) -> Slot {
-        let known = self.lot.find(agent);
-        let entry = known.unwrap_or_else(|| Entry::new(Arc::from(agent), None));
+    fn take(&self, agent: &'static str) -> (Slot, Arc<Entry<()>>) {
         let loan = Loan::new(self.now, Location::caller());
-        let taken = self.lot.take(entry, loan);
-        let slot = taken.expect("a permit holder found no slot").slot;
+        let (slot, entry) = self.lot.take_hinted(agent, loan).unwrap_or_else(|| {
+            let known = self.lot.find(agent);
+            let entry = known.unwrap_or_else(|| Entry::new(Arc::from(agent), None));
+            let taken = self.lot.take(entry, loan, self.permits.has_queue());
+            let Taken { slot, entry, .. } = taken.expect("a permit holder found no slot");
+            (slot, entry)
+        });
         self.touch(&slot);
-        slot
+        (slot, entry)
     }
 
     /// Slot, permit, everything else.
-    fn give_back(&self, slot: Slot, fit: bool) {
-        self.lot.give_back(slot, fit, self.now);
+    fn give_back(&self, (slot, entry): (Slot, Arc<Entry<()>>), fit: bool) {
+        self.lot.give_back(slot, entry, fit, self.now, |_| ());
         self.return_permit();
     }
 
@@ -122,7 +125,7 @@ impl Pool {
             let found = self.lot.take_matching(|_, is_parked| is_parked);
             if let Some(slot) = found {
                 self.touch(&slot);
-                self.lot.give_back(slot, false, self.now);
+                self.lot.put_back(slot);
             }
             self.return_permit();
         }
@@ -227,6 +230,23 @@ pub fn meanwhile(
                 Meanwhile::Tidy => other.tidy(0),
                 Meanwhile::Close => other.close(),
             }),
+        ]);
+        pool.assert_whole();
+    });
+}
+
+/// One slot comes back and another is taken, both for their own agents, while a permit holder searches: it may find each
+/// empty when it looks there, and must find one all the same.
+pub fn search_beside_hits(overtaking: Overtaking, preemptions: Option<usize>) {
+    explore(preemptions, move || {
+        let pool = Pool::parked(&["a", "b"], overtaking);
+        let [search, back, hit] = [(); 3].map(|()| Arc::clone(&pool));
+        assert_eq!(pool.permits.try_acquire(pool.now), Ok(()));
+        let lent = pool.take("a");
+        together([
+            part(move || search.lease("c", true)),
+            part(move || back.give_back(lent, true)),
+            part(move || hit.lease("b", true)),
         ]);
         pool.assert_whole();
     });

@@ -163,3 +163,10 @@ fn deeper() {
         }
     }
 }
+
+#[test]
+fn search_beside_hits() {
+    for order in ORDERS {
+        slots::search_beside_hits(order, Some(2));
+    }
+}

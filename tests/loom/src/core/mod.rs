@@ -1,4 +1,4 @@
 //! `crate::core`, as far as it is checked.
 
-#[path = "../../../../src/core/lot.rs"]
+#[path = "../../../../src/core/lot/mod.rs"]
 pub(crate) mod lot;

@@ -1,6 +1,8 @@
 //! loom's lock and atomics, in the place of the real ones.
 
-pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+
+pub(crate) use loom::sync::MutexGuard as Guard;
 
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
@@ -9,7 +11,7 @@ impl<T> Mutex<T> {
         Mutex(loom::sync::Mutex::new(value))
     }
 
-    pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> Guard<'_, T> {
         self.0.lock().unwrap()
     }
 }

@@ -1,0 +1,205 @@
+//! The agents that the lot knows, and where to look first for the slot of one.
+//! It moves no slots.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use foldhash::quality::{FixedState, RandomState};
+
+use crate::sync::prim::{self, Mutex};
+
+/// One agent. It outlives the connections that are parked for it.
+pub(crate) struct Entry<L> {
+    pub(crate) agent: Arc<str>,
+    /// Where agents have connections of their own: the agent's lock.
+    pub(crate) lock: Option<L>,
+    mark: Mark,
+    /// The first in the list of its slots, parked and lent, or `NONE`. Written under the lot's lock.
+    pub(super) first: AtomicUsize,
+    /// Written under the lot's lock.
+    standing: prim::AtomicU8,
+    /// When moka was last told that the agent is in use, in insertions. The parking's.
+    pub(in crate::core) touched: AtomicU64,
+    /// Why it is being evicted, for the count; moka only knows "explicitly". The parking's.
+    pub(in crate::core) leaving: AtomicU8,
+}
+
+/// What an agent is to the pool.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Standing {
+    /// No lease of the agent has ended yet: nobody finds the entry.
+    New,
+    /// The lot finds it by its agent.
+    Known,
+    /// What comes back for it becomes free.
+    Evicted,
+}
+
+/// No slot.
+pub(super) const NONE: usize = usize::MAX;
+
+/// The entries of agents whose connections are, or were, parked; found without the lot's lock. Its own locks are
+/// taken alone, or within the lot's.
+pub(super) struct Known<L> {
+    shards: Box<[Mutex<Shard<L>>]>,
+}
+
+type Shard<L> = HashMap<Arc<str>, Arc<Entry<L>>, RandomState>;
+
+const SHARDS: usize = 64;
+
+/// Where to look first for an agent's slot: a guess, read without a lock and checked under the lot's. It spares a hit
+/// the way to the agent's entry. Agents whose ids meet here overwrite each other's; the later then takes the longer way.
+pub(super) struct Hints(Box<[AtomicU64]>);
+
+/// The last slots that were parked without their agents having come back, the last first: a guess, like a hint.
+#[derive(Default)]
+pub(super) struct Recent(AtomicU64);
+
+/// A number made of an agent's id: where its hint is, and what it must bear.
+#[derive(Clone, Copy)]
+pub(super) struct Mark(u64);
+
+/// The bits of a hint that hold the slot; the others are the agent's.
+const SLOT_BITS: u64 = 0xFFFF;
+
+impl<L> Entry<L> {
+    pub(crate) fn new(agent: Arc<str>, lock: Option<L>) -> Arc<Self> {
+        Arc::new(Entry {
+            mark: Mark::of(&agent),
+            agent,
+            lock,
+            first: AtomicUsize::new(NONE),
+            standing: prim::AtomicU8::new(Standing::New as u8),
+            touched: AtomicU64::new(0),
+            leaving: AtomicU8::new(0),
+        })
+    }
+
+    /// Whether a slot is parked for it or lent to it, at this moment.
+    pub(crate) fn has_slot(&self) -> bool {
+        self.first.load(Relaxed) != NONE
+    }
+
+    pub(super) fn is(&self, standing: Standing) -> bool {
+        self.standing.load(Relaxed) == standing as u8
+    }
+
+    pub(super) fn set(&self, standing: Standing) {
+        self.standing.store(standing as u8, Relaxed);
+    }
+}
+
+impl<L> Known<L> {
+    pub(super) fn new() -> Self {
+        Known {
+            shards: (0..SHARDS)
+                .map(|_| Mutex::new(HashMap::default()))
+                .collect(),
+        }
+    }
+
+    fn shard(&self, agent: &str) -> Option<&Mutex<Shard<L>>> {
+        // The map within hashes the whole id; here it is enough that neighbours rarely meet.
+        let last = agent.as_bytes().last().copied().unwrap_or(0);
+        self.shards
+            .get((usize::from(last) + agent.len() * 16) % SHARDS)
+    }
+
+    #[inline]
+    pub(super) fn find(&self, agent: &str) -> Option<Arc<Entry<L>>> {
+        self.shard(agent)?.lock().get(agent).cloned()
+    }
+
+    /// The entry that is found for the agent from now on: this one, unless there is another.
+    pub(super) fn insert(&self, entry: &Arc<Entry<L>>) -> Arc<Entry<L>> {
+        let Some(shard) = self.shard(&entry.agent) else {
+            return Arc::clone(entry);
+        };
+        let mut shard = shard.lock();
+        let found = shard.entry(Arc::clone(&entry.agent));
+        Arc::clone(found.or_insert_with(|| Arc::clone(entry)))
+    }
+
+    pub(super) fn remove(&self, entry: &Arc<Entry<L>>) {
+        let Some(shard) = self.shard(&entry.agent) else {
+            return;
+        };
+        let mut shard = shard.lock();
+        let found = shard.get(&entry.agent);
+        if found.is_some_and(|found| Arc::ptr_eq(found, entry)) {
+            shard.remove(&entry.agent);
+        }
+    }
+}
+
+impl Mark {
+    #[inline]
+    pub(super) fn of(agent: &str) -> Self {
+        // Whoever makes ids meet on purpose wins nothing: their hits take the longer way.
+        Mark(FixedState::default().hash_one(agent))
+    }
+}
+
+impl Hints {
+    /// For so many slots.
+    pub(super) fn new(slots: usize) -> Self {
+        let hints = slots.saturating_mul(4).clamp(64, 4096).next_power_of_two();
+        Hints((0..hints).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn of(&self, mark: Mark) -> Option<&AtomicU64> {
+        self.0.get(mark.0 as usize & (self.0.len() - 1))
+    }
+
+    /// The slot that was parked last for an agent with this mark, as far as is known.
+    #[inline]
+    pub(super) fn get(&self, mark: Mark) -> Option<usize> {
+        let hint = self.of(mark)?.load(Relaxed);
+        let is_its = (hint ^ mark.0) & !SLOT_BITS == 0 && hint & SLOT_BITS != 0;
+        is_its.then(|| (hint & SLOT_BITS) as usize - 1)
+    }
+
+    /// The slot that was parked for the agent last. Under its cell's lock.
+    #[inline]
+    pub(super) fn set<L>(&self, owner: &Entry<L>, slot: usize) {
+        let slot = slot as u64 + 1;
+        if slot > SLOT_BITS {
+            return;
+        }
+        let found = owner.mark.0 & !SLOT_BITS | slot;
+        // As a rule it is there already, and then its memory is not disturbed.
+        if let Some(hint) = self.of(owner.mark)
+            && hint.load(Relaxed) != found
+        {
+            hint.store(found, Relaxed);
+        }
+    }
+
+    /// The slot is the agent's no more.
+    pub(super) fn clear<L>(&self, owner: &Entry<L>, slot: usize) {
+        let found = owner.mark.0 & !SLOT_BITS | (slot as u64 + 1);
+        if let Some(hint) = self.of(owner.mark)
+            && hint.load(Relaxed) == found
+        {
+            hint.store(0, Relaxed);
+        }
+    }
+}
+
+impl Recent {
+    #[inline]
+    pub(super) fn note(&self, slot: usize) {
+        // Of two threads that note at once, one is forgotten.
+        let slots = self.0.load(Relaxed) << 16 | (slot as u64 + 1) & SLOT_BITS;
+        self.0.store(slots, Relaxed);
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = usize> + use<> {
+        let slots = self.0.load(Relaxed);
+        (0..4).filter_map(move |at| ((slots >> (16 * at) & SLOT_BITS) as usize).checked_sub(1))
+    }
+}

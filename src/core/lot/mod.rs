@@ -1,0 +1,535 @@
+//! The lot: where every slot is that is not in somebody's hand.
+//! It closes nothing, calls no moka and no user code, and knows no connections.
+//!
+//! A slot is a token that moves by value. Here it is *free* (in the free list) or *parked* (in its [`Cell`], for its
+//! owner). There are N slots and N permits, and a slot leaves only with a permit holder; so at every moment there is
+//! one for each permit holder that has none yet.
+//!
+//! # Locks
+//! Each cell has a lock, under which its slot is parked and lent to its owner again: hits on different slots do not
+//! meet. Everything else, whatever makes a slot another agent's or nobody's, happens under the lot's lock, and then
+//! under the cell's: `moves`. So a permit holder that has the lot's lock sees all slots stand still but those
+//! that their own agents take and bring back. A search can miss one of those; it then takes all cells' locks, in
+//! their order, and finds one. Nobody else takes two cells' locks.
+
+mod cell;
+mod known;
+mod moves;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use crate::sync::prim::{Guard, Mutex};
+use crate::sync::thread;
+use cell::{CREDIT, Cell, Place, State};
+pub(crate) use known::Entry;
+use known::{Hints, Known, Mark, Recent, Standing};
+use moves::Moves;
+
+/// What moves: a slot.
+pub(crate) trait Token {
+    /// Which of the N slots it is.
+    fn index(&self) -> usize;
+}
+
+/// Where free slots are. Called under the lot's lock.
+pub(crate) trait FreeList<S> {
+    fn pop(&self) -> Option<S>;
+    fn push(&self, slot: S);
+}
+
+/// Who has a slot, since when, and from where.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Loan {
+    pub(crate) since: Instant,
+    pub(crate) borrowed_at: &'static Location<'static>,
+    /// The thread that took it.
+    pub(crate) thread: u64,
+    /// Whether it was reported as overdue.
+    pub(crate) reported: bool,
+}
+
+pub(crate) struct Lot<S, F, L> {
+    cells: Box<[Cell<S, L>]>,
+    /// The lot's lock.
+    moves: Line<Mutex<Moves>>,
+    free: F,
+    known: Known<L>,
+    hints: Hints,
+    recent: Recent,
+}
+
+/// What many threads write, apart from what they read.
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// What [`Lot::take`] found.
+pub(crate) struct Taken<S, L> {
+    pub(crate) slot: S,
+    pub(crate) entry: Arc<Entry<L>>,
+    pub(crate) from: From<L>,
+}
+
+/// Where a slot was.
+pub(crate) enum From<L> {
+    /// Parked for the agent: a hit.
+    Agent,
+    Free,
+    /// Parked for another agent: this one.
+    Other(Arc<Entry<L>>),
+}
+
+/// What became of a slot that came back.
+pub(crate) struct Returned<L> {
+    /// How it had been lent, and to whom, if that was reported as overdue.
+    pub(crate) overdue: Option<(Loan, Arc<Entry<L>>)>,
+    /// The agent is known from now on: moka is to be told.
+    pub(crate) new: Option<Arc<Entry<L>>>,
+}
+
+/// How many slots are where, and how many leases were hits.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Levels {
+    pub(crate) lent: usize,
+    pub(crate) parked: usize,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) reclaims: u64,
+}
+
+impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
+    /// A lot of `slots` slots, all of them free.
+    pub(crate) fn new(slots: usize, free: F) -> Self {
+        let now = Instant::now();
+        Lot {
+            cells: (0..slots).map(|_| Cell::new(now)).collect(),
+            moves: Line(Mutex::new(Moves::new(slots))),
+            free,
+            known: Known::new(),
+            hints: Hints::new(slots),
+            recent: Recent::default(),
+        }
+    }
+
+    /// The agent's entry, if it is known.
+    #[inline]
+    pub(crate) fn find(&self, agent: &str) -> Option<Arc<Entry<L>>> {
+        self.known.find(agent)
+    }
+
+    /// For a permit holder: the slot parked for the agent last, if it is known without a search where that is. Most
+    /// hits are found here.
+    #[inline]
+    pub(crate) fn take_hinted(&self, agent: &str, loan: Loan) -> Option<(S, Arc<Entry<L>>)> {
+        let cell = self.cells.get(self.hints.get(Mark::of(agent))?)?;
+        cell.lend_to_owner(loan, |owner| *owner.agent == *agent)
+    }
+
+    /// For a permit holder: a slot parked for the agent, or a free one, or one of an agent that is missed least.
+    /// `busy`: callers queue.
+    pub(crate) fn take(&self, entry: Arc<Entry<L>>, loan: Loan, busy: bool) -> Option<Taken<S, L>> {
+        let mut moves = self.moves.0.lock();
+        let mut next = entry.first.load(Relaxed);
+        while let Some(cell) = self.cells.get(next) {
+            let own = cell.lend_to_owner(loan, |owner| std::ptr::eq(owner, &*entry));
+            if let Some((slot, entry)) = own {
+                let from = From::Agent;
+                return Some(Taken { slot, entry, from });
+            }
+            next = moves.after(next);
+        }
+        let (slot, from) = match self.pop_free(&mut moves) {
+            Some(slot) => (slot, From::Free),
+            None => match self.unpark_victim(&mut moves, busy)? {
+                // It was parked just now, behind our back.
+                (slot, loser) if Arc::ptr_eq(&loser, &entry) => (slot, From::Agent),
+                (slot, loser) => (slot, From::Other(loser)),
+            },
+        };
+        Some(self.lend(&mut moves, slot, entry, loan, from))
+    }
+
+    /// For a permit holder: the slot that `wanted` picks, free or (`true`) parked, lent to the agent of `entry`. It looks at
+    /// all of them.
+    pub(crate) fn take_matching_for(
+        &self,
+        entry: &Arc<Entry<L>>,
+        loan: Loan,
+        wanted: impl Fn(&S, bool) -> bool,
+    ) -> Option<Taken<S, L>> {
+        let mut moves = self.moves.0.lock();
+        let slot = self.pick(&mut moves, wanted)?;
+        Some(self.lend(&mut moves, slot, Arc::clone(entry), loan, From::Free))
+    }
+
+    /// For a permit holder that lends it to nobody: any slot.
+    pub(crate) fn take_any(&self) -> Option<S> {
+        let mut moves = self.moves.0.lock();
+        let free = self.pop_free(&mut moves);
+        free.or_else(|| Some(self.unpark_victim(&mut moves, false)?.0))
+    }
+
+    /// For a permit holder that lends it to nobody: the slot that `wanted` picks, free or (`true`) parked. It looks at all
+    /// of them, one after the other.
+    pub(crate) fn take_matching(&self, wanted: impl Fn(&S, bool) -> bool) -> Option<S> {
+        self.pick(&mut self.moves.0.lock(), wanted)
+    }
+
+    /// For a permit holder that lends it to nobody: the parked slot that is missed least.
+    pub(crate) fn take_victim(&self) -> Option<S> {
+        Some(self.unpark_victim(&mut self.moves.0.lock(), false)?.0)
+    }
+
+    fn lend(
+        &self,
+        moves: &mut Moves,
+        slot: S,
+        entry: Arc<Entry<L>>,
+        loan: Loan,
+        from: From<L>,
+    ) -> Taken<S, L> {
+        let index = slot.index();
+        if let Some(cell) = self.cells.get(index) {
+            cell.lock().lend(&entry, loan, &from);
+            moves.link(index, &entry);
+        }
+        Taken { slot, entry, from }
+    }
+
+    fn pick(&self, moves: &mut Moves, wanted: impl Fn(&S, bool) -> bool) -> Option<S> {
+        let mut passed = Vec::new();
+        let mut found = None;
+        while let Some(slot) = self.pop_free(moves) {
+            if wanted(&slot, false) {
+                found = Some(slot);
+                break;
+            }
+            passed.push(slot);
+        }
+        for slot in passed {
+            self.push_free(moves, slot);
+        }
+        let mut cells = self.cells.iter().enumerate();
+        found.or_else(|| {
+            cells.find_map(|(index, cell)| {
+                let state = cell.lock();
+                let is_wanted =
+                    matches!(&state.place, Place::Parked(slot, _) if wanted(slot, true));
+                if !is_wanted {
+                    return None;
+                }
+                Some(self.unpark(moves, index, state)?.0)
+            })
+        })
+    }
+
+    /// Takes out what is parked in a cell. It is nobody's any more.
+    fn unpark(
+        &self,
+        moves: &mut Moves,
+        index: usize,
+        mut state: Guard<'_, State<S, L>>,
+    ) -> Option<(S, Arc<Entry<L>>)> {
+        let cell = self.cells.get(index)?;
+        let (slot, owner) = cell.unpark(&mut state, Place::Elsewhere)?;
+        state.owner = None;
+        moves.unlink(index, &owner);
+        self.hints.clear(&owner, index);
+        Some((slot, owner))
+    }
+
+    /// For a permit holder that found no slot free: the parked slot that is missed least, as far as can be told. The
+    /// hand goes round, and takes the first whose agent has not come back to it since the hand was there last (the
+    /// clock algorithm, with a count).
+    fn unpark_victim(&self, moves: &mut Moves, busy: bool) -> Option<(S, Arc<Entry<L>>)> {
+        let warm = busy && moves.prefers_warm();
+        if warm && let Some(victim) = self.unpark_warm(moves) {
+            return Some(victim);
+        }
+        // After so many rounds, the one that had most has no credit left.
+        for _ in 0..=CREDIT {
+            let mut passed = 0;
+            for _ in 0..self.cells.len() {
+                let index = moves.turn();
+                let Some(cell) = self.cells.get(index).filter(|cell| cell.looks_parked()) else {
+                    continue;
+                };
+                let mut state = cell.lock();
+                if state.spend_credit() {
+                    passed += 1;
+                } else if let Some(victim) = self.unpark(moves, index, state) {
+                    return Some(victim);
+                }
+            }
+            if passed == 0 {
+                break;
+            }
+        }
+        self.unpark_any(moves)
+    }
+
+    /// One that was parked just now, whose agent has not come back to it: the processor has its pages still at hand.
+    fn unpark_warm(&self, moves: &mut Moves) -> Option<(S, Arc<Entry<L>>)> {
+        self.recent.slots().find_map(|index| {
+            let cell = self.cells.get(index)?;
+            let state = Some(cell).filter(|cell| cell.looks_parked())?.lock();
+            match state.has_credit() {
+                true => None,
+                false => self.unpark(moves, index, state),
+            }
+        })
+    }
+
+    /// Hits move slots while the hand goes round: each cell can be empty when it is looked at, though a slot is parked
+    /// at every moment. So nothing moves here.
+    #[cold]
+    fn unpark_any(&self, moves: &mut Moves) -> Option<(S, Arc<Entry<L>>)> {
+        let states: Vec<_> = self.cells.iter().map(Cell::lock).collect();
+        let is_parked = |state: &Guard<'_, State<S, L>>| matches!(state.place, Place::Parked(..));
+        let mut parked = states.into_iter().enumerate().filter(|(_, s)| is_parked(s));
+        let (index, state) = parked.next()?;
+        self.unpark(moves, index, state)
+    }
+
+    fn pop_free(&self, moves: &mut Moves) -> Option<S> {
+        if moves.free == 0 {
+            return None;
+        }
+        let slot = self.free.pop()?;
+        moves.free -= 1;
+        Some(slot)
+    }
+
+    fn push_free(&self, moves: &mut Moves, slot: S) {
+        moves.free += 1;
+        self.free.push(slot);
+    }
+
+    /// A slot that was lent comes back from its borrower: parked if it may be, and free otherwise. Its permit is returned
+    /// afterwards. `ended` is told of the loan, under the slot's lock: never twice at once.
+    #[inline]
+    pub(crate) fn give_back(
+        &self,
+        slot: S,
+        borrower: Arc<Entry<L>>,
+        may_park: bool,
+        now: Instant,
+        ended: impl FnOnce(&Loan),
+    ) -> Returned<L> {
+        let index = slot.index();
+        let Some(cell) = self.cells.get(index) else {
+            return Returned::default();
+        };
+        let mut state = cell.lock();
+        // An eviction first says that the agent is evicted and then looks here: one of us sees the other.
+        if !may_park || !borrower.is(Standing::Known) {
+            drop(state);
+            return self.give_back_slowly(slot, borrower, may_park, now, ended);
+        }
+        let loan = state.end_loan();
+        loan.inspect(ended);
+        let overdue = loan.filter(|loan| loan.reported);
+        let returned = Returned {
+            overdue: overdue.map(|loan| (loan, Arc::clone(&borrower))),
+            new: None,
+        };
+        self.hints.set(&borrower, index);
+        if !state.has_credit() {
+            self.recent.note(index);
+        }
+        cell.park(&mut state, slot, borrower, now);
+        returned
+    }
+
+    fn give_back_slowly(
+        &self,
+        slot: S,
+        mut borrower: Arc<Entry<L>>,
+        may_park: bool,
+        now: Instant,
+        ended: impl FnOnce(&Loan),
+    ) -> Returned<L> {
+        let mut returned = Returned::default();
+        let index = slot.index();
+        let mut moves = self.moves.0.lock();
+        let Some(cell) = self.cells.get(index) else {
+            return returned;
+        };
+        let mut state = cell.lock();
+        let loan = state.end_loan();
+        loan.inspect(ended);
+        let overdue = loan.filter(|loan| loan.reported);
+        returned.overdue = overdue.map(|loan| (loan, Arc::clone(&borrower)));
+        if !may_park || borrower.is(Standing::Evicted) {
+            state.owner = None;
+            moves.unlink(index, &borrower);
+            self.push_free(&mut moves, slot);
+            return returned;
+        }
+        if borrower.is(Standing::New) {
+            let found = self.known.insert(&borrower);
+            if Arc::ptr_eq(&found, &borrower) {
+                borrower.set(Standing::Known);
+                returned.new = Some(found);
+            } else {
+                // Another first lease of the agent has ended before.
+                moves.unlink(index, &borrower);
+                moves.link(index, &found);
+                state.owner = Some(Arc::clone(&found));
+                borrower = found;
+            }
+        }
+        self.hints.set(&borrower, index);
+        if !state.has_credit() {
+            self.recent.note(index);
+        }
+        cell.park(&mut state, slot, borrower, now);
+        returned
+    }
+
+    /// A permit holder that lent the slot to nobody puts it back. The permit is returned afterwards.
+    pub(crate) fn put_back(&self, slot: S) {
+        self.push_free(&mut self.moves.0.lock(), slot);
+    }
+
+    /// The slot of a permit holder leaves for good.
+    pub(crate) fn forget(&self, index: usize) {
+        let mut moves = self.moves.0.lock();
+        let Some(cell) = self.cells.get(index) else {
+            return;
+        };
+        let mut state = cell.lock();
+        state.place = Place::Elsewhere;
+        if let Some(owner) = state.owner.take() {
+            moves.unlink(index, &owner);
+        }
+    }
+
+    /// Forgets an agent: what is parked for it becomes free, and so will what comes back. Returns how many slots
+    /// were parked.
+    pub(crate) fn evict(&self, entry: &Arc<Entry<L>>) -> usize {
+        let mut moves = self.moves.0.lock();
+        entry.set(Standing::Evicted);
+        self.known.remove(entry);
+        let mut freed = 0;
+        let mut next = entry.first.load(Relaxed);
+        while let Some(cell) = self.cells.get(next) {
+            let index = next;
+            next = moves.after(index);
+            if let Some((slot, _)) = self.unpark(&mut moves, index, cell.lock()) {
+                self.push_free(&mut moves, slot);
+                freed += 1;
+            }
+        }
+        freed
+    }
+
+    /// Evicts the agents that leases have now, without their being known, too. Returns how many slots were parked.
+    pub(crate) fn evict_agent(&self, agent: &str) -> (Option<Arc<Entry<L>>>, usize) {
+        let known = {
+            let _moves = self.moves.0.lock();
+            for cell in &self.cells {
+                if let Some(owner) = &cell.lock().owner
+                    && *owner.agent == *agent
+                {
+                    owner.set(Standing::Evicted);
+                }
+            }
+            self.find(agent)
+        };
+        let freed = known.as_ref().map_or(0, |entry| self.evict(entry));
+        (known, freed)
+    }
+
+    /// What has been parked since `cutoff` or longer: makes slots free whose agent has a younger one, and returns
+    /// how many, and the agents all of whose slots are as old.
+    pub(crate) fn idle_since(&self, cutoff: Instant) -> (usize, Vec<Arc<Entry<L>>>) {
+        let mut moves = self.moves.0.lock();
+        let (mut freed, mut idle) = (0, Vec::<Arc<Entry<L>>>::new());
+        let (mut old, mut young) = (Vec::new(), HashSet::new());
+        for (index, cell) in self.cells.iter().enumerate() {
+            let state = cell.lock();
+            match &state.place {
+                Place::Parked(_, owner) if state.parked_at <= cutoff => {
+                    old.push((index, Arc::clone(owner)));
+                }
+                Place::Parked(_, owner) => _ = young.insert(Arc::as_ptr(owner)),
+                _ => {}
+            }
+        }
+        for (index, owner) in old {
+            if !young.contains(&Arc::as_ptr(&owner)) {
+                if !idle.iter().any(|known| Arc::ptr_eq(known, &owner)) {
+                    idle.push(owner);
+                }
+                continue;
+            }
+            let Some(cell) = self.cells.get(index) else {
+                continue;
+            };
+            let state = cell.lock();
+            if state.parked_at <= cutoff
+                && let Some((slot, _)) = self.unpark(&mut moves, index, state)
+            {
+                self.push_free(&mut moves, slot);
+                freed += 1;
+            }
+        }
+        (freed, idle)
+    }
+
+    /// Calls `look` with every loan.
+    pub(crate) fn loans(&self, mut look: impl FnMut(&Arc<Entry<L>>, &mut Loan)) {
+        for cell in &self.cells {
+            let state = &mut *cell.lock();
+            if let (Place::Lent(loan), Some(owner)) = (&mut state.place, &state.owner) {
+                look(owner, loan);
+            }
+        }
+    }
+
+    pub(crate) fn levels(&self) -> Levels {
+        let mut levels = Levels::default();
+        for cell in &self.cells {
+            let state = cell.lock();
+            levels.hits += state.counts.hits;
+            levels.misses += state.counts.misses;
+            levels.reclaims += state.counts.reclaims;
+            match state.place {
+                Place::Lent(_) => levels.lent += 1,
+                Place::Parked(..) => levels.parked += 1,
+                Place::Elsewhere => {}
+            }
+        }
+        levels
+    }
+}
+
+impl<L> Default for Returned<L> {
+    fn default() -> Self {
+        Returned {
+            overdue: None,
+            new: None,
+        }
+    }
+}
+
+impl Loan {
+    pub(crate) fn new(since: Instant, borrowed_at: &'static Location<'static>) -> Self {
+        Loan {
+            since,
+            borrowed_at,
+            thread: thread::number(),
+            reported: false,
+        }
+    }
+
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+}
