@@ -2,9 +2,13 @@
 //! a time holds it; a borrower that waits for it holds no permit that others could use.
 //! It knows no connections.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Core;
+use super::backend::Backend;
+use crate::error::Error;
 use crate::observe::claim::Claim;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Refusal, Semaphore};
@@ -21,6 +25,31 @@ impl AgentLock {
 
     pub(crate) fn semaphore(&self) -> &Semaphore<Claim> {
         &self.0
+    }
+}
+
+impl<B: Backend> Core<B> {
+    /// The key of the agent's database, in the memory of the pool if it is known.
+    pub(crate) fn lock_key(&self, agent: &str) -> Result<Arc<str>, Error> {
+        let entry = self.parking.lot.find(agent);
+        match entry.as_ref().and_then(|entry| entry.lock.as_ref()) {
+            Some(lock) => Ok(Arc::clone(lock.key())),
+            None => Ok(Arc::from(self.backend.lock_key(agent)?)),
+        }
+    }
+
+    /// The same for a caller that awaits: what the user's function says, it says on a worker.
+    pub(crate) async fn lock_key_async(&self, agent: &str) -> Result<Arc<str>, Error> {
+        let core = self.this.upgrade().filter(|_| self.backend.asks_user());
+        let Some(core) = core.filter(|_| self.parking.lot.find(agent).is_none()) else {
+            return self.lock_key(agent);
+        };
+        let agent = agent.to_owned();
+        let asked = self.workers.hand_over(move || core.lock_key(&agent));
+        match asked.map_err(Error::no_thread)?.await {
+            Ok(key) => key,
+            Err(panic) => resume_unwind(panic),
+        }
     }
 }
 

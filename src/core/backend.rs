@@ -44,8 +44,16 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// What [`open`](Backend::open) would return for an agent that can have none.
+    ///
+    /// # Blocking
+    /// For as long as the user's function takes, where [`asks_user`](Backend::asks_user).
     fn lock_key<'a>(&self, agent: &'a str) -> Result<Cow<'a, str>, Error> {
         Ok(Cow::Borrowed(agent))
+    }
+
+    /// Whether [`lock_key`](Backend::lock_key) runs a function of the user's, and looks at the file system.
+    fn asks_user(&self) -> bool {
+        false
     }
 
     /// Whether the connection is to the database of this key. Called under the lock of what is parked.

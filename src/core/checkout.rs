@@ -25,7 +25,7 @@ use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
 use crate::observe::events;
 use crate::observe::stats::count;
-use crate::sync::keyed_map::{KeyedEntry, KeyedMap};
+use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Held, Refusal};
 use crate::sync::wait::{await_until, block_until};
 
@@ -126,7 +126,7 @@ impl<B: Backend> Core<B> {
         let agent = (wanted == Wanted::Agent).then_some(request.agent);
         let waiting = match wanted {
             Wanted::Connection => self.permits.waiting(),
-            Wanted::Agent => self.waiting_for_agent(request.agent),
+            Wanted::Agent => request.waiting_at_lock(),
             _ => 0,
         };
         // Before it is counted: it names those who hold now, and who sees the count may return.
@@ -134,15 +134,6 @@ impl<B: Backend> Core<B> {
         let error = self.exhausted_for(agent, thread, wanted, request.asked_at, waiting);
         count(&self.counters.timeouts);
         error
-    }
-
-    fn waiting_for_agent(&self, agent: &str) -> usize {
-        let key = self.backend.lock_key(agent);
-        let locks = self.locks.iter().flat_map(KeyedMap::all);
-        locks
-            .filter(|lock| key.as_ref().is_ok_and(|key| **lock.key() == **key))
-            .map(|lock| lock.semaphore().waiting())
-            .sum()
     }
 
     /// What can be had at this moment: a permit, and with it a slot; where agents have connections of their own, if
@@ -221,7 +212,7 @@ impl<B: Backend> Core<B> {
 
     /// Where agents have connections of their own: the agent, locked.
     async fn lock_target(&self, request: &Request<'_>) -> Result<Option<Target>, Error> {
-        let Some((entry, lock)) = self.entry_and_lock(request)? else {
+        let Some((entry, lock)) = self.entry_and_lock(request).await? else {
             return Ok(None);
         };
         let guard = self.lock_agent(request, &entry, &lock).await?;
@@ -240,7 +231,7 @@ impl<B: Backend> Core<B> {
 
     /// Where agents have connections of their own: the agent's entry, which may not be known yet, and its lock.
     #[allow(clippy::type_complexity, reason = "it is taken apart at once")]
-    fn entry_and_lock(
+    async fn entry_and_lock(
         &self,
         request: &Request<'_>,
     ) -> Result<Option<(Arc<Entry>, Arc<KeyedEntry<AgentLock>>)>, Error> {
@@ -250,13 +241,18 @@ impl<B: Backend> Core<B> {
         if let Some(entry) = self.parking.lot.find(request.agent)
             && let Some(lock) = entry.lock.clone()
         {
+            request.set_lock(&lock);
             return Ok(Some((entry, lock)));
         }
-        let key = self.backend.lock_key(request.agent)?;
+        let key = match request.thread() {
+            Some(_) => self.lock_key(request.agent)?,
+            None => self.lock_key_async(request.agent).await?,
+        };
         let lock = locks.get(&key, || AgentLock::new(self.options.overtaking));
         if self.permits.is_closed() {
             return Err(Error::Closed);
         }
+        request.set_lock(&lock);
         let entry = Entry::new(Arc::from(request.agent), Some(Arc::clone(&lock)));
         Ok(Some((entry, lock)))
     }

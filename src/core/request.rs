@@ -2,13 +2,15 @@
 //! It takes nothing.
 
 use std::panic::Location;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::agent_lock::AgentLock;
 use super::lot::Loan;
 use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
+use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::thread;
 
 /// Longest id of an agent, in bytes.
@@ -27,6 +29,8 @@ pub(crate) struct Request<'a> {
     thread: Option<u64>,
     /// What it is waiting for, in case its time passes.
     stage: AtomicU8,
+    /// Where agents have connections of their own: the lock at which it waits.
+    lock: OnceLock<Arc<KeyedEntry<AgentLock>>>,
 }
 
 /// What a request can be waiting for, in the order of its steps.
@@ -46,6 +50,7 @@ impl<'a> Request<'a> {
             place,
             thread: Some(thread::number()),
             stage: AtomicU8::new(0),
+            lock: OnceLock::new(),
         }
     }
 
@@ -58,6 +63,7 @@ impl<'a> Request<'a> {
             place: claim.place,
             thread: claim.thread,
             stage: AtomicU8::new(0),
+            lock: OnceLock::new(),
         }
     }
 
@@ -80,6 +86,16 @@ impl<'a> Request<'a> {
     pub(super) fn set_stage(&self, wanted: Wanted) {
         let stage = STAGES.iter().position(|stage| *stage == wanted);
         self.stage.store(stage.unwrap_or(0) as u8, Relaxed);
+    }
+
+    pub(super) fn set_lock(&self, lock: &Arc<KeyedEntry<AgentLock>>) {
+        let _ = self.lock.set(Arc::clone(lock));
+    }
+
+    /// How many wait at the agent's lock.
+    pub(super) fn waiting_at_lock(&self) -> usize {
+        let lock = self.lock.get();
+        lock.map_or(0, |lock| lock.semaphore().waiting())
     }
 
     /// The thread that blocks while it waits.

@@ -172,6 +172,10 @@ impl Backend for Sqlite {
         })
     }
 
+    fn asks_user(&self) -> bool {
+        matches!(&self.source, Source::Agents(agents) if agents.folder().is_none())
+    }
+
     fn serves(&self, connection: &Connection, key: &str) -> bool {
         match connection.agent_file() {
             Some(agent_file) => *agent_file.key == *key,

@@ -88,7 +88,10 @@ impl Writer {
     {
         let asked_at = Instant::now();
         let claim = Claim::new(Arc::from(agent), asked_at, place).blocking();
-        let answer = Call::new(self, claim, wait, work).and_then(Call::wait);
+        let answer = self.check_open().and_then(|()| {
+            let handle = QueueHandle::of(self, agent)?;
+            Call::new(handle, claim, wait, work).wait()
+        });
         self.counted(asked_at, answer)
     }
 
@@ -106,10 +109,12 @@ impl Writer {
     {
         let asked_at = Instant::now();
         let claim = Claim::new(Arc::from(agent), asked_at, place);
-        let answer = match Call::new(self, claim, wait, work) {
-            Ok(call) => call.answer().await,
-            Err(error) => Err(error),
+        let answer = async {
+            self.check_open()?;
+            let handle = QueueHandle::of_async(self, agent).await?;
+            Call::new(handle, claim, wait, work).answer().await
         };
+        let answer = answer.await;
         self.counted(asked_at, answer)
     }
 
@@ -123,6 +128,14 @@ impl Writer {
             count(&counters.write_failures);
         }
         answer?
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        self.check_nesting()?;
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        Ok(())
     }
 
     fn check_nesting(&self) -> Result<(), Error> {
@@ -163,17 +176,13 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    fn new(writer: &Arc<Writer>, claim: Claim, wait: Duration, work: F) -> Result<Self, Error> {
-        writer.check_nesting()?;
-        if writer.is_closed() {
-            return Err(Error::Closed);
-        }
+    fn new(handle: QueueHandle, claim: Claim, wait: Duration, work: F) -> Self {
         let deadline = claim.asked_at + wait;
-        Ok(Call {
-            handle: QueueHandle::of(writer, &claim.agent)?,
+        Call {
+            handle,
             job: Arc::new(Write::new(claim, deadline, work)),
             answered: false,
-        })
+        }
     }
 
     /// Blocks until there is an answer.

@@ -32,12 +32,20 @@ pub(super) struct QueueHandle {
 impl QueueHandle {
     /// Where `agent` writes.
     pub(super) fn of(writer: &Arc<Writer>, agent: &str) -> Result<Self, Error> {
-        let (queue, agent) = writer.queue(agent)?;
-        Ok(QueueHandle {
+        Ok(Self::new(writer, writer.queue(agent)?))
+    }
+
+    /// The same for a caller that awaits.
+    pub(super) async fn of_async(writer: &Arc<Writer>, agent: &str) -> Result<Self, Error> {
+        Ok(Self::new(writer, writer.queue_async(agent).await?))
+    }
+
+    fn new(writer: &Arc<Writer>, (queue, agent): (Queue, Arc<str>)) -> Self {
+        QueueHandle {
             writer: Arc::clone(writer),
             queue,
             agent,
-        })
+        }
     }
 
     /// One for each queue in use.

@@ -67,10 +67,21 @@ impl Writer {
         if let Some((queue, writer)) = &self.shared {
             return Ok((Arc::clone(queue), Arc::clone(writer)));
         }
-        let key = self.core.backend.lock_key(agent)?;
+        Ok(self.queue_of(&self.core.lock_key(agent)?, agent))
+    }
+
+    /// The same for a caller that awaits.
+    pub(super) async fn queue_async(&self, agent: &str) -> Result<(Queue, Arc<str>), Error> {
+        match &self.shared {
+            Some(_) => self.queue(agent),
+            None => Ok(self.queue_of(&self.core.lock_key_async(agent).await?, agent)),
+        }
+    }
+
+    fn queue_of(&self, key: &str, agent: &str) -> (Queue, Arc<str>) {
         let overtaking = self.core.options.overtaking;
-        let queue = self.queues.get(&key, || WriteQueue::new(overtaking));
-        Ok((queue, agent.into()))
+        let queue = self.queues.get(key, || WriteQueue::new(overtaking));
+        (queue, agent.into())
     }
 
     /// What must happen in time even if nobody calls.

@@ -11,6 +11,10 @@ use leasepool::{Database, Error, Pool, Synchronous};
 
 use crate::common::*;
 
+in_both_modes! {
+    where_no_thread_can_be_started_errors_say_so_and_pass,
+}
+
 /// How much later than its deadline a call may come back.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -277,6 +281,37 @@ fn a_place_function_that_panics_is_answered() {
     assert_whole(&pool);
 }
 
+/// A place function may ask a disk or a network.
+#[test]
+fn no_poll_waits_for_a_place_function() {
+    let fixture = Fixture::new();
+    let folder = fixture.path.parent().unwrap().to_path_buf();
+    let slow = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&slow);
+    let place = move |agent: &str| {
+        if now.load(SeqCst) {
+            thread::sleep(Duration::from_millis(100));
+        }
+        folder.join(agent).with_extension("db")
+    };
+    let pool = Pool::builder(Database::per_agent_with(place))
+        .max_connections(2)
+        .build()
+        .unwrap();
+    slow.store(true, SeqCst);
+    let work = |_: &mut leasepool::rusqlite::Savepoint<'_>| Ok::<_, Error>(());
+    let lease = (0..3).map(|i| longest_poll(pool.lease_async(format!("a{i}")), 300));
+    assert!(lease.min() < Some(Duration::from_millis(1)));
+    let write = (0..3).map(|i| longest_poll(pool.write_async(format!("b{i}"), work), 300));
+    assert!(write.min() < Some(Duration::from_millis(1)));
+    // Of an agent that is known, it is not asked again. A write is answered before its connection is returned.
+    eventually("all are parked", || pool.stats().lent == 0);
+    let begun = Instant::now();
+    pool.write("b2", work).unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(80));
+    assert_whole(&pool);
+}
+
 /// A14: the wait at an agent's lock is a wait, and not part of the hold.
 #[test]
 fn a_wait_at_an_agents_lock_is_counted() {
@@ -313,4 +348,127 @@ fn the_pools_own_names_cannot_be_leased() {
         let error = pool.write(name, |_| Ok::<_, Error>(())).unwrap_err();
         assert!(matches!(error, Error::InvalidAgent { .. }), "{error}");
     }
+}
+
+/// A11: what is idle is closed by a worker, and keeps no write from its answer.
+#[test]
+fn a_write_is_answered_in_time_while_a_file_is_closed() {
+    let fixture = Fixture::new();
+    let pool = with_a_long_log(&fixture, 60);
+    let wait = Duration::from_millis(5);
+    let until = Instant::now() + Duration::from_millis(500);
+    assert!(pool.release("writer"));
+    let mut answers = 0;
+    while Instant::now() < until {
+        let begun = Instant::now();
+        let write = pool.write_timeout_async("other", wait, |_| Ok::<_, Error>(()));
+        let answer = smol::block_on(write);
+        let took = begun.elapsed();
+        assert!(took < wait + GRACE, "{took:?}: {answer:?}");
+        answers += 1;
+        if answer.is_ok() {
+            break;
+        }
+    }
+    assert!(answers > 0);
+    pool.close().unwrap();
+}
+
+/// Another connection has the write lock.
+#[test]
+fn a_locked_file_keeps_nobody_beyond_their_time() {
+    for mode in [Mode::Shared, Mode::PerAgent] {
+        let fixture = mode.fixture();
+        let pool = fixture.pool(3);
+        pool.write("a", |tx| {
+            insert(tx);
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+        let file = fixture.file("a");
+        let other = leasepool::rusqlite::Connection::open(file).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        for wait in [0, 1, 100] {
+            let wait = Duration::from_millis(wait);
+            let begun = Instant::now();
+            let work = |tx: &mut leasepool::rusqlite::Savepoint<'_>| {
+                insert(tx);
+                Ok::<_, Error>(())
+            };
+            let answer = pool.write_timeout("a", wait, work);
+            let took = begun.elapsed();
+            assert!(
+                answer.is_err() && took < wait + GRACE,
+                "{took:?}: {answer:?}"
+            );
+            let begun = Instant::now();
+            let answer = smol::block_on(pool.write_timeout_async("a", wait, work));
+            let took = begun.elapsed();
+            assert!(
+                answer.is_err() && took < wait + GRACE,
+                "{took:?}: {answer:?}"
+            );
+            // A lease does not need the lock, and its reads do not.
+            let lease = pool.lease_timeout("a", wait + GRACE).unwrap();
+            assert_eq!(count(&lease), 1);
+        }
+        let begun = Instant::now();
+        pool.close_timeout(Duration::from_millis(100)).unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(100) + GRACE);
+        drop(other);
+    }
+}
+
+/// A15, and P10 without threads: a limit on memory lets no stack be made.
+fn where_no_thread_can_be_started_errors_say_so_and_pass(mode: Mode) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    fn allow(more: Option<u64>) {
+        let maximum = getrlimit(Resource::As).maximum;
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+        let size = size.unwrap().trim().trim_end_matches(" kB");
+        let current = more.map(|more| size.parse::<u64>().unwrap() * 1024 + more);
+        setrlimit(Resource::As, Rlimit { current, maximum }).unwrap();
+    }
+    let body = "where_no_thread_can_be_started_errors_say_so_and_pass";
+    let name = mode.test("in_time", body);
+    // Else it would keep the stacks of threads that have ended, and use them again.
+    let uncached = "export GLIBC_TUNABLES=glibc.pthread.stack_cache_size=0";
+    in_child_of_shell(uncached, &name, || {
+        let fixture = mode.fixture();
+        allow(Some(1 << 20));
+        let first = fixture.builder(2).build();
+        allow(None);
+        assert!(matches!(first, Err(Error::NoThread { .. })), "{first:?}");
+        let pool = fixture.pool(2);
+        allow(Some(1 << 20));
+        let begun = Instant::now();
+        let work = |tx: &mut leasepool::rusqlite::Savepoint<'_>| {
+            insert(tx);
+            Ok::<_, Error>(())
+        };
+        let answers = [
+            pool.lease("a").map(drop),
+            smol::future::block_on(pool.lease_async("b")).map(drop),
+            pool.write("c", work),
+            smol::future::block_on(pool.write_async("d", work)),
+        ];
+        let took = begun.elapsed();
+        allow(None);
+        assert!(took < Duration::from_millis(500), "{took:?}: {answers:?}");
+        assert!(
+            matches!(answers.first(), Some(Err(Error::NoThread { .. }))),
+            "{answers:?}"
+        );
+        for answer in answers {
+            assert!(
+                matches!(answer, Ok(()) | Err(Error::NoThread { .. })),
+                "{answer:?}"
+            );
+        }
+        assert_whole(&pool);
+        pool.write("a", work).unwrap();
+        pool.close().unwrap();
+        assert_eq!(fixture.descriptors().all(), 0);
+    });
 }

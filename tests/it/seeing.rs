@@ -227,6 +227,30 @@ fn writes_are_counted_and_measured() {
     assert_eq!((stats.checkpoints, stats.checkpoints_pinned), (0, 0));
 }
 
+/// A13: a thread commits on one pool, and then uses another.
+#[test]
+fn the_log_of_one_pool_is_not_counted_for_another() {
+    let fixtures = [Fixture::new(), Fixture::new()];
+    let [first, second] = [fixtures[0].pool(2), fixtures[1].pool(2)];
+    for pool in [&first, &second] {
+        insert(&pool.lease("a").unwrap());
+    }
+    let before = second.stats().wal_pages;
+    let lease = first.lease("a").unwrap();
+    for _ in 0..50 {
+        insert(&lease);
+    }
+    // While the lease is held, and after it has ended.
+    drop(second.lease("a").unwrap());
+    assert_eq!(second.stats().wal_pages, before);
+    drop(lease);
+    drop(second.lease("b").unwrap());
+    assert_eq!(second.stats().wal_pages, before);
+    assert_eq!(first.stats().wal_pages, wal_on_disk(&fixtures[0]));
+    insert(&second.lease("a").unwrap());
+    assert_eq!(second.stats().wal_pages, wal_on_disk(&fixtures[1]));
+}
+
 #[test]
 fn checkpoints_are_counted_and_so_is_a_log_that_is_held() {
     let fixture = Fixture::new();
@@ -409,6 +433,48 @@ mod events {
             assert!(lines[0].contains(&place), "{lines:?}");
             drop((reader, later));
         });
+    }
+
+    /// Two threads, each with a lease, wait for another one: told once, with all of them.
+    #[test]
+    fn a_deadlock_is_told_with_all_who_are_in_it() {
+        in_child(
+            "seeing::events::a_deadlock_is_told_with_all_who_are_in_it",
+            || {
+                let log = Log::install();
+                let pool = Pool::builder(Database::memory())
+                    .name("chat")
+                    .max_connections(2)
+                    .build()
+                    .unwrap();
+                let both = std::sync::Barrier::new(2);
+                thread::scope(|scope| {
+                    for agent in ["alice", "bob"] {
+                        let (pool, both) = (&pool, &both);
+                        scope.spawn(move || {
+                            let first = pool.lease(agent).unwrap();
+                            both.wait();
+                            let second = pool.lease_timeout("second", Duration::from_secs(3));
+                            drop(first);
+                            drop(second);
+                        });
+                    }
+                    log.until("all holders are waiting");
+                });
+                let told = log.take();
+                let lines: Vec<_> = told.iter().filter(|l| l.contains("all holders")).collect();
+                assert_eq!(lines.len(), 1, "{told:?}");
+                let line = lines[0];
+                assert!(
+                    line.starts_with("WARN") && line.contains("pool=\"chat\""),
+                    "{line}"
+                );
+                for agent in ["alice", "bob"] {
+                    assert!(line.contains(agent), "{line}");
+                }
+                assert_eq!(line.matches("seeing.rs").count(), 4, "{line}");
+            },
+        );
     }
 
     /// A subscriber that uses the pool while it is told of an eviction must not deadlock.

@@ -1,0 +1,160 @@
+//! User code that panics, wherever the pool calls it: it costs no connection and no permit.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+
+use crate::common::*;
+
+/// A waker is the executor's.
+#[test]
+fn a_waker_that_panics_keeps_nothing() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("on purpose");
+        }
+    }
+    for mode in [Mode::Shared, Mode::PerAgent] {
+        let fixture = mode.fixture();
+        let pool = fixture.pool(1);
+        let lease = pool.lease("a").unwrap();
+        let waker = Arc::new(Panics).into();
+        for agent in ["a", "b"] {
+            let mut waiting = Box::pin(pool.lease_async(agent));
+            let mut cx = Context::from_waker(&waker);
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            std::mem::forget(waiting);
+        }
+        let mut waiting = Box::pin(pool.lease_async("a"));
+        let mut cx = Context::from_waker(&waker);
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        drop(lease);
+        drop(waiting);
+        // The two futures that were forgotten wait for ever, and the first has been granted what there is.
+        assert_eq!(pool.stats().lent, 0);
+    }
+    // Those that end give back what they were granted.
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let lease = pool.lease("a").unwrap();
+    let waker = Arc::new(Panics).into();
+    let mut cx = Context::from_waker(&waker);
+    let mut first = Box::pin(pool.lease_async("b"));
+    let mut second = Box::pin(pool.lease_async("c"));
+    assert!(first.as_mut().poll(&mut cx).is_pending());
+    assert!(second.as_mut().poll(&mut cx).is_pending());
+    drop(lease);
+    drop(first);
+    let Poll::Ready(second) = second.as_mut().poll(&mut cx) else {
+        panic!("the second is first now, and a connection is free");
+    };
+    drop(second.unwrap());
+    assert_whole(&pool);
+}
+
+#[cfg(feature = "tracing")]
+mod subscriber {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+    use std::thread;
+    use std::time::Duration;
+
+    use leasepool::Error;
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    use super::*;
+
+    static PANICS: AtomicBool = AtomicBool::new(false);
+    static EVENTS: AtomicUsize = AtomicUsize::new(0);
+
+    struct Panics;
+
+    impl<S: tracing::Subscriber> Layer<S> for Panics {
+        fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+            if PANICS.load(SeqCst) {
+                EVENTS.fetch_add(1, SeqCst);
+                panic!("on purpose");
+            }
+        }
+
+        fn on_new_span(
+            &self,
+            _: &tracing::span::Attributes<'_>,
+            _: &tracing::span::Id,
+            _: Context<'_, S>,
+        ) {
+            if PANICS.load(SeqCst) {
+                EVENTS.fetch_add(1, SeqCst);
+                panic!("on purpose");
+            }
+        }
+    }
+
+    /// A6: it panics in each event and each span: at ends of leases, reclaims, evictions, waits, on workers.
+    #[test]
+    fn a_subscriber_that_panics_costs_nothing() {
+        in_child(
+            "panics::subscriber::a_subscriber_that_panics_costs_nothing",
+            || {
+                let subscriber = tracing_subscriber::registry().with(Panics);
+                tracing::subscriber::set_global_default(subscriber).unwrap();
+                for mode in [Mode::Shared, Mode::PerAgent] {
+                    let fixture = mode.fixture();
+                    let pool = fixture
+                        .builder(2)
+                        .overdue_after(Some(Duration::from_millis(10)))
+                        .idle_timeout(Some(Duration::from_millis(200)))
+                        .build()
+                        .unwrap();
+                    PANICS.store(true, SeqCst);
+                    for i in 0..12 {
+                        // Reclaims, resets and evictions, with an overdue lease among them.
+                        let agent = format!("a{i}");
+                        let work = || {
+                            let lease = pool.lease(&agent)?;
+                            insert(&lease);
+                            if i % 4 == 0 {
+                                lease.execute_batch("CREATE TEMP TABLE soil (x)")?;
+                                thread::sleep(Duration::from_millis(60));
+                            }
+                            if i % 5 == 0 {
+                                leasepool::Lease::discard(lease);
+                            }
+                            pool.release(&agent);
+                            Ok::<_, Error>(())
+                        };
+                        drop(catch_unwind(AssertUnwindSafe(work)));
+                        // Waits, with their spans, that end and that do not.
+                        let held: Vec<_> = (0..2)
+                            .filter_map(|n| pool.try_lease(format!("held {n}")).ok())
+                            .collect();
+                        let wait = Duration::from_millis(5);
+                        let wait = || pool.lease_timeout("late", wait);
+                        drop(catch_unwind(AssertUnwindSafe(wait)));
+                        drop(held);
+                        let write = || {
+                            pool.write(&agent, |tx| {
+                                insert(tx);
+                                Ok::<_, Error>(())
+                            })
+                        };
+                        drop(catch_unwind(AssertUnwindSafe(write)));
+                    }
+                    PANICS.store(false, SeqCst);
+                    eventually("all are back", || pool.stats().lent == 0);
+                    assert_whole(&pool);
+                    pool.write("a", |tx| {
+                        insert(tx);
+                        Ok::<_, Error>(())
+                    })
+                    .unwrap();
+                    PANICS.store(true, SeqCst);
+                    pool.close().unwrap();
+                    PANICS.store(false, SeqCst);
+                    assert_eq!(fixture.descriptors().all(), 0);
+                }
+                assert!(EVENTS.load(SeqCst) > 50, "{EVENTS:?}");
+            },
+        );
+    }
+}
