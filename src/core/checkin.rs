@@ -34,7 +34,7 @@ impl<B: Backend> Core<B> {
             }
         }
         let fit = verdict == Verdict::Park && reason.is_none() && slot.open.is_some();
-        self.give_back(entry, slot, fit);
+        self.give_back(entry, slot, fit, verdict != Verdict::Unready);
         if let Some(reason) = reason {
             events::discarded(&self.options.name, reason);
         }
@@ -51,7 +51,7 @@ impl<B: Backend> Core<B> {
             CloseMode::Abandon,
         );
         match self.vacate(&mut slot, mode) {
-            Ok(()) => self.give_back(entry, slot, false),
+            Ok(()) => self.give_back(entry, slot, false, true),
             Err(Stuck) => {
                 self.parking.lot.forget(slot.index);
                 self.retire_stuck(slot);
@@ -59,12 +59,16 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Gives back the slot of a lease, then its permit.
-    fn give_back(&self, entry: Arc<Entry>, slot: TakenSlot<B>, may_park: bool) {
+    /// Gives back the slot of a lease, or of a checkout that never became one, then its permit.
+    fn give_back(&self, entry: Arc<Entry>, slot: TakenSlot<B>, may_park: bool, lease: bool) {
         let now = Instant::now();
         let index = slot.index;
         let may_park = may_park && self.parking.parks();
-        let ended = |loan: &Loan| self.counters.hold.record_alone(index, loan.age(now));
+        let ended = |loan: &Loan| {
+            if lease {
+                self.counters.hold.record_alone(index, loan.age(now));
+            }
+        };
         let returned = self
             .parking
             .lot

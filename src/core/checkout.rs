@@ -47,7 +47,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     fn inspected(mut self, now: Instant, hit: bool) -> Step<B, H> {
         self.touch();
         match self.inspect(now, hit) {
-            Need::Nothing => Step::Ready(self.ready()),
+            Need::Nothing => Step::Ready(self.ready(hit)),
             Need::Open(mode) => Step::Open(self, mode),
         }
     }
@@ -85,7 +85,7 @@ impl<B: Backend> Core<B> {
             }
             done
         };
-        done.unwrap_or_else(|| self.gave_up(request))
+        self.ended(request, done)
     }
 
     /// For a caller that may not block.
@@ -107,18 +107,23 @@ impl<B: Backend> Core<B> {
             }
             done
         };
-        done.unwrap_or_else(|| self.gave_up(request))
+        self.ended(request, done)
     }
 
-    /// The request's time has passed.
-    fn gave_up<T>(&self, request: &Request<'_>) -> Result<T, Error> {
-        let wanted = request.stage();
-        let error = self.timed_out(request, wanted);
-        if wanted != Wanted::Opening {
+    /// The end of a request that may have waited. `None`: its time has passed.
+    fn ended<T>(&self, request: &Request<'_>, done: Option<Result<T, Error>>) -> Result<T, Error> {
+        let done = done.unwrap_or_else(|| {
+            let wanted = request.stage();
+            if wanted != Wanted::Opening {
+                request.note_wait();
+            }
+            Err(self.timed_out(request, wanted))
+        });
+        if let Some(waited) = request.waited() {
             let claim = request.claim(Arc::from(request.agent));
-            self.slow_waits.record(claim, false);
+            self.slow_waits.record(claim, waited, done.is_ok());
         }
-        Err(error)
+        done
     }
 
     /// The error of a request that cannot wait any longer.
@@ -272,7 +277,8 @@ impl<B: Backend> Core<B> {
         let claim = request.claim(Arc::clone(&entry.agent));
         let waiting = AgentLockGuard::lock(lock, claim.clone());
         let answer = events::wait(&self.options.name, &claim.agent, waiting).await;
-        self.waited(claim, answer)
+        request.note_wait();
+        answer.map_err(|Closed| Error::Closed)
     }
 
     /// The limit around opening, where agents have connections of their own and this one's is not parked. Files
@@ -318,7 +324,9 @@ impl<B: Backend> Core<B> {
             Err(Refusal::Busy) => {
                 self.check_patience(request, Wanted::Connection)?;
                 let claim = request.claim(Arc::clone(&entry.agent));
-                Ok((self.permit(claim).await?, Instant::now()))
+                let permit = self.permit(claim).await;
+                request.note_wait();
+                Ok((permit?, Instant::now()))
             }
         }
     }
@@ -330,11 +338,6 @@ impl<B: Backend> Core<B> {
             acquired.map(|()| Permit(self))
         };
         let answer = events::wait(&self.options.name, &claim.agent, acquire).await;
-        self.waited(claim, answer)
-    }
-
-    fn waited<T>(&self, claim: Claim, answer: Result<T, Closed>) -> Result<T, Error> {
-        self.slow_waits.record(claim, answer.is_ok());
         answer.map_err(|Closed| Error::Closed)
     }
 

@@ -67,8 +67,13 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         }
     }
 
-    pub(super) fn ready(mut self) -> Self {
+    /// From here on it is a lease.
+    #[inline]
+    pub(super) fn ready(mut self, hit: bool) -> Self {
         self.verdict = Verdict::Park;
+        self.core()
+            .counters
+            .count_lease(self.lent().slot.index, hit);
         self
     }
 

@@ -350,9 +350,6 @@ impl<B: Backend> Core<B> {
         stats.max_connections = self.options.max_connections;
         stats.lent = levels.lent;
         stats.parked = levels.parked;
-        stats.hits = levels.hits;
-        stats.misses = levels.misses;
-        stats.leases = levels.hits + levels.misses;
         stats.reclaims += levels.reclaims;
         let locks = self.locks.iter().flat_map(KeyedMap::all);
         let at_locks: usize = locks.map(|lock| lock.semaphore().waiting()).sum();

@@ -141,7 +141,7 @@ fn renew<B: Backend, H: Handle<B>>(
         return Ok(Renewed::Stuck(entry, lock));
     }
     core.occupy(&agent, slot)?;
-    Ok(Renewed::Ready(checkout.ready()))
+    Ok(Renewed::Ready(checkout.ready(false)))
 }
 
 /// Counts a connection as open while it is being opened, and afterwards if that succeeded.

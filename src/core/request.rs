@@ -2,7 +2,7 @@
 //! It takes nothing.
 
 use std::panic::Location;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ pub(crate) struct Request<'a> {
     thread: Option<u64>,
     /// What it is waiting for, in case its time passes.
     stage: AtomicU8,
+    /// When its last wait for others ended, in nanoseconds since it asked; 0 if it has not waited.
+    waited: AtomicU64,
     /// Where agents have connections of their own: the lock at which it waits.
     lock: OnceLock<Arc<KeyedEntry<AgentLock>>>,
 }
@@ -50,6 +52,7 @@ impl<'a> Request<'a> {
             place,
             thread: Some(thread::number()),
             stage: AtomicU8::new(0),
+            waited: AtomicU64::new(0),
             lock: OnceLock::new(),
         }
     }
@@ -63,6 +66,7 @@ impl<'a> Request<'a> {
             place: claim.place,
             thread: claim.thread,
             stage: AtomicU8::new(0),
+            waited: AtomicU64::new(0),
             lock: OnceLock::new(),
         }
     }
@@ -90,6 +94,20 @@ impl<'a> Request<'a> {
 
     pub(super) fn set_lock(&self, lock: &Arc<KeyedEntry<AgentLock>>) {
         let _ = self.lock.set(Arc::clone(lock));
+    }
+
+    /// A wait for others has ended.
+    pub(super) fn note_wait(&self) {
+        let nanos = u64::try_from(self.asked_at.elapsed().as_nanos());
+        self.waited.store(nanos.unwrap_or(u64::MAX).max(1), Relaxed);
+    }
+
+    /// How long it waited for others, if it did.
+    pub(super) fn waited(&self) -> Option<Duration> {
+        match self.waited.load(Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
     }
 
     /// How many wait at the agent's lock.

@@ -60,9 +60,8 @@ impl SlowWaits {
         }
     }
 
-    pub(crate) fn record(&self, claim: Claim, served: bool) {
+    pub(crate) fn record(&self, claim: Claim, waited: Duration, served: bool) {
         let ended = Instant::now();
-        let waited = ended.saturating_duration_since(claim.asked_at);
         self.histogram.record(0, waited);
         if served {
             count(&self.served);

@@ -144,6 +144,8 @@ impl fmt::Display for Holder {
 /// The counters behind [`Stats`]. All are statistics: nothing is decided on their values but by
 /// `open`, which only [`Pool::close`](crate::Pool::close) waits on.
 pub(crate) struct Counters {
+    /// By slot.
+    leases: Box<[Leases]>,
     /// How long leases were held.
     pub(crate) hold: Recorder,
     /// How long writes took.
@@ -171,6 +173,14 @@ pub(crate) struct Counters {
     pub(crate) write_groups: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
     pub(crate) checkpoints_pinned: AtomicU64,
+}
+
+/// The leases that were given of one slot. Written by whoever has the slot in hand, and nobody else.
+#[derive(Default)]
+#[repr(align(128))]
+struct Leases {
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 /// A counter that many threads add to at once, each where it disturbs no other.
@@ -208,6 +218,7 @@ impl Counters {
     /// For a pool of so many slots.
     pub(crate) fn new(slots: usize) -> Self {
         Counters {
+            leases: (0..slots).map(|_| Leases::default()).collect(),
             hold: Recorder::new(slots),
             write: Recorder::new(slots),
             open: AtomicUsize::default(),
@@ -235,9 +246,26 @@ impl Counters {
         }
     }
 
+    /// A lease of this slot was given. For whoever has the slot in hand.
+    #[inline]
+    pub(crate) fn count_lease(&self, slot: usize, hit: bool) {
+        let Some(leases) = self.leases.get(slot) else {
+            return;
+        };
+        let counter = if hit { &leases.hits } else { &leases.misses };
+        counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
     /// The counters' part of a snapshot; the pool fills in what it can see itself.
     pub(crate) fn snapshot(&self) -> Stats {
+        let sum = |of: fn(&Leases) -> &AtomicU64| -> u64 {
+            self.leases.iter().map(|l| of(l).load(Relaxed)).sum()
+        };
+        let (hits, misses) = (sum(|l| &l.hits), sum(|l| &l.misses));
         Stats {
+            hits,
+            misses,
+            leases: hits + misses,
             open: self.open.load(Relaxed),
             stuck: self.stuck.load(Relaxed),
             timeouts: self.timeouts.load(Relaxed),

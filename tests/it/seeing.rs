@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use leasepool::{Database, Error, Pool};
 
-use crate::common::{Fixture, LONG, eventually, insert};
+use crate::common::{Fixture, LONG, Mode, eventually, insert};
 
 #[test]
 fn ready_says_whether_a_lease_could_be_had_and_takes_none() {
@@ -225,6 +225,57 @@ fn writes_are_counted_and_measured() {
     assert_eq!(stats.wal_pages, wal_on_disk(&fixture));
     assert!(stats.wal_pages > 0);
     assert_eq!((stats.checkpoints, stats.checkpoints_pinned), (0, 0));
+}
+
+#[test]
+fn what_was_never_lent_is_no_lease() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    for mode in [Mode::Shared, Mode::PerAgent] {
+        let fixture = mode.fixture();
+        let fails = Arc::new(AtomicBool::new(false));
+        let now = Arc::clone(&fails);
+        let pool = fixture
+            .builder(2)
+            .on_open(move |_| match now.load(SeqCst) {
+                true => Err(leasepool::rusqlite::Error::InvalidQuery),
+                false => Ok(()),
+            })
+            .build()
+            .unwrap();
+        fails.store(true, SeqCst);
+        for _ in 0..3 {
+            assert!(matches!(pool.lease("a"), Err(Error::Open { .. })));
+        }
+        let stats = pool.stats();
+        let counted = (stats.leases, stats.hold.count(), stats.wait.count());
+        assert_eq!((counted, stats.open_failures), ((0, 0, 0), 3), "{stats:?}");
+        fails.store(false, SeqCst);
+        drop(pool.lease("a").unwrap());
+        drop(pool.lease("a").unwrap());
+        let stats = pool.stats();
+        let counted = (stats.leases, stats.hold.count(), stats.wait.count());
+        assert_eq!(counted, (2, 2, 2), "{stats:?}");
+        assert_eq!((stats.hits, stats.misses), (1, 1), "{stats:?}");
+    }
+}
+
+/// A call that waits for its agent's lock and then for a connection has waited once.
+#[test]
+fn a_call_waits_once() {
+    let fixture = Mode::PerAgent.fixture();
+    let pool = fixture.pool(1);
+    let lease = pool.lease("a").unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| drop(pool.lease("a").unwrap()));
+        eventually("a waits", || pool.stats().waiting == 1);
+        scope.spawn(|| drop(pool.lease("b").unwrap()));
+        eventually("b waits", || pool.stats().waiting == 2);
+        drop(lease);
+    });
+    assert_eq!(pool.stats().leases, 3);
+    assert_eq!(pool.stats().wait.count(), 3);
+    assert_eq!(pool.slowest_waits().len(), 2);
 }
 
 /// A13: a thread commits on one pool, and then uses another.

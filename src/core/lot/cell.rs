@@ -25,14 +25,7 @@ pub(super) struct State<S, L> {
     pub(super) parked_at: Instant,
     /// How often a search for a victim will pass it over: once for each hit, up to `CREDIT`.
     credit: u8,
-    pub(super) counts: Counts,
-}
-
-/// How leases found this slot.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Counts {
-    pub(super) hits: u64,
-    pub(super) misses: u64,
+    /// How often another agent took it.
     pub(super) reclaims: u64,
 }
 
@@ -56,7 +49,7 @@ impl<S, L> Cell<S, L> {
                 owner: None,
                 parked_at: now,
                 credit: 0,
-                counts: Counts::default(),
+                reclaims: 0,
             }),
             parked: AtomicBool::new(false),
         }
@@ -87,7 +80,6 @@ impl<S, L> Cell<S, L> {
         if !matches!(&state.place, Place::Parked(_, owner) if is_wanted(owner)) {
             return None;
         }
-        state.counts.hits += 1;
         state.credit = CREDIT.min(state.credit + 1);
         self.unpark(&mut state, Place::Lent(loan))
     }
@@ -129,14 +121,7 @@ impl<S, L> Cell<S, L> {
 impl<S, L> State<S, L> {
     /// Lends the slot to an agent for which it was not parked.
     pub(super) fn lend(&mut self, entry: &Arc<Entry<L>>, loan: Loan, from: &From<L>) {
-        match from {
-            From::Agent => self.counts.hits += 1,
-            From::Free => self.counts.misses += 1,
-            From::Other(_) => {
-                self.counts.misses += 1;
-                self.counts.reclaims += 1;
-            }
-        }
+        self.reclaims += u64::from(matches!(from, From::Other(_)));
         self.place = Place::Lent(loan);
         self.owner = Some(Arc::clone(entry));
         self.credit = 0;

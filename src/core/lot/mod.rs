@@ -92,13 +92,11 @@ pub(crate) struct Returned<L> {
     pub(crate) new: Option<Arc<Entry<L>>>,
 }
 
-/// How many slots are where, and how many leases were hits.
+/// How many slots are where, and how many were reclaimed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Levels {
     pub(crate) lent: usize,
     pub(crate) parked: usize,
-    pub(crate) hits: u64,
-    pub(crate) misses: u64,
     pub(crate) reclaims: u64,
 }
 
@@ -497,9 +495,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         let mut levels = Levels::default();
         for cell in &self.cells {
             let state = cell.lock();
-            levels.hits += state.counts.hits;
-            levels.misses += state.counts.misses;
-            levels.reclaims += state.counts.reclaims;
+            levels.reclaims += state.reclaims;
             match state.place {
                 Place::Lent(_) => levels.lent += 1,
                 Place::Parked(..) => levels.parked += 1,
