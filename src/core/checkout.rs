@@ -402,7 +402,9 @@ impl<B: Backend> Core<B> {
         {
             return Some(taken);
         }
-        lot.take(entry, loan, self.permits.has_queue())
+        // This one's is not free either.
+        let alone = self.permits.free() + 1 >= self.options.max_connections;
+        lot.take(entry, loan, !alone)
     }
 
     /// Whether there is a connection in the slot to the database of this key. Called under the lot's lock.

@@ -226,11 +226,6 @@ impl<T> Semaphore<T> {
         self.word.load(Ordering::Acquire) & FREE
     }
 
-    /// Whether callers wait.
-    pub(crate) fn has_queue(&self) -> bool {
-        self.word.load(Relaxed) & QUEUED != 0
-    }
-
     /// How many callers wait.
     pub(crate) fn waiting(&self) -> usize {
         match self.word.load(Relaxed) & QUEUED {

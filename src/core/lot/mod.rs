@@ -129,7 +129,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     }
 
     /// For a permit holder: a slot parked for the agent, or a free one, or one of an agent that is missed least.
-    /// `busy`: callers queue.
+    /// `busy`: others are lent at the same time.
     pub(crate) fn take(&self, entry: Arc<Entry<L>>, loan: Loan, busy: bool) -> Option<Taken<S, L>> {
         let mut moves = self.moves.0.lock();
         let mut next = entry.first.load(Relaxed);

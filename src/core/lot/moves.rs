@@ -10,7 +10,7 @@ pub(super) struct Moves {
     pub(super) free: usize,
     /// Which slot the search for a victim looked at last.
     hand: usize,
-    /// Searches while callers queued.
+    /// Searches while others were lent.
     searches: u32,
     /// By slot: its place in the list of its owner's slots, parked and lent.
     links: Box<[Links]>,
@@ -46,7 +46,7 @@ impl Moves {
         self.hand
     }
 
-    /// Whether a search while callers queue takes the slot parked last. Not always: agents that came back often, and
+    /// Whether a search while others are lent takes the slot parked last. Not always: agents that came back often, and
     /// then stopped, must not keep theirs for ever.
     pub(super) fn prefers_warm(&mut self) -> bool {
         self.searches = self.searches.wrapping_add(1);

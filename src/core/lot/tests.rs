@@ -88,7 +88,7 @@ fn an_agent_that_came_back_keeps_its_own_while_others_pass_by() {
 }
 
 #[test]
-fn while_callers_queue_the_one_parked_last_is_taken_as_a_rule() {
+fn while_others_are_lent_the_one_parked_last_is_taken_as_a_rule() {
     let lot = lot(4);
     for agent in ["a", "b", "c", "d"] {
         lease(&lot, agent);

@@ -93,7 +93,11 @@ impl Pool {
         let (slot, entry) = self.lot.take_hinted(agent, loan).unwrap_or_else(|| {
             let known = self.lot.find(agent);
             let entry = known.unwrap_or_else(|| Entry::new(Arc::from(agent), None));
-            let taken = self.lot.take(entry, loan, self.permits.has_queue());
+            let taken = self.lot.take(
+                entry,
+                loan,
+                self.permits.free() + 1 < self.connections.len(),
+            );
             let Taken { slot, entry, .. } = taken.expect("a permit holder found no slot");
             (slot, entry)
         });
