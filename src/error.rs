@@ -172,11 +172,15 @@ pub enum Error {
         action: String,
     },
 
-    /// SQLite rolled back the whole group of writes that this one was in: the disk is full or failed
-    /// while one of them was at work, or one used `OR ROLLBACK`. Nothing of the group was kept; trying again
-    /// is safe.
-    #[error("the group of writes was rolled back")]
-    RolledBack,
+    /// The transaction that this write was part of was rolled back while it, or another write of its group, was at
+    /// work: the disk was full or failed, a statement was interrupted or used `OR ROLLBACK`, or the work tried to end
+    /// the transaction. Nothing of the group was kept; trying again is safe.
+    #[error("the transaction of this write was rolled back: nothing of it was kept")]
+    #[non_exhaustive]
+    RolledBack {
+        /// What SQLite said when it was found, if it said anything. What made it do so is told to whose work it was.
+        source: Option<rusqlite::Error>,
+    },
 
     /// The deadline passed while the work given to `run_timeout` was running; it was interrupted, and
     /// its transaction rolled back.

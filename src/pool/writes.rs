@@ -43,15 +43,17 @@ impl Pool {
     ///
     /// # What `work` sees, and what it may not do
     /// The database as the last commit left it, and what the members of its group that came before have
-    /// done, each of them wholly or not at all. `last_insert_rowid()`, `changes()` and `total_changes()`
-    /// may be a neighbour's until `work` has changed something itself. Neighbours that come later see what
+    /// done, each of them wholly or not at all. `changes()` and `total_changes()` may be a neighbour's until `work` has
+    /// changed something itself. Limits, switches, functions, hooks and `last_insert_rowid()` of another agent's
+    /// are taken off before. Neighbours that come later see what
     /// `work` did; if the group's commit fails, all of them fail.
     ///
     /// If `work` returns an error or panics, what it did is rolled back, and only that. It may use
     /// savepoints, but not BEGIN, COMMIT, ROLLBACK, ATTACH, temporary tables, or pragmas that last: these
     /// fail, and the write with them, with [`Error::NotInWrite`], whatever `work` returns. A conflict clause
-    /// `OR ROLLBACK` ends the whole group, as a disk that is full does: all of its members get
-    /// [`Error::RolledBack`]. A deferred foreign key that is violated when the group commits fails all of
+    /// `OR ROLLBACK` ends the whole group, as a disk that is full does, an interrupted statement, or work that takes
+    /// the connection's authorizer off: all of its members get [`Error::RolledBack`], and nothing of theirs is
+    /// kept. After `work` has set a commit or rollback hook, it can prepare no more statements; the hook ends with it. A deferred foreign key that is violated when the group commits fails all of
     /// it.
     ///
     /// `work` should be short: those who came before it in its group wait for the commit, and those after
@@ -201,6 +203,11 @@ impl Lease {
     /// `work` may borrow what it uses, and sees the connection's temporary tables, pragmas and prepared
     /// statements. It shares its commit with nobody: prefer [`Pool::write`] for speed.
     ///
+    /// `work` cannot end the transaction: BEGIN, COMMIT and ROLLBACK fail. If SQLite rolls it back (the disk is full, a
+    /// statement is interrupted or uses `OR ROLLBACK`), nothing that `work` does then is kept, and the error is
+    /// [`Error::RolledBack`]. Commit and rollback hooks that are set on the connection are replaced by the pool's, and
+    /// `work` that sets one is rolled back.
+    ///
     /// ```
     /// # use leasepool::{Database, Error, Lease, Pool};
     /// # fn main() -> Result<(), Error> {
@@ -219,7 +226,8 @@ impl Lease {
     ///
     /// # Errors
     /// What `work` returns; or, as its error type: [`Error::Exhausted`] if its turn did not come within
-    /// `lease_timeout`, [`Error::NestedWrite`] within another write of the same pool, [`Error::Sqlite`] if
+    /// `lease_timeout`, [`Error::NestedWrite`] within another write of the same pool, [`Error::RolledBack`],
+    /// [`Error::Sqlite`] if
     /// the transaction cannot begin (another process holds the lock, or one is open on this lease) or the
     /// commit fails.
     ///

@@ -11,6 +11,7 @@ use rusqlite::limits::Limit;
 use super::Settings;
 use super::agents::AgentFile;
 use super::database::Synchronous;
+use super::group::Guard;
 use super::reset::Baseline;
 use super::wal;
 use super::watch::ChangeTracker;
@@ -25,6 +26,8 @@ pub(crate) struct Connection {
     generation: u64,
     /// No statement is cached that was prepared outside of a group of writes.
     grouped: bool,
+    /// Whose work was the last in a group of writes, since the connection was reset.
+    last_member: Option<Arc<str>>,
     /// Where agents have files of their own: which one this is.
     agent_file: Option<AgentFile>,
     /// Rows that it had changed when it was last asked what its commits noted.
@@ -43,6 +46,7 @@ impl Connection {
             baseline,
             generation,
             grouped: false,
+            last_member: None,
             agent_file,
             changes: 0,
         }
@@ -64,13 +68,32 @@ impl Connection {
     /// statements that are prepared in it.
     pub(super) fn enter_group(&mut self) -> rusqlite::Result<()> {
         self.inner.busy_timeout(Duration::ZERO)?;
-        // Where the connection is the agent's own, so are the statements: what it prepared to break out of a
-        // transaction breaks its own.
-        if !self.grouped && self.agent_file.is_none() {
+        if self.agent_file.is_none() {
+            self.baseline.make_rowid_table(&self.inner)?;
+        }
+        // A cached statement is not seen again.
+        let may_break_out = match self.agent_file {
+            // A lease of the agent's.
+            Some(_) => self.baseline.watch.take_transactions(),
+            None => !self.grouped,
+        };
+        if may_break_out {
             self.baseline.flush_statements(&self.inner)?;
             self.grouped = true;
         }
         Ok(())
+    }
+
+    /// Before a member of this agent's works. `Discard`: on this connection it cannot.
+    pub(super) fn hand_on_to(&mut self, agent: &Arc<str>) -> rusqlite::Result<Fate> {
+        let last = self.last_member.as_ref();
+        if last.is_some_and(|last| last != agent)
+            && self.baseline.hand_on(&mut self.inner)? == Fate::Discard
+        {
+            return Ok(Fate::Discard);
+        }
+        self.last_member = Some(Arc::clone(agent));
+        Ok(Fate::Reuse)
     }
 
     /// Takes off what one member of a group may have left for the next.
@@ -81,6 +104,11 @@ impl Connection {
             None => Some(wal::note),
         };
         self.baseline.begin_member(&self.inner, hook)
+    }
+
+    /// Before the lease's borrower works in a transaction that the pool commits.
+    pub(crate) fn guard(&self) -> rusqlite::Result<Guard> {
+        Guard::begin(self.watch(), &self.inner)
     }
 
     /// After a group of writes.
@@ -127,6 +155,7 @@ impl Connection {
 
     pub(super) fn reset(&mut self) -> Fate {
         self.grouped = false;
+        self.last_member = None;
         match self.baseline.restore(&mut self.inner) {
             Ok(fate) => fate,
             Err(_) => Fate::Discard,
@@ -141,6 +170,7 @@ impl Connection {
             baseline,
             generation,
             grouped,
+            last_member,
             agent_file,
             changes,
         } = self;
@@ -150,6 +180,7 @@ impl Connection {
                 baseline,
                 generation,
                 grouped,
+                last_member,
                 agent_file,
                 changes,
             };

@@ -1,13 +1,15 @@
 //! A group of writes: one transaction, in which each member has a savepoint of its own.
 //! It knows no queue and no pool: who is in the group, and what they are told, is decided elsewhere.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::ffi::ErrorCode;
 use rusqlite::{DropBehavior, Savepoint, Transaction, TransactionBehavior};
 
 use super::connection::Connection;
-use super::watch::MEMBER;
+use super::watch::{ChangeTracker, MEMBER, ModeGuard};
+use crate::core::backend::Fate;
 use crate::error::Error;
 
 /// How long to wait before a lock that somebody outside holds is asked for again, and by how much that
@@ -27,8 +29,8 @@ pub(crate) enum Member {
     Done,
     /// Its savepoint was rolled back, and this is what it is to be told.
     Refused(Error),
-    /// SQLite has rolled back the whole transaction, with all members'.
-    Lost,
+    /// The transaction is lost, with all members' work, or may not be the group's any more; why, if SQLite said so.
+    Lost(Option<rusqlite::Error>),
 }
 
 impl<'a> Group<'a> {
@@ -50,17 +52,16 @@ impl<'a> Group<'a> {
         Ok(group)
     }
 
+    /// Whether a member of this agent's may work here, where others may have worked before.
+    pub(crate) fn welcomes(&mut self, agent: &Arc<str>) -> bool {
+        matches!(self.connection.hand_on_to(agent), Ok(Fate::Reuse))
+    }
+
     /// Lets one member work. `work` returns whether to keep what it did.
     pub(crate) fn member(&mut self, work: impl FnOnce(&mut Savepoint<'_>) -> bool) -> Member {
-        match self.try_member(work) {
-            Ok(member) if !self.connection.is_autocommit() => member,
-            _ if self.connection.is_autocommit() => {
-                self.over = true;
-                Member::Lost
-            }
-            Ok(member) => member,
-            Err(error) => Member::Refused(error.into()),
-        }
+        // An error of a savepoint's own statements says that it is not there: the transaction is another one.
+        self.try_member(work)
+            .unwrap_or_else(|error| Member::Lost(Some(error)))
     }
 
     fn try_member(
@@ -72,12 +73,18 @@ impl<'a> Group<'a> {
         let quiet = watch.quiet();
         let mut savepoint = self.connection.savepoint_with_name(MEMBER)?;
         drop(quiet);
+        watch.take_rolled_back();
         let fence = watch.fence();
         let keep = work(&mut savepoint);
         drop(fence);
+        let refused = watch.take_refused();
+        // SQLite may have rolled it back; and what our authorizer does not see may have ended it, and begun another one.
+        if watch.take_rolled_back() || watch.is_blind() || savepoint.is_autocommit() {
+            savepoint.set_drop_behavior(DropBehavior::Ignore);
+            return Ok(Member::Lost(None));
+        }
         let _quiet = watch.quiet();
         savepoint.set_drop_behavior(DropBehavior::Rollback);
-        let refused = watch.take_refused();
         if keep && refused.is_none() {
             savepoint.commit()?;
         } else {
@@ -91,6 +98,8 @@ impl<'a> Group<'a> {
 
     /// Commits. If that fails, nothing of the group is kept.
     pub(crate) fn commit(mut self, mut patience: impl FnMut() -> bool) -> rusqlite::Result<()> {
+        // The last member may have left a hook that forbids it.
+        self.connection.begin_member()?;
         let _quiet = self.connection.watch().quiet();
         loop {
             match self.connection.execute_batch("COMMIT") {
@@ -114,6 +123,37 @@ impl Drop for Group<'_> {
             let _ = self.connection.execute_batch("ROLLBACK");
         }
         self.connection.leave_group();
+    }
+}
+
+/// A lease's borrower works in a transaction that the pool commits.
+pub(crate) struct Guard {
+    watch: Arc<ChangeTracker>,
+    mode: ModeGuard,
+}
+
+impl Guard {
+    /// From now on, in a transaction that has just begun on the connection of this tracker.
+    pub(super) fn begin(
+        watch: Arc<ChangeTracker>,
+        connection: &rusqlite::Connection,
+    ) -> rusqlite::Result<Self> {
+        if watch.is_unguarded() {
+            watch.guard_transactions(connection)?;
+        }
+        watch.take_rolled_back();
+        Ok(Guard {
+            mode: watch.guard(),
+            watch,
+        })
+    }
+
+    /// Whether the transaction is still there, and still the same.
+    pub(crate) fn end(self, transaction: &rusqlite::Connection) -> bool {
+        drop(self.mode);
+        let rolled_back = self.watch.take_rolled_back() || transaction.is_autocommit();
+        // Since the work has replaced the hooks, nothing tells.
+        !rolled_back && !self.watch.is_unguarded()
     }
 }
 

@@ -12,10 +12,11 @@
 //! | changed pragmas | the authorizer: a PRAGMA with a value, but for those that only read or only change the file | discard |
 //! | loaded extensions | the authorizer: the function `load_extension` | discard |
 //! | the authorizer itself replaced | ours being dropped | discard |
-//! | commit, rollback and update hook, progress handler | nothing: removing one costs nanoseconds | removed |
+//! | update hook, progress handler | nothing: removing one costs nanoseconds | removed |
+//! | commit and rollback hook | ours being dropped | removed; our own put back |
 //! | trace, WAL hook, busy handler | nothing, likewise | removed; our own put back |
 //! | limits, `sqlite3_db_config` switches | reading them | put back |
-//! | size of the statement cache | nothing | put back |
+//! | size of the statement cache, default behaviour of transactions | nothing | put back |
 //! | `last_insert_rowid()` | reading it | overwritten by a row in a temporary table of ours |
 //! | the whole database replaced (`deserialize`), or the connection (`mem::swap`) | the address of `sqlite3_db_filename`, one for each connection | discard |
 //! | SQL functions, collations, modules | the lists of them, and for one that replaces another, a statement of ours that SQLite had to prepare again | discard |
@@ -29,11 +30,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Action;
 use rusqlite::limits::Limit;
 use rusqlite::trace::TraceEventCodes;
+use rusqlite::{Connection, TransactionBehavior, TransactionState};
 
 use super::Settings;
 use super::registered::Registered;
@@ -47,6 +48,7 @@ pub(super) struct Baseline {
     /// `on_open` replaced hooks. They cannot be read back, so no reset can restore them.
     hooked_by_on_open: bool,
     busy_timeout: Duration,
+    transaction_behavior: TransactionBehavior,
     statement_cache: usize,
     limits: Vec<(Limit, i32)>,
     switches: Vec<(DbConfig, bool)>,
@@ -54,6 +56,7 @@ pub(super) struct Baseline {
     wal_hook: wal::Hook,
     identity: Option<usize>,
     registered: Registered,
+    has_rowid_table: bool,
 }
 
 const LIMITS: [Limit; 12] = [
@@ -109,12 +112,16 @@ impl Baseline {
     ) -> rusqlite::Result<Baseline> {
         let hooked_by_on_open = watch.is_hooked();
         if !hooked_by_on_open {
-            remove_hooks(connection)?;
+            remove_marks(connection)?;
         }
         let _quiet = watch.quiet();
         let baseline = Baseline {
             hooked_by_on_open,
             busy_timeout: settings.busy_timeout,
+            transaction_behavior: match settings.on_open {
+                Some(_) => transaction_behavior(connection),
+                None => TransactionBehavior::Deferred,
+            },
             statement_cache: settings.statement_cache,
             limits: LIMITS
                 .iter()
@@ -130,6 +137,7 @@ impl Baseline {
             wal_hook: wal::hook(settings.wal_size),
             identity: identity(connection),
             registered: Registered::on(connection)?,
+            has_rowid_table: false,
             watch: Arc::clone(&watch),
         };
         baseline.note_commits(connection, baseline.wal_hook);
@@ -151,9 +159,24 @@ impl Baseline {
         if !connection.is_autocommit() {
             connection.execute_batch("ROLLBACK")?;
         }
-        remove_hooks(connection)?;
-        connection.trace_v2(TraceEventCodes::empty(), None);
+        self.restore_settings(connection)?;
         connection.busy_timeout(self.busy_timeout)?;
+        self.restore_wal_hook(connection)?;
+        if self.registered.check(connection)? == Fate::Discard {
+            return Ok(Fate::Discard);
+        }
+        self.forget_rowid(connection)?;
+        Ok(Fate::Reuse)
+    }
+
+    /// Puts back what can simply be written again.
+    fn restore_settings(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        remove_marks(connection)?;
+        if self.watch.is_unguarded() {
+            self.watch.guard_transactions(connection)?;
+        }
+        connection.trace_v2(TraceEventCodes::empty(), None);
+        connection.set_transaction_behavior(self.transaction_behavior);
         for &(limit, value) in &self.limits {
             if connection.limit(limit)? != value {
                 connection.set_limit(limit, value)?;
@@ -165,30 +188,30 @@ impl Baseline {
             }
         }
         connection.set_prepared_statement_cache_capacity(self.statement_cache);
-        self.restore_wal_hook(connection)?;
-        if self.registered.check(connection)? == Fate::Discard {
-            return Ok(Fate::Discard);
-        }
-        self.forget_rowid(connection)?;
-        Ok(Fate::Reuse)
+        Ok(())
     }
 
     /// The only way to change `last_insert_rowid()` is to insert a row.
     fn forget_rowid(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        const FORGET: &str = "REPLACE INTO temp.leasepool_rowid (rowid) VALUES (0)";
         if connection.last_insert_rowid() == 0 {
             return Ok(());
         }
-        let mut forget = match connection.prepare_cached(FORGET) {
-            Ok(forget) => forget,
-            Err(_) => {
-                connection.execute_batch("CREATE TEMP TABLE leasepool_rowid (x)")?;
-                self.registered.expect_invalidation(connection)?;
-                connection.prepare_cached(FORGET)?
-            }
-        };
-        forget.execute([])?;
+        self.make_rowid_table(connection)?;
+        let forget = "REPLACE INTO temp.leasepool_rowid (rowid) VALUES (0)";
+        connection.prepare_cached(forget)?.execute([])?;
         Ok(())
+    }
+
+    /// The table by which the last rowid is forgotten. Within a transaction it could be rolled back, and SQLite would
+    /// prepare all statements again.
+    pub(super) fn make_rowid_table(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        if self.has_rowid_table {
+            return Ok(());
+        }
+        let _quiet = self.watch.quiet();
+        connection.execute_batch("CREATE TEMP TABLE leasepool_rowid (x)")?;
+        self.has_rowid_table = true;
+        self.registered.expect_invalidation(connection)
     }
 
     /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's hook removes them.
@@ -214,12 +237,32 @@ impl Baseline {
         hook: Option<wal::Hook>,
     ) -> rusqlite::Result<()> {
         if !self.hooked_by_on_open {
-            remove_hooks(connection)?;
+            remove_marks(connection)?;
+            if self.watch.is_unguarded() {
+                self.watch.guard_transactions(connection)?;
+            }
         }
         connection.trace_v2(TraceEventCodes::empty(), None);
         connection.busy_timeout(Duration::ZERO)?;
         self.note_commits(connection, hook.unwrap_or(self.wal_hook));
         Ok(())
+    }
+
+    /// Takes off what a member of a group may have left that another agent's would see. `Discard`: it cannot be taken off.
+    pub(super) fn hand_on(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
+        if self.watch.is_touched() || identity(connection) != self.identity || connection.is_busy()
+        {
+            return Ok(Fate::Discard);
+        }
+        let _quiet = self.watch.quiet();
+        if !self.hooked_by_on_open {
+            self.restore_settings(connection)?;
+        }
+        if self.registered.check(connection)? == Fate::Discard {
+            return Ok(Fate::Discard);
+        }
+        self.forget_rowid(connection)?;
+        Ok(Fate::Reuse)
     }
 
     /// Forgets all prepared statements, on a connection that was just reset.
@@ -246,12 +289,23 @@ impl Baseline {
 /// `SQLITE_DEFAULT_WAL_AUTOCHECKPOINT`, in pages.
 const AUTOCHECKPOINT: i32 = 1000;
 
-fn remove_hooks(connection: &Connection) -> rusqlite::Result<()> {
-    connection.commit_hook(None::<fn() -> bool>)?;
-    connection.rollback_hook(None::<fn()>)?;
+/// Removes the hooks that borrowers may have set, but for those that guard transactions.
+fn remove_marks(connection: &Connection) -> rusqlite::Result<()> {
     connection.update_hook(None::<fn(Action, &str, &str, i64)>)?;
     connection.progress_handler(0, None::<fn() -> bool>)?;
     Ok(())
+}
+
+/// How the connection begins transactions: what a first statement of one does tells.
+fn transaction_behavior(connection: &Connection) -> TransactionBehavior {
+    match connection.unchecked_transaction() {
+        Ok(_transaction) => match connection.transaction_state(None::<&str>) {
+            Ok(TransactionState::Write) => TransactionBehavior::Immediate,
+            _ => TransactionBehavior::Deferred,
+        },
+        // Somebody else writes: one that waits for nobody would have begun.
+        Err(_) => TransactionBehavior::Immediate,
+    }
 }
 
 /// Where SQLite keeps the name of the connection's main database: each connection has its own copy.

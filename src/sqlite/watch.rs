@@ -1,8 +1,10 @@
 //! ChangeTracker: sees, through the authorizer and hooks on a connection, what its borrowers do to it.
-//! It forbids nothing in a lease, and in a group of writes whatever would reach beyond one member of it.
+//! It forbids nothing in a lease, and in a group of writes whatever would reach beyond one member of it. While a
+//! borrower works within a transaction of the pool's, its commit hook lets nothing be committed, and its rollback hook
+//! notes that the transaction is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
@@ -12,6 +14,8 @@ use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization, Transactio
 pub(super) struct ChangeTracker {
     touched: AtomicU32,
     mode: AtomicU8,
+    /// A transaction of the pool's was rolled back while a borrower worked in it.
+    rolled_back: AtomicBool,
     /// What was forbidden first, in words, since somebody asked.
     refused: Mutex<Option<String>>,
 }
@@ -22,6 +26,8 @@ const WATCHING: u8 = 0;
 const QUIET: u8 = 1;
 /// A member of a group of writes is at work: what would outlive or end its savepoint is forbidden.
 const FENCING: u8 = 2;
+/// A lease's borrower is at work in a transaction that the pool will commit: it may do what it likes, but not end that.
+const GUARDING: u8 = 3;
 
 /// The savepoint of a member of a group. A member may roll back to it, but not end or hide it.
 pub(super) const MEMBER: &str = "leasepool_member";
@@ -32,12 +38,16 @@ const CHANGED: u32 = 1;
 const BLIND: u32 = 2;
 /// One of the hooks that were there before `on_open` was replaced.
 const HOOKED: u32 = 4;
+/// Our commit hook or rollback hook was replaced: it can be set again.
+const UNGUARDED: u32 = 8;
+/// A statement was prepared that begins or ends a transaction or a savepoint: it may be cached.
+const TRANSACTIONS: u32 = 16;
 
 /// Sets its bit when the closure that owns it is dropped.
 struct Tripwire(Arc<ChangeTracker>, u32);
 
-/// Keeps a watch in another mode for as long as it lives.
-pub(super) struct ModeGuard(Arc<ChangeTracker>);
+/// Keeps a tracker in another mode for as long as it lives, and then puts back the one before.
+pub(super) struct ModeGuard(Arc<ChangeTracker>, u8);
 
 impl ChangeTracker {
     /// Watches `connection` from now on, and marks its hooks, so that it shows whether `on_open`
@@ -46,6 +56,7 @@ impl ChangeTracker {
         let watch = Arc::new(ChangeTracker {
             touched: AtomicU32::new(0),
             mode: AtomicU8::new(WATCHING),
+            rolled_back: AtomicBool::new(false),
             refused: Mutex::default(),
         });
         let tripwire = |bit| Tripwire(Arc::clone(&watch), bit);
@@ -53,10 +64,7 @@ impl ChangeTracker {
         connection.authorizer(Some(move |context: AuthContext<'_>| {
             authorizer.0.see(&context)
         }))?;
-        let hook = tripwire(HOOKED);
-        connection.commit_hook(Some(move || hook.is_nothing()))?;
-        let hook = tripwire(HOOKED);
-        connection.rollback_hook(Some(move || _ = hook.is_nothing()))?;
+        watch.guard_transactions(connection)?;
         let hook = tripwire(HOOKED);
         connection.update_hook(Some(move |_: Action, _: &str, _: &str, _: i64| {
             hook.is_nothing();
@@ -66,17 +74,74 @@ impl ChangeTracker {
         Ok(watch)
     }
 
-    /// The pool itself is at work, until the shift is dropped.
-    pub(super) fn quiet(self: &Arc<Self>) -> ModeGuard {
-        self.mode.store(QUIET, Relaxed);
-        ModeGuard(Arc::clone(self))
+    /// Sets the hooks by which the pool's transactions are its own, if something has replaced them.
+    pub(super) fn guard_transactions(
+        self: &Arc<Self>,
+        connection: &Connection,
+    ) -> rusqlite::Result<()> {
+        let commit = Tripwire(Arc::clone(self), UNGUARDED);
+        connection.commit_hook(Some(move || commit.0.forbids_commit()))?;
+        let rollback = Tripwire(Arc::clone(self), UNGUARDED);
+        connection.rollback_hook(Some(move || rollback.0.note_rollback()))?;
+        self.touched.fetch_and(!UNGUARDED, Relaxed);
+        Ok(())
     }
 
-    /// A member of a group is at work, until the shift is dropped. Statements that were prepared before
+    /// Whether a borrower has replaced one of these hooks.
+    pub(super) fn is_unguarded(&self) -> bool {
+        self.touched.load(Relaxed) & UNGUARDED != 0
+    }
+
+    /// Whether SQLite has asked to commit while a borrower works in a transaction of the pool's. Then SQLite rolls
+    /// back.
+    fn forbids_commit(&self) -> bool {
+        let forbids = matches!(self.mode.load(Relaxed), FENCING | GUARDING);
+        if forbids {
+            self.rolled_back.store(true, Relaxed);
+        }
+        forbids
+    }
+
+    fn note_rollback(&self) {
+        if matches!(self.mode.load(Relaxed), FENCING | GUARDING) {
+            self.rolled_back.store(true, Relaxed);
+        }
+    }
+
+    /// Whether a transaction was rolled back, since the last call, while a borrower worked in it.
+    pub(super) fn take_rolled_back(&self) -> bool {
+        self.rolled_back.swap(false, Relaxed)
+    }
+
+    /// Whether our authorizer was replaced.
+    pub(super) fn is_blind(&self) -> bool {
+        self.touched.load(Relaxed) & BLIND != 0
+    }
+
+    /// Whether statements that begin or end transactions may be in the cache. From now on, none are.
+    pub(super) fn take_transactions(&self) -> bool {
+        self.touched.fetch_and(!TRANSACTIONS, Relaxed) & TRANSACTIONS != 0
+    }
+
+    /// The pool itself is at work, until the guard is dropped.
+    pub(super) fn quiet(self: &Arc<Self>) -> ModeGuard {
+        self.enter(QUIET)
+    }
+
+    /// A lease's borrower is at work in a transaction of the pool's, until the guard is dropped.
+    pub(super) fn guard(self: &Arc<Self>) -> ModeGuard {
+        self.enter(GUARDING)
+    }
+
+    /// A member of a group is at work, until the guard is dropped. Statements that were prepared before
     /// are not seen.
     pub(super) fn fence(self: &Arc<Self>) -> ModeGuard {
-        self.mode.store(FENCING, Relaxed);
-        ModeGuard(Arc::clone(self))
+        self.enter(FENCING)
+    }
+
+    fn enter(self: &Arc<Self>, mode: u8) -> ModeGuard {
+        let before = self.mode.swap(mode, Relaxed);
+        ModeGuard(Arc::clone(self), before)
     }
 
     /// What was forbidden since the last call.
@@ -86,11 +151,12 @@ impl ChangeTracker {
 
     /// Whether `on_open` set hooks, of those that [`install`](ChangeTracker::install) marked.
     pub(super) fn is_hooked(&self) -> bool {
-        self.touched.load(Relaxed) & (HOOKED | BLIND) != 0
+        self.touched.load(Relaxed) & (HOOKED | BLIND | UNGUARDED) != 0
     }
 
+    /// Whether something was done that a reset cannot undo.
     pub(super) fn is_touched(&self) -> bool {
-        self.touched.load(Relaxed) != 0
+        self.touched.load(Relaxed) & (CHANGED | BLIND | HOOKED) != 0
     }
 
     /// From now on, the connection counts as untouched.
@@ -98,11 +164,24 @@ impl ChangeTracker {
         self.touched.store(0, Relaxed);
     }
 
+    /// Why a member of a group may not do this, in words.
+    fn refuses(&self, context: &AuthContext<'_>) -> Option<String> {
+        if self.is_unguarded() {
+            return Some("a statement after a commit or rollback hook was set".to_owned());
+        }
+        breaks_out(context).or_else(|| changes(context))
+    }
+
     /// Called as a statement is being prepared, by the thread that has the connection.
     fn see(&self, context: &AuthContext<'_>) -> Authorization {
         match self.mode.load(Relaxed) {
             QUIET => Authorization::Allow,
-            FENCING => match breaks_out(context).or_else(|| changes(context)) {
+            // What runs now would be committed by itself.
+            FENCING | GUARDING if self.rolled_back.load(Relaxed) => Authorization::Deny,
+            GUARDING if matches!(context.action, AuthAction::Transaction { .. }) => {
+                Authorization::Deny
+            }
+            FENCING => match self.refuses(context) {
                 Some(what) => {
                     self.refused.lock().get_or_insert(what);
                     Authorization::Deny
@@ -110,7 +189,9 @@ impl ChangeTracker {
                 None => Authorization::Allow,
             },
             _ => {
-                if changes(context).is_some() {
+                if ends_transactions(context) {
+                    self.touched.fetch_or(TRANSACTIONS, Relaxed);
+                } else if changes(context).is_some() {
                     self.touched.fetch_or(CHANGED, Relaxed);
                 }
                 Authorization::Allow
@@ -133,6 +214,13 @@ fn breaks_out(context: &AuthContext<'_>) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn ends_transactions(context: &AuthContext<'_>) -> bool {
+    matches!(
+        context.action,
+        AuthAction::Transaction { .. } | AuthAction::Savepoint { .. }
+    )
 }
 
 fn name_of(operation: TransactionOperation) -> &'static str {
@@ -235,6 +323,6 @@ impl Drop for Tripwire {
 
 impl Drop for ModeGuard {
     fn drop(&mut self) {
-        self.0.mode.store(WATCHING, Relaxed);
+        self.0.mode.store(self.1, Relaxed);
     }
 }

@@ -59,10 +59,15 @@ impl Writer {
         let claim = Claim::new(Arc::from(checkout.agent()), asked_at, place).blocking();
         let _lock = handle.write_lock_blocking(&claim, deadline)?;
         let _within = Within::enter(core.address(), reentrancy::WRITE);
-        let busy_timeout = core.backend.busy_timeout();
-        let mut transaction = begin(checkout.connection_mut(), busy_timeout, deadline)?;
+        let connection = checkout.connection_mut();
+        let busy_timeout = without_busy_timeout(connection)?;
+        let begun = begin_immediate(connection, until(deadline));
+        connection.busy_timeout(busy_timeout)?;
+        let mut transaction = begun?;
+        let guard = connection.guard()?;
         let result = work(&mut transaction);
-        if result.is_ok() {
+        let is_whole = guard.end(&transaction);
+        if result.is_ok() && is_whole {
             transaction.commit()?;
             count(&core.counters.write_groups);
             count(&core.counters.writes);
@@ -70,6 +75,9 @@ impl Writer {
             // SQLite may have rolled it back already; what the work returned says more than that.
             transaction.set_drop_behavior(DropBehavior::Rollback);
             transaction.finish()?;
+            if result.is_ok() {
+                return Err(Error::RolledBack { source: None });
+            }
         }
         Ok(result)
     }
@@ -146,16 +154,13 @@ impl Writer {
     }
 }
 
-/// `BEGIN IMMEDIATE`, which waits for locks from outside of the queue as a group does.
-fn begin(
-    connection: &rusqlite::Connection,
-    busy_timeout: Duration,
-    deadline: Instant,
-) -> rusqlite::Result<Transaction<'_>> {
+/// Makes SQLite wait for no lock on this connection: the pool waits by itself. Returns how long it would have waited,
+/// which the borrower may have set.
+fn without_busy_timeout(connection: &rusqlite::Connection) -> rusqlite::Result<Duration> {
+    let mut asked = connection.prepare_cached("PRAGMA busy_timeout")?;
+    let milliseconds: u32 = asked.query_row([], |row| row.get(0))?;
     connection.busy_timeout(Duration::ZERO)?;
-    let begun = begin_immediate(connection, until(deadline));
-    connection.busy_timeout(busy_timeout)?;
-    begun
+    Ok(Duration::from_millis(milliseconds.into()))
 }
 
 /// One call of `write`. Dropping it cancels what has not begun.
@@ -191,9 +196,9 @@ where
         let mut answer = pin!(poll_fn(|cx| job.oneshot.poll(cx)));
         let mut answered = None;
         if let Some(first) = self.join()? {
-            block_on(self.handle.lead_once(Some(first), Company::None));
-            if !self.handle.queue.step_down() {
-                self.handle.clone().hand_over(None);
+            let next = block_on(self.handle.lead_once(Some(first), Company::None));
+            if next.is_some() || !self.handle.queue.step_down() {
+                self.handle.clone().hand_over(next);
             }
         } else {
             let deadline = self.job.deadline();

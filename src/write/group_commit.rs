@@ -61,8 +61,8 @@ impl QueueHandle {
     /// Leads until no job waits.
     async fn lead(self, mut first: Option<PendingJob>) {
         loop {
-            self.lead_once(first.take(), Company::Welcome).await;
-            if self.queue.step_down() {
+            first = self.lead_once(first.take(), Company::Welcome).await;
+            if first.is_none() && self.queue.step_down() {
                 return;
             }
         }
@@ -74,24 +74,27 @@ impl QueueHandle {
         workers.spawn(self.lead(first));
     }
 
-    /// Leads one group, which begins with `first` or with the first of the queue.
-    pub(super) async fn lead_once(&self, first: Option<PendingJob>, company: Company) {
+    /// Leads one group, which begins with `first` or with the first of the queue. Returns the job that the next one begins
+    /// with, if there is one that could not work on this group's connection.
+    pub(super) async fn lead_once(
+        &self,
+        first: Option<PendingJob>,
+        company: Company,
+    ) -> Option<PendingJob> {
         let mut group = pin!(self.group(first, company));
         // Nothing is known to panic within. If it does, that must not end the queue, and members that have no
         // answer yet get one as the group is dropped.
         poll_fn(|cx| {
             let polled = catch_unwind(AssertUnwindSafe(|| group.as_mut().poll(cx)));
-            polled.unwrap_or(Poll::Ready(()))
+            polled.unwrap_or(Poll::Ready(None))
         })
-        .await;
+        .await
     }
 
-    async fn group(&self, first: Option<PendingJob>, company: Company) {
-        let Some(first) = first.or_else(|| self.queue.next()) else {
-            return;
-        };
+    async fn group(&self, first: Option<PendingJob>, company: Company) -> Option<PendingJob> {
+        let first = first.or_else(|| self.queue.next())?;
         if first.is_cancelled() {
-            return;
+            return None;
         }
         let core = &self.writer.core;
         if let Some(wal) = core.backend.wal() {
@@ -99,22 +102,23 @@ impl QueueHandle {
         }
         let mut checkout = match self.connection(&first).await {
             Ok(checkout) => checkout,
-            Err(error) => return first.reply(Err(error)),
+            Err(error) => return answered(first, error),
         };
         let lock = match self.write_lock(first.claim(), first.deadline()).await {
             Ok(lock) => lock,
-            Err(error) => return first.reply(Err(error)),
+            Err(error) => return answered(first, error),
         };
         // From here on nothing is awaited. Members reply when this is dropped: after the lock and the connection.
         let mut members = Members::default();
+        let mut next = None;
         let outcome = match self.begin(&mut checkout, &first) {
-            Ok(group) => self.fill(group, first, company, &mut members),
-            Err(error) => return first.reply(Err(error.into())),
+            Ok(group) => self.fill(group, first, company, &mut members, &mut next),
+            Err(error) => return answered(first, error.into()),
         };
         let noted = checkout.connection_mut().take_noted();
         let clean = checkout.connection().is_clean();
         drop(lock);
-        if clean {
+        if clean && next.is_none() {
             drop(checkout);
         } else {
             checkout.discard();
@@ -129,6 +133,7 @@ impl QueueHandle {
         if let Some(pages) = noted {
             self.writer.noted(pages);
         }
+        next
     }
 
     fn begin<'a>(
@@ -148,13 +153,15 @@ impl QueueHandle {
         begun
     }
 
-    /// Lets members work until the group is full or nobody waits, and commits.
+    /// Lets members work until the group is full or nobody waits, and commits. Puts the one that cannot work on this
+    /// connection, for what another agent left on it, into `misfit`.
     fn fill(
         &self,
         mut group: Group<'_>,
         first: PendingJob,
         company: Company,
         members: &mut Members,
+        misfit: &mut Option<PendingJob>,
     ) -> Result<(), Lost> {
         let limits = &self.writer.limits;
         let most = match company {
@@ -166,12 +173,16 @@ impl QueueHandle {
         let within = Within::enter(self.writer.core.address(), reentrancy::WRITE);
         let mut next = Some(first);
         while let Some(job) = next {
+            if !group.welcomes(&job.claim().agent) {
+                *misfit = Some(job);
+                break;
+            }
             match group.member(|savepoint| job.work(savepoint)) {
                 Member::Done => members.jobs.push(job),
                 Member::Refused(error) => members.refused.push((job, error)),
-                Member::Lost => {
+                Member::Lost(error) => {
                     members.jobs.push(job);
-                    return Err(Lost::RolledBack);
+                    return Err(Lost::RolledBack(error));
                 }
             }
             let now = Instant::now();
@@ -259,6 +270,11 @@ impl QueueHandle {
     }
 }
 
+fn answered(job: PendingJob, error: Error) -> Option<PendingJob> {
+    job.reply(Err(error));
+    None
+}
+
 /// Whether others may join a group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Company {
@@ -276,15 +292,17 @@ fn locked_out() -> rusqlite::Error {
 
 /// Why nothing of a group is kept.
 enum Lost {
-    /// SQLite rolled it back within a member's work.
-    RolledBack,
+    /// SQLite rolled it back within a member's work, or it was ended there.
+    RolledBack(Option<rusqlite::Error>),
     Commit(rusqlite::Error),
 }
 
 impl Lost {
     fn error(&self) -> Error {
         match self {
-            Lost::RolledBack => Error::RolledBack,
+            Lost::RolledBack(error) => Error::RolledBack {
+                source: error.as_ref().map(same),
+            },
             Lost::Commit(error) => same(error).into(),
         }
     }
@@ -304,7 +322,7 @@ impl Default for Members {
             jobs: Vec::new(),
             refused: Vec::new(),
             // Until there is a commit.
-            outcome: Err(Lost::RolledBack),
+            outcome: Err(Lost::RolledBack(None)),
         }
     }
 }

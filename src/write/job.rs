@@ -72,7 +72,7 @@ impl std::ops::Deref for PendingJob {
 
 impl Drop for PendingJob {
     fn drop(&mut self) {
-        self.reply_once(Err(Error::RolledBack));
+        self.reply_once(Err(Error::RolledBack { source: None }));
     }
 }
 

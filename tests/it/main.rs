@@ -10,6 +10,7 @@ mod errors;
 mod example;
 mod exits;
 mod fairness;
+mod hostile;
 mod in_time;
 mod kill;
 mod model;

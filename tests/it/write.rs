@@ -200,8 +200,14 @@ fn a_rollback_by_sqlite_is_told_to_all() {
         let later = scope.spawn(|| pool.write("later", add(2)));
         wait_until_queued(&pool, 3);
         held.go_on();
-        assert!(matches!(good.join().unwrap(), Err(Error::RolledBack)));
-        assert!(matches!(ends.join().unwrap(), Err(Error::RolledBack)));
+        assert!(matches!(
+            good.join().unwrap(),
+            Err(Error::RolledBack { .. })
+        ));
+        assert!(matches!(
+            ends.join().unwrap(),
+            Err(Error::RolledBack { .. })
+        ));
         // It was in the next group.
         assert_eq!(later.join().unwrap().unwrap(), 2);
     });
