@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_timer::Delay;
 use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -17,6 +16,7 @@ use super::lease::Lease;
 use super::{Pool, at_most};
 use crate::error::Error;
 use crate::sqlite::Cancel;
+use crate::sync::wait::Alarm;
 
 type Done<R> = Result<(Lease, R), Box<dyn Any + Send>>;
 
@@ -204,13 +204,13 @@ impl<R> Running<R> {
         &mut self,
         deadline: Option<Instant>,
     ) -> Option<Result<Done<R>, tokio::task::JoinError>> {
-        let mut alarm = deadline.map(|at| Delay::new(at.saturating_duration_since(Instant::now())));
+        let mut alarm = deadline.map(Alarm::at);
         poll_fn(|cx| {
             if let Poll::Ready(done) = Pin::new(&mut self.task).poll(cx) {
                 return Poll::Ready(Some(done));
             }
             match &mut alarm {
-                Some(alarm) => Pin::new(alarm).poll(cx).map(|()| None),
+                Some(alarm) => alarm.poll(cx).map(|()| None),
                 None => Poll::Pending,
             }
         })

@@ -3,6 +3,7 @@
 
 use std::cell::LazyCell;
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -52,7 +53,7 @@ pub(crate) async fn await_until<F: Future>(
     deadline: Instant,
     mut future: Pin<&mut F>,
 ) -> Option<F::Output> {
-    let mut alarm: Option<Delay> = None;
+    let mut alarm: Option<Alarm> = None;
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
@@ -65,15 +66,58 @@ pub(crate) async fn await_until<F: Future>(
                     Poll::Pending => Poll::Ready(None),
                 };
             }
-            let alarm = alarm.get_or_insert_with(|| Delay::new(left));
-            match Pin::new(&mut *alarm).poll(cx) {
+            let alarm = alarm.get_or_insert_with(|| Alarm::at(deadline));
+            match alarm.poll(cx) {
                 Poll::Pending => return Poll::Pending,
                 // It may ring a little early.
-                Poll::Ready(()) => alarm.reset(deadline.saturating_duration_since(Instant::now())),
+                Poll::Ready(()) => *alarm = Alarm::at(deadline),
             }
         }
     })
     .await
+}
+
+/// Wakes a task at a time. One thread serves all alarms of the process, so it must not see a waker panic.
+pub(crate) struct Alarm {
+    delay: Delay,
+    /// Whom it wakes, and how.
+    wakes: Option<(Waker, Waker)>,
+}
+
+impl Alarm {
+    pub(crate) fn at(deadline: Instant) -> Self {
+        Alarm {
+            delay: Delay::new(deadline.saturating_duration_since(Instant::now())),
+            wakes: None,
+        }
+    }
+
+    pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let theirs = cx.waker();
+        let known = self.wakes.take();
+        let (_, waker) = self.wakes.insert(match known {
+            Some((known, waker)) if known.will_wake(theirs) => (known, waker),
+            _ => (
+                theirs.clone(),
+                Waker::from(Arc::new(Careful(theirs.clone()))),
+            ),
+        });
+        Pin::new(&mut self.delay).poll(&mut Context::from_waker(waker))
+    }
+}
+
+/// Wakes another one, whose panic ends here.
+struct Careful(Waker);
+
+impl Wake for Careful {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let woken = catch_unwind(AssertUnwindSafe(|| self.0.wake_by_ref()));
+        drop(woken);
+    }
 }
 
 fn with_thread_waker<R>(work: impl FnOnce(&mut Context<'_>) -> R) -> R {

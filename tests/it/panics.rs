@@ -19,20 +19,32 @@ fn a_waker_that_panics_keeps_nothing() {
         let pool = fixture.pool(1);
         let lease = pool.lease("a").unwrap();
         let waker = Arc::new(Panics).into();
-        for agent in ["a", "b"] {
+        let mut futures = Vec::new();
+        for agent in ["a", "b", "a"] {
             let mut waiting = Box::pin(pool.lease_async(agent));
             let mut cx = Context::from_waker(&waker);
             assert!(waiting.as_mut().poll(&mut cx).is_pending());
-            std::mem::forget(waiting);
+            futures.push(waiting);
         }
-        let mut waiting = Box::pin(pool.lease_async("a"));
-        let mut cx = Context::from_waker(&waker);
-        assert!(waiting.as_mut().poll(&mut cx).is_pending());
         drop(lease);
-        drop(waiting);
-        // The two futures that were forgotten wait for ever, and the first has been granted what there is.
         assert_eq!(pool.stats().lent, 0);
+        drop(futures);
+        assert_whole(&pool);
     }
+    // Nor does one that is woken since its time has passed take the alarms of others with it.
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let lease = pool.lease("a").unwrap();
+    let short = std::time::Duration::from_millis(20);
+    let woken = Arc::new(Panics).into();
+    let mut waiting = Box::pin(pool.lease_timeout_async("b", short));
+    let mut cx = Context::from_waker(&woken);
+    assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    let refused = smol::block_on(pool.lease_timeout_async("c", short * 2));
+    assert!(refused.is_err());
+    let refused = smol::block_on(pool.lease_timeout_async("c", short));
+    assert!(refused.is_err());
+    drop((waiting, lease));
     // Those that end give back what they were granted.
     let fixture = Fixture::new();
     let pool = fixture.pool(1);
