@@ -38,8 +38,10 @@ const TIMEOUTS: RangeInclusive<Duration> =
 const BUSY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 
 /// Pragmas that an option here is for, or that would undo what the pool relies on.
-const RESERVED: [(&str, &str); 8] = [
+const RESERVED: [(&str, &str); 11] = [
     ("busy_timeout", "use Builder::busy_timeout"),
+    ("data_store_directory", "it is the whole process's"),
+    ("hard_heap_limit", "it is the whole process's"),
     ("journal_mode", "files are always in WAL mode"),
     (
         "locking_mode",
@@ -47,6 +49,7 @@ const RESERVED: [(&str, &str); 8] = [
     ),
     ("mmap_size", "use Builder::mmap_size"),
     ("query_only", "connections are shared by agents that write"),
+    ("soft_heap_limit", "it is the whole process's"),
     ("synchronous", "use Builder::synchronous"),
     (
         "temp_store",
@@ -296,7 +299,8 @@ impl Builder {
     }
 
     /// A pragma that every connection gets when it is opened, after the pool's own. May be called
-    /// again for others. SQLite ignores pragmas it does not know.
+    /// again for others. SQLite ignores pragmas it does not know. One that has no effect makes the opening fail: a value
+    /// that SQLite does not understand, or `page_size`, `auto_vacuum` and the like of a file that is there already.
     ///
     /// Defaults to none.
     pub fn pragma(
@@ -508,6 +512,9 @@ fn check_path(path: &PathBuf) -> Result<(), Error> {
         "a path in UTF-8, as SQLite's are"
     } else if path.as_os_str() == ":memory:" {
         "the path of a file; for a database in memory, Database::memory()"
+    } else if path.as_os_str().as_encoded_bytes().starts_with(b"file:") {
+        "the path of a file and not a URI; for a database in memory, Database::memory(); for a file that is \
+         called so, a path that begins with ./"
     } else {
         return Ok(());
     };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::limits::Limit;
+use rusqlite::types::Value;
 
 use super::Settings;
 use super::agents::AgentFile;
@@ -140,8 +141,11 @@ impl Connection {
         self.generation
     }
 
-    /// Rolls back what the lease left open, so that it holds no lock while it is parked.
+    /// Rolls back what the lease left open, so that it holds no lock while it is parked. `Discard`: it would, all the same.
     pub(super) fn settle(&mut self) -> Fate {
+        if self.baseline.watch.shuts_out() {
+            return Fate::Discard;
+        }
         if self.inner.is_autocommit() {
             return Fate::Reuse;
         }
@@ -242,8 +246,66 @@ pub(super) fn prepare(
     )?;
     for (name, value) in &settings.pragmas {
         connection.pragma_update(None, name, value)?;
+        check_pragma(connection, name, value)?;
     }
     Ok(())
+}
+
+/// SQLite takes what it does not understand for `OFF`, and ignores what comes too late (`page_size`): only what the pragma
+/// says afterwards tells.
+fn check_pragma(connection: &rusqlite::Connection, name: &str, given: &Value) -> Result<(), Fault> {
+    let found = connection.pragma_query_value(None, name, |row| row.get::<_, Value>(0));
+    let found = match found {
+        Ok(found) => found,
+        // It says nothing.
+        Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if means(given, &found) {
+        return Ok(());
+    }
+    Err(Box::new(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("the pragma {name} = {given:?} had no effect: it is {found:?}"),
+    )))
+}
+
+/// Whether a pragma that was given one value, and says the other, did as it was told.
+fn means(given: &Value, found: &Value) -> bool {
+    /// Words for numbers, of all pragmas: no two of one pragma's differ in what they mean.
+    const WORDS: [(&str, i64); 12] = [
+        ("off", 0),
+        ("no", 0),
+        ("false", 0),
+        ("none", 0),
+        ("on", 1),
+        ("yes", 1),
+        ("true", 1),
+        ("full", 1),
+        ("incremental", 2),
+        ("fast", 2),
+        ("memory", 2),
+        ("extra", 3),
+    ];
+    match (given, found) {
+        (Value::Text(given), Value::Text(found)) => {
+            let (given, found) = (given.to_ascii_lowercase(), found.to_ascii_lowercase());
+            // UTF-16 is one of two.
+            found.starts_with(&given)
+        }
+        (Value::Text(given), Value::Integer(found)) => {
+            let word = WORDS
+                .iter()
+                .find(|(word, _)| given.eq_ignore_ascii_case(word));
+            let number = word.map(|(_, number)| *number);
+            number.or_else(|| given.parse().ok()) == Some(*found)
+        }
+        (Value::Integer(given), Value::Integer(found)) => {
+            // A switch is on for any number but zero.
+            given == found || (*found == 1 && *given != 0)
+        }
+        (given, found) => given == found || matches!(found, Value::Null),
+    }
 }
 
 /// The file `-wal` is cut to so many times the length at which the log wants a checkpoint.

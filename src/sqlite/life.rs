@@ -70,6 +70,8 @@ impl Sqlite {
             let source = io::Error::from(io::ErrorKind::NotFound);
             return Err(open_fault(&path, source));
         }
+        // SQLite takes a relative path for more than a path: a URI, or a database in memory.
+        let to = &std::path::absolute(to).map_err(|source| open_fault(to, source))?;
         // Fails if there is a file, which may be anybody's.
         make_private_file(to).map_err(|source| open_fault(to, source))?;
         agents.opening(&path)?;

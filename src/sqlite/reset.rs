@@ -11,6 +11,10 @@
 //! | attached or detached databases | the authorizer: ATTACH, DETACH | discard |
 //! | changed pragmas | the authorizer: a PRAGMA with a value, but for those that only read or only change the file | discard |
 //! | loaded extensions | the authorizer: the function `load_extension` | discard |
+//! | leave to load extensions | nothing | taken back |
+//! | heap limits, directories for temporary files: they are the process's | the authorizer | refused |
+//! | exclusive locking, another journal mode | the authorizer | the connection is closed as the lease ends |
+//! | statements that `on_open` has cached | nothing | forgotten before the first lease |
 //! | the authorizer itself replaced | ours being dropped | discard |
 //! | update hook, progress handler | nothing: removing one costs nanoseconds | removed |
 //! | commit and rollback hook | ours being dropped | removed; our own put back |
@@ -34,7 +38,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::hooks::Action;
 use rusqlite::limits::Limit;
 use rusqlite::trace::TraceEventCodes;
-use rusqlite::{Connection, TransactionBehavior, TransactionState};
+use rusqlite::{Connection, TransactionBehavior};
 
 use super::Settings;
 use super::registered::Registered;
@@ -59,7 +63,7 @@ pub(super) struct Baseline {
     has_rowid_table: bool,
 }
 
-const LIMITS: [Limit; 12] = [
+const LIMITS: [Limit; 13] = [
     Limit::SQLITE_LIMIT_LENGTH,
     Limit::SQLITE_LIMIT_SQL_LENGTH,
     Limit::SQLITE_LIMIT_COLUMN,
@@ -72,10 +76,25 @@ const LIMITS: [Limit; 12] = [
     Limit::SQLITE_LIMIT_VARIABLE_NUMBER,
     Limit::SQLITE_LIMIT_TRIGGER_DEPTH,
     Limit::SQLITE_LIMIT_WORKER_THREADS,
+    Limit::SQLITE_LIMIT_PARSER_DEPTH,
 ];
 
-/// All that are switches of the connection. A SQLite too old for one says so, and it is left out.
-const SWITCHES: &[DbConfig] = &[
+/// All that are switches of the connection. A SQLite too old for one says so, and it is left out; and so is one that
+/// rusqlite has no name for.
+fn switches() -> impl Iterator<Item = DbConfig> {
+    #[allow(unused_imports, reason = "unused where rusqlite has all of them")]
+    use absent::Switches;
+    let newer = [
+        absent::found(DbConfig::SQLITE_DBCONFIG_STMT_SCANSTATUS),
+        absent::found(DbConfig::SQLITE_DBCONFIG_REVERSE_SCANORDER),
+        absent::found(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE),
+        absent::found(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE),
+        absent::found(DbConfig::SQLITE_DBCONFIG_ENABLE_COMMENTS),
+    ];
+    SWITCHES.iter().copied().chain(newer.into_iter().flatten())
+}
+
+const SWITCHES: [DbConfig; 15] = [
     DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY,
     DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER,
     DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER,
@@ -91,17 +110,52 @@ const SWITCHES: &[DbConfig] = &[
     DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW,
     DbConfig::SQLITE_DBCONFIG_LEGACY_FILE_FORMAT,
     DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA,
-    #[cfg(feature = "bundled")]
-    DbConfig::SQLITE_DBCONFIG_STMT_SCANSTATUS,
-    #[cfg(feature = "bundled")]
-    DbConfig::SQLITE_DBCONFIG_REVERSE_SCANORDER,
-    #[cfg(feature = "bundled")]
-    DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE,
-    #[cfg(feature = "bundled")]
-    DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE,
-    #[cfg(feature = "bundled")]
-    DbConfig::SQLITE_DBCONFIG_ENABLE_COMMENTS,
 ];
+
+/// What rusqlite has only with a feature, which any crate may ask for: where it is missing, the trait's item of the same
+/// name is found instead, whose type says so. Nothing is called.
+#[allow(
+    dead_code,
+    reason = "which of them are used depends on rusqlite's features"
+)]
+mod absent {
+    use std::any::Any;
+
+    use rusqlite::config::DbConfig;
+
+    #[derive(Debug)]
+    pub(super) struct Absent;
+
+    pub(super) fn found(switch: impl Any) -> Option<DbConfig> {
+        (&switch as &dyn Any).downcast_ref().copied()
+    }
+
+    pub(super) trait Switches {
+        const SQLITE_DBCONFIG_STMT_SCANSTATUS: Absent = Absent;
+        const SQLITE_DBCONFIG_REVERSE_SCANORDER: Absent = Absent;
+        const SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE: Absent = Absent;
+        const SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE: Absent = Absent;
+        const SQLITE_DBCONFIG_ENABLE_COMMENTS: Absent = Absent;
+    }
+
+    impl Switches for DbConfig {}
+
+    pub(super) trait States {
+        fn transaction_state(&self, _database: Option<&str>) -> rusqlite::Result<Absent> {
+            Ok(Absent)
+        }
+    }
+
+    impl States for rusqlite::Connection {}
+
+    pub(super) trait Extensions {
+        fn load_extension_disable(&self) -> rusqlite::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Extensions for rusqlite::Connection {}
+}
 
 impl Baseline {
     /// Takes the state of a connection after `on_open`, and removes the hooks that mark places.
@@ -115,6 +169,8 @@ impl Baseline {
             remove_marks(connection)?;
         }
         let _quiet = watch.quiet();
+        // What `on_open` has cached would be run for agents without being seen.
+        connection.flush_prepared_statement_cache();
         let baseline = Baseline {
             hooked_by_on_open,
             busy_timeout: settings.busy_timeout,
@@ -128,9 +184,8 @@ impl Baseline {
                 .filter_map(|&limit| Some((limit, connection.limit(limit).ok()?)))
                 .filter(|(_, value)| *value >= 0)
                 .collect(),
-            switches: SWITCHES
-                .iter()
-                .filter_map(|&switch| Some((switch, connection.db_config(switch).ok()?)))
+            switches: switches()
+                .filter_map(|switch| Some((switch, connection.db_config(switch).ok()?)))
                 .collect(),
             autocheckpoint: connection
                 .pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?,
@@ -188,6 +243,11 @@ impl Baseline {
             }
         }
         connection.set_prepared_statement_cache_capacity(self.statement_cache);
+        {
+            #[allow(unused_imports, reason = "unused where rusqlite has the method")]
+            use absent::Extensions;
+            connection.load_extension_disable()?;
+        }
         Ok(())
     }
 
@@ -298,9 +358,12 @@ fn remove_marks(connection: &Connection) -> rusqlite::Result<()> {
 
 /// How the connection begins transactions: what a first statement of one does tells.
 fn transaction_behavior(connection: &Connection) -> TransactionBehavior {
+    #[allow(unused_imports, reason = "unused where rusqlite has the method")]
+    use absent::States;
     match connection.unchecked_transaction() {
+        // Where rusqlite cannot name the state, it has no name for its type either.
         Ok(_transaction) => match connection.transaction_state(None::<&str>) {
-            Ok(TransactionState::Write) => TransactionBehavior::Immediate,
+            Ok(state) if format!("{state:?}") == "Write" => TransactionBehavior::Immediate,
             _ => TransactionBehavior::Deferred,
         },
         // Somebody else writes: one that waits for nobody would have begun.

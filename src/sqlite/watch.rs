@@ -40,6 +40,8 @@ const BLIND: u32 = 2;
 const HOOKED: u32 = 4;
 /// Our commit hook or rollback hook was replaced: it can be set again.
 const UNGUARDED: u32 = 8;
+/// A pragma was given that keeps others from the file for as long as the connection is open.
+const SHUTS_OUT: u32 = 32;
 /// A statement was prepared that begins or ends a transaction or a savepoint: it may be cached.
 const TRANSACTIONS: u32 = 16;
 
@@ -111,6 +113,11 @@ impl ChangeTracker {
     /// Whether a transaction was rolled back, since the last call, while a borrower worked in it.
     pub(super) fn take_rolled_back(&self) -> bool {
         self.rolled_back.swap(false, Relaxed)
+    }
+
+    /// Whether others may be kept from the file while the connection is open.
+    pub(super) fn shuts_out(&self) -> bool {
+        self.touched.load(Relaxed) & SHUTS_OUT != 0
     }
 
     /// Whether our authorizer was replaced.
@@ -188,8 +195,11 @@ impl ChangeTracker {
                 }
                 None => Authorization::Allow,
             },
+            _ if is_the_processs(context) => Authorization::Deny,
             _ => {
-                if ends_transactions(context) {
+                if shuts_out(context) {
+                    self.touched.fetch_or(SHUTS_OUT | CHANGED, Relaxed);
+                } else if ends_transactions(context) {
                     self.touched.fetch_or(TRANSACTIONS, Relaxed);
                 } else if changes(context).is_some() {
                     self.touched.fetch_or(CHANGED, Relaxed);
@@ -247,12 +257,16 @@ fn changes(context: &AuthContext<'_>) -> Option<String> {
         | AuthAction::DropTempTable { .. }
         | AuthAction::DropTempTrigger { .. }
         | AuthAction::DropTempView { .. } => TEMPORARY,
+        AuthAction::AlterTable { database_name, .. }
+            if database_name.eq_ignore_ascii_case("temp") =>
+        {
+            TEMPORARY
+        }
         // SQLite itself does this as it renames something.
         AuthAction::Update { table_name, .. } if is_temporary_schema(table_name) => return None,
         AuthAction::Insert { .. }
         | AuthAction::Update { .. }
         | AuthAction::Delete { .. }
-        | AuthAction::AlterTable { .. }
         | AuthAction::CreateVtable { .. }
         | AuthAction::DropVtable { .. }
             if context.database_name == Some("temp") =>
@@ -273,6 +287,43 @@ fn changes(context: &AuthContext<'_>) -> Option<String> {
         _ => return None,
     };
     Some(what.to_owned())
+}
+
+/// Pragmas with a value: of a connection to which one of these was given, others have to fear.
+fn shuts_out(context: &AuthContext<'_>) -> bool {
+    let harmless = match context.action {
+        AuthAction::Pragma {
+            pragma_value: Some(value),
+            ..
+        } => ["wal", "normal"]
+            .iter()
+            .any(|h| value.eq_ignore_ascii_case(h)),
+        _ => true,
+    };
+    !harmless && sets_one_of(context, &["locking_mode", "journal_mode"])
+}
+
+/// What one agent would change for the whole process.
+fn is_the_processs(context: &AuthContext<'_>) -> bool {
+    const PRAGMAS: [&str; 4] = [
+        "hard_heap_limit",
+        "soft_heap_limit",
+        "temp_store_directory",
+        "data_store_directory",
+    ];
+    sets_one_of(context, &PRAGMAS)
+}
+
+fn sets_one_of(context: &AuthContext<'_>, pragmas: &[&str]) -> bool {
+    match context.action {
+        AuthAction::Pragma {
+            pragma_name,
+            pragma_value: Some(_),
+        } => pragmas
+            .iter()
+            .any(|pragma| pragma_name.eq_ignore_ascii_case(pragma)),
+        _ => false,
+    }
 }
 
 fn is_temporary_schema(table: &str) -> bool {

@@ -21,6 +21,144 @@ fn handed_over(leave: impl Fn(&mut Connection), look: impl Fn(&Connection)) -> (
     (fixture, pool)
 }
 
+/// C9, P7: what keeps others from the file ends with the lease.
+#[test]
+fn a_connection_that_shuts_others_out_is_not_parked() {
+    for leave in [
+        "PRAGMA locking_mode = EXCLUSIVE; INSERT INTO t VALUES (1)",
+        "PRAGMA main.locking_mode = exclusive; BEGIN; INSERT INTO t VALUES (1)",
+        "PRAGMA journal_mode = DELETE",
+        "PRAGMA journal_mode = DELETE; BEGIN IMMEDIATE; INSERT INTO t VALUES (1)",
+    ] {
+        let fixture = Fixture::new();
+        let pool = fixture.pool(3);
+        // Alone, or it could not shut anybody out.
+        let lease = pool.lease("a").unwrap();
+        lease.execute_batch(leave).unwrap();
+        drop(lease);
+        for agent in ["b", "a", "c"] {
+            let begun = std::time::Instant::now();
+            insert(&pool.lease(agent).unwrap());
+            assert!(begun.elapsed() < Duration::from_secs(2), "{leave}");
+        }
+        let shell = std::process::Command::new("sqlite3")
+            .arg(&fixture.path)
+            .arg("PRAGMA busy_timeout = 2000; SELECT count(*) >= 3 FROM t;")
+            .output()
+            .unwrap();
+        let found = String::from_utf8_lossy(&shell.stdout);
+        assert!(found.trim().ends_with('1'), "{leave}: {shell:?}");
+        assert!(pool.stats().discarded_by_lease >= 1, "{leave}");
+    }
+}
+
+/// A program that has been moved here may go on saying what is so.
+#[test]
+fn saying_that_the_file_is_in_wal_mode_costs_no_connection() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    for _ in 0..3 {
+        let lease = pool.lease("a").unwrap();
+        let mode: String = one(&lease, "PRAGMA journal_mode = WAL");
+        assert_eq!(mode, "wal");
+    }
+    assert_eq!(pool.stats().opens, 1);
+}
+
+/// C10: what is the process's is nobody's.
+#[test]
+fn what_belongs_to_the_process_is_refused() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let lease = pool.lease("a").unwrap();
+    for pragma in [
+        "hard_heap_limit = 400000",
+        "soft_heap_limit = 400000",
+        "temp_store_directory = '/'",
+        "data_store_directory = '/'",
+        "main.hard_heap_limit(400000)",
+    ] {
+        assert!(
+            lease.execute_batch(&format!("PRAGMA {pragma}")).is_err(),
+            "{pragma}"
+        );
+    }
+    assert_eq!(one::<i64>(&lease, "PRAGMA hard_heap_limit"), 0);
+    for pragma in ["hard_heap_limit", "soft_heap_limit", "data_store_directory"] {
+        let built = fixture.builder(1).pragma(pragma, 400_000).build();
+        assert!(
+            matches!(built, Err(leasepool::Error::Config { .. })),
+            "{pragma}"
+        );
+    }
+}
+
+/// C11: by ALTER TABLE, and by a statement that `on_open` has cached.
+#[test]
+fn columns_and_rows_in_a_temporary_table_of_on_open() {
+    const CACHED: &str = "INSERT INTO temp.ctx (x) VALUES ('a secret')";
+    let leaves: [fn(&Connection); 3] = [
+        |conn| {
+            let alter = "ALTER TABLE temp.ctx ADD COLUMN s DEFAULT 'a secret'";
+            conn.execute_batch(alter).unwrap();
+        },
+        |conn| {
+            let rename = "ALTER TABLE temp.ctx RENAME COLUMN x TO a_secret";
+            conn.execute_batch(rename).unwrap();
+        },
+        |conn| _ = conn.prepare_cached(CACHED).unwrap().execute([]).unwrap(),
+    ];
+    for leave in leaves {
+        let fixture = Fixture::new();
+        let pool = fixture
+            .builder(1)
+            .on_open(|conn| {
+                conn.execute_batch("CREATE TEMP TABLE ctx (x)")?;
+                conn.prepare_cached(CACHED)?.execute([])?;
+                conn.execute_batch("DELETE FROM temp.ctx")
+            })
+            .build()
+            .unwrap();
+        leave(&pool.lease("a").unwrap());
+        let lease = pool.lease("b").unwrap();
+        assert_eq!(one::<i64>(&lease, "SELECT count(*) FROM temp.ctx"), 0);
+        let columns = "SELECT group_concat(name) FROM pragma_table_info('ctx')";
+        assert_eq!(one::<String>(&lease, columns), "x");
+    }
+}
+
+/// How transactions begin by default: rusqlite keeps it, and does not say.
+#[test]
+fn the_default_behaviour_of_transactions() {
+    use rusqlite::TransactionBehavior;
+    // Whether it begins with the right to write: then nobody else can have that.
+    let begins = |conn: &Connection| {
+        let other = Connection::open(conn.path().unwrap()).unwrap();
+        other.busy_timeout(Duration::ZERO).unwrap();
+        let _transaction = conn.unchecked_transaction().unwrap();
+        other.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_err()
+    };
+    let (_fixture, pool) = handed_over(
+        |conn| conn.set_transaction_behavior(TransactionBehavior::Immediate),
+        |conn| assert!(!begins(conn)),
+    );
+    assert_eq!(pool.stats().opens, 1);
+    // What `on_open` set is for every agent.
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(1)
+        .on_open(|conn| {
+            conn.set_transaction_behavior(TransactionBehavior::Immediate);
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    let mut lease = pool.lease("a").unwrap();
+    lease.set_transaction_behavior(TransactionBehavior::Deferred);
+    drop(lease);
+    assert!(begins(&pool.lease("b").unwrap()));
+}
+
 /// Where functions or collations can be registered, a reset must take any invalidation of prepared
 /// statements for a sign of that.
 const TOLD_APART: bool = !cfg!(any(feature = "functions", feature = "collation"));

@@ -42,6 +42,10 @@ fn an_option_out_of_range_is_named() {
         ("pragma", memory().pragma("", 1)),
         ("database", Pool::builder(Database::file(""))),
         ("database", Pool::builder(Database::file(":memory:"))),
+        (
+            "database",
+            Pool::builder(Database::file("file::memory:?cache=shared")),
+        ),
         ("database", Pool::builder(Database::file("a\0b"))),
     ];
     for (expected, builder) in cases {
@@ -288,5 +292,38 @@ fn setup_runs_once_for_a_file_also_for_a_new_one() {
         assert_eq!(count.load(SeqCst), 1, "build {runs}");
         assert_eq!(pool.stats().discarded_by_file, 0);
         pool.close().unwrap();
+    }
+}
+
+/// C15 and C14: a value that SQLite does not understand, or that comes too late, is told.
+#[test]
+fn a_pragma_that_has_no_effect_is_told() {
+    for (name, value) in [
+        ("foreign_keys", "enabled"),
+        ("recursive_triggers", "sure"),
+        ("page_size", "8192"),
+        ("auto_vacuum", "INCREMENTAL"),
+    ] {
+        let fixture = Fixture::new();
+        let built = fixture.builder(1).pragma(name, value.to_owned()).build();
+        let Err(Error::Open { source, .. } | Error::Setup { source, .. }) = built else {
+            panic!("{name} = {value}: {built:?}");
+        };
+        let text = source.to_string();
+        assert!(text.contains(name) && text.contains("no effect"), "{text}");
+    }
+    for (name, value) in [
+        ("foreign_keys", "on"),
+        ("foreign_keys", "YES"),
+        ("foreign_keys", "0"),
+        ("secure_delete", "fast"),
+        ("cache_size", "-4000"),
+        ("case_sensitive_like", "on"),
+        ("cell_size_check", "true"),
+        ("encoding", "utf-8"),
+    ] {
+        let fixture = Fixture::new();
+        let built = fixture.builder(1).pragma(name, value.to_owned()).build();
+        assert!(built.is_ok(), "{name} = {value}: {built:?}");
     }
 }

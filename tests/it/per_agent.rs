@@ -954,3 +954,29 @@ fn close_wakes_those_who_wait_for_an_agent() {
     assert!(!beside(&agents.file("a"), "-wal").exists());
     let _: rusqlite::Result<()> = Ok(());
 }
+
+/// C4: SQLite takes a relative path for more than a path.
+#[test]
+fn a_backup_goes_where_its_path_says() {
+    let fixture = crate::common::Mode::PerAgent.fixture();
+    let pool = fixture.pool(2);
+    insert(&pool.lease("a").unwrap(), 1);
+    let precious = fixture.in_folder("precious.db");
+    std::fs::write(&precious, "precious").unwrap();
+    let folder = precious.parent().unwrap();
+    for name in ["file:precious.db", ":memory:", "file:x?mode=memory"] {
+        let to = folder.join(name);
+        pool.backup_agent("a", &to).unwrap();
+        let copy = rusqlite::Connection::open(&to).unwrap();
+        let rows = copy.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
+        assert_eq!(rows.unwrap(), 1);
+        // Relative to where the process works; nothing else there is touched.
+        let here = std::path::Path::new(name);
+        let taken = std::env::current_dir().unwrap().join(name);
+        assert!(!taken.exists());
+        pool.backup_agent("a", here).unwrap();
+        assert!(taken.exists(), "{name}");
+        std::fs::remove_file(taken).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+}
