@@ -66,7 +66,7 @@ impl<B: Backend> Core<B> {
         let may_park = may_park && self.parking.parks();
         let ended = |loan: &Loan| {
             if lease {
-                self.counters.hold.record_alone(index, loan.age(now));
+                self.counters.hold.record_of_slot(index, loan.age(now));
             }
         };
         let returned = self

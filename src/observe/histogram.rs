@@ -116,15 +116,41 @@ struct Shard {
     max_nanos: AtomicU64,
 }
 
-impl Recorder {
-    /// For up to `threads` at a time.
-    pub(crate) fn new(threads: usize) -> Self {
-        let shard = || Shard {
+impl Shard {
+    fn new() -> Self {
+        Shard {
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
             nanos: AtomicU64::new(0),
             max_nanos: AtomicU64::new(0),
-        };
-        Recorder((0..threads.clamp(1, MAX_SHARDS)).map(|_| shard()).collect())
+        }
+    }
+
+    #[inline]
+    fn record(&self, took: Duration, add: impl Fn(&AtomicU64, u64), max: impl Fn(&AtomicU64, u64)) {
+        let nanos = saturate(took.as_nanos());
+        if let Some(bucket) = self.buckets.get(bucket_of(nanos)) {
+            add(bucket, 1);
+        }
+        add(&self.nanos, nanos);
+        if nanos > self.max_nanos.load(Relaxed) {
+            max(&self.max_nanos, nanos);
+        }
+    }
+}
+
+impl Recorder {
+    /// For up to `threads` at a time.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self::of(threads.clamp(1, MAX_SHARDS))
+    }
+
+    /// With a shard for each slot, which is written by whoever has the slot in hand, and nobody else.
+    pub(crate) fn by_slot(slots: usize) -> Self {
+        Self::of(slots)
+    }
+
+    fn of(shards: usize) -> Self {
+        Recorder((0..shards).map(|_| Shard::new()).collect())
     }
 
     /// `whose` spreads those who record at the same time.
@@ -132,30 +158,19 @@ impl Recorder {
         let Some(shard) = self.0.get(whose % self.0.len()) else {
             return;
         };
-        let nanos = saturate(took.as_nanos());
-        if let Some(bucket) = shard.buckets.get(bucket_of(nanos)) {
-            bucket.fetch_add(1, Relaxed);
-        }
-        shard.nanos.fetch_add(nanos, Relaxed);
-        if nanos > shard.max_nanos.load(Relaxed) {
-            shard.max_nanos.fetch_max(nanos, Relaxed);
-        }
+        let add = |to: &AtomicU64, n| _ = to.fetch_add(n, Relaxed);
+        let max = |of: &AtomicU64, n| _ = of.fetch_max(n, Relaxed);
+        shard.record(took, add, max);
     }
 
-    /// Like `record`, without read-modify-writes: for callers that no other thread records beside.
-    pub(crate) fn record_alone(&self, whose: usize, took: Duration) {
-        let Some(shard) = self.0.get(whose % self.0.len()) else {
+    /// Like `record`, without read-modify-writes: for whoever has the slot in hand.
+    pub(crate) fn record_of_slot(&self, slot: usize, took: Duration) {
+        let Some(shard) = self.0.get(slot) else {
             return;
         };
         let add = |to: &AtomicU64, n| to.store(to.load(Relaxed).wrapping_add(n), Relaxed);
-        let nanos = saturate(took.as_nanos());
-        if let Some(bucket) = shard.buckets.get(bucket_of(nanos)) {
-            add(bucket, 1);
-        }
-        add(&shard.nanos, nanos);
-        if nanos > shard.max_nanos.load(Relaxed) {
-            shard.max_nanos.store(nanos, Relaxed);
-        }
+        let max = |of: &AtomicU64, n| of.store(n, Relaxed);
+        shard.record(took, add, max);
     }
 
     pub(crate) fn snapshot(&self) -> Histogram {
@@ -219,6 +234,22 @@ mod tests {
             prop_assert!(end - nanos <= (nanos / 8).max(64));
             prop_assert!(bucket == 0 || nanos > end_of(bucket - 1).as_nanos() as u64);
         }
+    }
+
+    #[test]
+    fn each_slot_is_counted_apart() {
+        let recorder = Recorder::by_slot(40);
+        std::thread::scope(|scope| {
+            for slot in [0, 16, 32] {
+                let recorder = &recorder;
+                scope.spawn(move || {
+                    for _ in 0..1_000_000 {
+                        recorder.record_of_slot(slot, Duration::from_micros(1));
+                    }
+                });
+            }
+        });
+        assert_eq!(recorder.snapshot().count(), 3_000_000);
     }
 
     #[test]

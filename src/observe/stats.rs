@@ -219,7 +219,7 @@ impl Counters {
     pub(crate) fn new(slots: usize) -> Self {
         Counters {
             leases: (0..slots).map(|_| Leases::default()).collect(),
-            hold: Recorder::new(slots),
+            hold: Recorder::by_slot(slots),
             write: Recorder::new(slots),
             open: AtomicUsize::default(),
             stuck: AtomicUsize::default(),

@@ -45,16 +45,15 @@ impl Pool {
     /// The database as the last commit left it, and what the members of its group that came before have
     /// done, each of them wholly or not at all. `changes()` and `total_changes()` may be a neighbour's until `work` has
     /// changed something itself. Limits, switches, functions, hooks and `last_insert_rowid()` of another agent's
-    /// are taken off before. Neighbours that come later see what
-    /// `work` did; if the group's commit fails, all of them fail.
+    /// are taken off before. Neighbours that come later see what `work` did; if the group's commit fails, all of them fail.
     ///
     /// If `work` returns an error or panics, what it did is rolled back, and only that. It may use
     /// savepoints, but not BEGIN, COMMIT, ROLLBACK, ATTACH, temporary tables, or pragmas that last: these
     /// fail, and the write with them, with [`Error::NotInWrite`], whatever `work` returns. A conflict clause
     /// `OR ROLLBACK` ends the whole group, as a disk that is full does, an interrupted statement, or work that takes
     /// the connection's authorizer off: all of its members get [`Error::RolledBack`], and nothing of theirs is
-    /// kept. After `work` has set a commit or rollback hook, it can prepare no more statements; the hook ends with it. A deferred foreign key that is violated when the group commits fails all of
-    /// it.
+    /// kept. After `work` has set a commit or rollback hook, it can prepare no more statements; the hook ends with it.
+    /// A deferred foreign key that is violated when the group commits fails all of it.
     ///
     /// `work` should be short: those who came before it in its group wait for the commit, and those after
     /// it for their turn. A group ends after [`Builder::write_group`](crate::Builder::write_group).

@@ -87,11 +87,12 @@ impl Connection {
 
     /// Before a member of this agent's works. `Discard`: on this connection it cannot.
     pub(super) fn hand_on_to(&mut self, agent: &Arc<str>) -> rusqlite::Result<Fate> {
-        let last = self.last_member.as_ref();
-        if last.is_some_and(|last| last != agent)
-            && self.baseline.hand_on(&mut self.inner)? == Fate::Discard
-        {
-            return Ok(Fate::Discard);
+        match &self.last_member {
+            Some(last) if last == agent => return Ok(Fate::Reuse),
+            Some(_) if self.baseline.hand_on(&mut self.inner)? == Fate::Discard => {
+                return Ok(Fate::Discard);
+            }
+            _ => {}
         }
         self.last_member = Some(Arc::clone(agent));
         Ok(Fate::Reuse)

@@ -138,9 +138,7 @@ impl Guard {
         watch: Arc<ChangeTracker>,
         connection: &rusqlite::Connection,
     ) -> rusqlite::Result<Self> {
-        if watch.is_unguarded() {
-            watch.guard_transactions(connection)?;
-        }
+        watch.guard_transactions(connection)?;
         watch.take_rolled_back();
         Ok(Guard {
             mode: watch.guard(),

@@ -2,6 +2,7 @@
 //! memory.
 //! It knows no pools.
 
+mod absent;
 mod agents;
 mod budget;
 #[cfg(feature = "tokio")]

@@ -3,6 +3,7 @@
 
 use rusqlite::{Connection, StatementStatus};
 
+use super::absent;
 use crate::core::backend::Fate;
 
 /// What was registered on a connection when it was opened.
@@ -92,44 +93,12 @@ fn list_if(wanted: bool, connection: &Connection, pragma: &str) -> rusqlite::Res
 
 fn has_functions(connection: &Connection) -> bool {
     #[allow(unused_imports, reason = "unused where rusqlite has the method")]
-    use absent::Functions;
+    use super::absent::Functions;
     !absent::is(|| connection.remove_function("", 0))
 }
 
 fn has_collations(connection: &Connection) -> bool {
     #[allow(unused_imports, reason = "unused where rusqlite has the method")]
-    use absent::Collations;
+    use super::absent::Collations;
     !absent::is(|| connection.remove_collation(""))
-}
-
-/// Tells whether rusqlite was compiled with a feature, whoever asked for it: a method that it then
-/// has goes before a trait's method of the same name, which returns another type. Nothing is called.
-#[allow(
-    dead_code,
-    reason = "which of them are used depends on rusqlite's features"
-)]
-mod absent {
-    use std::any::TypeId;
-
-    pub(super) struct Absent;
-
-    pub(super) fn is<T: 'static>(_: impl FnOnce() -> T) -> bool {
-        TypeId::of::<T>() == TypeId::of::<Absent>()
-    }
-
-    pub(super) trait Functions {
-        fn remove_function(&self, _name: &str, _arguments: i32) -> Absent {
-            Absent
-        }
-    }
-
-    impl Functions for rusqlite::Connection {}
-
-    pub(super) trait Collations {
-        fn remove_collation(&self, _name: &str) -> Absent {
-            Absent
-        }
-    }
-
-    impl Collations for rusqlite::Connection {}
 }

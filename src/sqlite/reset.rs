@@ -41,6 +41,7 @@ use rusqlite::trace::TraceEventCodes;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::Settings;
+use super::absent;
 use super::registered::Registered;
 use super::wal;
 use super::watch::ChangeTracker;
@@ -83,7 +84,7 @@ const LIMITS: [Limit; 13] = [
 /// rusqlite has no name for.
 fn switches() -> impl Iterator<Item = DbConfig> {
     #[allow(unused_imports, reason = "unused where rusqlite has all of them")]
-    use absent::Switches;
+    use super::absent::Switches;
     let newer = [
         absent::found(DbConfig::SQLITE_DBCONFIG_STMT_SCANSTATUS),
         absent::found(DbConfig::SQLITE_DBCONFIG_REVERSE_SCANORDER),
@@ -111,51 +112,6 @@ const SWITCHES: [DbConfig; 15] = [
     DbConfig::SQLITE_DBCONFIG_LEGACY_FILE_FORMAT,
     DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA,
 ];
-
-/// What rusqlite has only with a feature, which any crate may ask for: where it is missing, the trait's item of the same
-/// name is found instead, whose type says so. Nothing is called.
-#[allow(
-    dead_code,
-    reason = "which of them are used depends on rusqlite's features"
-)]
-mod absent {
-    use std::any::Any;
-
-    use rusqlite::config::DbConfig;
-
-    #[derive(Debug)]
-    pub(super) struct Absent;
-
-    pub(super) fn found(switch: impl Any) -> Option<DbConfig> {
-        (&switch as &dyn Any).downcast_ref().copied()
-    }
-
-    pub(super) trait Switches {
-        const SQLITE_DBCONFIG_STMT_SCANSTATUS: Absent = Absent;
-        const SQLITE_DBCONFIG_REVERSE_SCANORDER: Absent = Absent;
-        const SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE: Absent = Absent;
-        const SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE: Absent = Absent;
-        const SQLITE_DBCONFIG_ENABLE_COMMENTS: Absent = Absent;
-    }
-
-    impl Switches for DbConfig {}
-
-    pub(super) trait States {
-        fn transaction_state(&self, _database: Option<&str>) -> rusqlite::Result<Absent> {
-            Ok(Absent)
-        }
-    }
-
-    impl States for rusqlite::Connection {}
-
-    pub(super) trait Extensions {
-        fn load_extension_disable(&self) -> rusqlite::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Extensions for rusqlite::Connection {}
-}
 
 impl Baseline {
     /// Takes the state of a connection after `on_open`, and removes the hooks that mark places.
@@ -203,20 +159,26 @@ impl Baseline {
     /// Puts the connection back to what it was, or says that this cannot be done. The cheap checks
     /// come first, the ones that run SQL last.
     pub(super) fn restore(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
-        if self.hooked_by_on_open
-            || self.watch.is_touched()
-            || identity(connection) != self.identity
-            || connection.is_busy()
-        {
+        if self.hooked_by_on_open || self.is_spoiled(connection) {
             return Ok(Fate::Discard);
         }
         let _quiet = self.watch.quiet();
         if !connection.is_autocommit() {
             connection.execute_batch("ROLLBACK")?;
         }
-        self.restore_settings(connection)?;
         connection.busy_timeout(self.busy_timeout)?;
         self.restore_wal_hook(connection)?;
+        self.clean(connection)
+    }
+
+    /// Whether something was done that cannot be undone.
+    fn is_spoiled(&self, connection: &Connection) -> bool {
+        self.watch.is_touched() || identity(connection) != self.identity || connection.is_busy()
+    }
+
+    /// Takes off what another agent would see, in a transaction or out of one.
+    fn clean(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
+        self.restore_settings(connection)?;
         if self.registered.check(connection)? == Fate::Discard {
             return Ok(Fate::Discard);
         }
@@ -224,13 +186,19 @@ impl Baseline {
         Ok(Fate::Reuse)
     }
 
-    /// Puts back what can simply be written again.
-    fn restore_settings(&self, connection: &mut Connection) -> rusqlite::Result<()> {
-        remove_marks(connection)?;
-        if self.watch.is_unguarded() {
+    /// Takes off the hooks of a borrower's, which replace each other.
+    fn restore_hooks(&self, connection: &Connection) -> rusqlite::Result<()> {
+        if !self.hooked_by_on_open {
+            remove_marks(connection)?;
             self.watch.guard_transactions(connection)?;
         }
         connection.trace_v2(TraceEventCodes::empty(), None);
+        Ok(())
+    }
+
+    /// Puts back what can simply be written again.
+    fn restore_settings(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        self.restore_hooks(connection)?;
         connection.set_transaction_behavior(self.transaction_behavior);
         for &(limit, value) in &self.limits {
             if connection.limit(limit)? != value {
@@ -245,7 +213,7 @@ impl Baseline {
         connection.set_prepared_statement_cache_capacity(self.statement_cache);
         {
             #[allow(unused_imports, reason = "unused where rusqlite has the method")]
-            use absent::Extensions;
+            use super::absent::Extensions;
             connection.load_extension_disable()?;
         }
         Ok(())
@@ -296,13 +264,7 @@ impl Baseline {
         connection: &Connection,
         hook: Option<wal::Hook>,
     ) -> rusqlite::Result<()> {
-        if !self.hooked_by_on_open {
-            remove_marks(connection)?;
-            if self.watch.is_unguarded() {
-                self.watch.guard_transactions(connection)?;
-            }
-        }
-        connection.trace_v2(TraceEventCodes::empty(), None);
+        self.restore_hooks(connection)?;
         connection.busy_timeout(Duration::ZERO)?;
         self.note_commits(connection, hook.unwrap_or(self.wal_hook));
         Ok(())
@@ -310,19 +272,11 @@ impl Baseline {
 
     /// Takes off what a member of a group may have left that another agent's would see. `Discard`: it cannot be taken off.
     pub(super) fn hand_on(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
-        if self.watch.is_touched() || identity(connection) != self.identity || connection.is_busy()
-        {
+        if self.is_spoiled(connection) {
             return Ok(Fate::Discard);
         }
         let _quiet = self.watch.quiet();
-        if !self.hooked_by_on_open {
-            self.restore_settings(connection)?;
-        }
-        if self.registered.check(connection)? == Fate::Discard {
-            return Ok(Fate::Discard);
-        }
-        self.forget_rowid(connection)?;
-        Ok(Fate::Reuse)
+        self.clean(connection)
     }
 
     /// Forgets all prepared statements, on a connection that was just reset.
@@ -359,7 +313,7 @@ fn remove_marks(connection: &Connection) -> rusqlite::Result<()> {
 /// How the connection begins transactions: what a first statement of one does tells.
 fn transaction_behavior(connection: &Connection) -> TransactionBehavior {
     #[allow(unused_imports, reason = "unused where rusqlite has the method")]
-    use absent::States;
+    use super::absent::States;
     match connection.unchecked_transaction() {
         // Where rusqlite cannot name the state, it has no name for its type either.
         Ok(_transaction) => match connection.transaction_state(None::<&str>) {

@@ -56,7 +56,7 @@ impl ChangeTracker {
     /// sets any.
     pub(super) fn install(connection: &Connection) -> rusqlite::Result<Arc<ChangeTracker>> {
         let watch = Arc::new(ChangeTracker {
-            touched: AtomicU32::new(0),
+            touched: AtomicU32::new(UNGUARDED),
             mode: AtomicU8::new(WATCHING),
             rolled_back: AtomicBool::new(false),
             refused: Mutex::default(),
@@ -81,6 +81,9 @@ impl ChangeTracker {
         self: &Arc<Self>,
         connection: &Connection,
     ) -> rusqlite::Result<()> {
+        if !self.is_unguarded() {
+            return Ok(());
+        }
         let commit = Tripwire(Arc::clone(self), UNGUARDED);
         connection.commit_hook(Some(move || commit.0.forbids_commit()))?;
         let rollback = Tripwire(Arc::clone(self), UNGUARDED);
@@ -195,7 +198,7 @@ impl ChangeTracker {
                 }
                 None => Authorization::Allow,
             },
-            _ if is_the_processs(context) => Authorization::Deny,
+            _ if changes_process(context) => Authorization::Deny,
             _ => {
                 if shuts_out(context) {
                     self.touched.fetch_or(SHUTS_OUT | CHANGED, Relaxed);
@@ -304,7 +307,7 @@ fn shuts_out(context: &AuthContext<'_>) -> bool {
 }
 
 /// What one agent would change for the whole process.
-fn is_the_processs(context: &AuthContext<'_>) -> bool {
+fn changes_process(context: &AuthContext<'_>) -> bool {
     const PRAGMAS: [&str; 4] = [
         "hard_heap_limit",
         "soft_heap_limit",

@@ -124,7 +124,10 @@ impl QueueHandle {
             checkout.discard();
         }
         let counters = &core.counters;
-        count(&counters.write_groups);
+        // It may have ended before anybody worked.
+        if !(members.jobs.is_empty() && members.refused.is_empty()) {
+            count(&counters.write_groups);
+        }
         if outcome.is_ok() {
             add(&counters.writes, members.jobs.len() as u64);
         }

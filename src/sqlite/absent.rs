@@ -1,0 +1,69 @@
+//! What rusqlite has only with a feature, which any crate of the program may ask for.
+//! It calls nothing.
+//!
+//! An item of rusqlite's own goes before a trait's item of the same name. Where rusqlite lacks it, the trait's is found,
+//! and its type tells.
+#![allow(
+    dead_code,
+    reason = "which of them are used depends on rusqlite's features"
+)]
+
+use std::any::{Any, TypeId};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
+#[derive(Debug)]
+pub(super) struct Absent;
+
+/// Whether that is what the closure would return.
+pub(super) fn is<T: 'static>(_: impl FnOnce() -> T) -> bool {
+    TypeId::of::<T>() == TypeId::of::<Absent>()
+}
+
+/// The switch, if rusqlite has a name for it.
+pub(super) fn found(switch: impl Any) -> Option<DbConfig> {
+    (&switch as &dyn Any).downcast_ref().copied()
+}
+
+pub(super) trait Functions {
+    fn remove_function(&self, _name: &str, _arguments: i32) -> Absent {
+        Absent
+    }
+}
+
+impl Functions for Connection {}
+
+pub(super) trait Collations {
+    fn remove_collation(&self, _name: &str) -> Absent {
+        Absent
+    }
+}
+
+impl Collations for Connection {}
+
+pub(super) trait Extensions {
+    fn load_extension_disable(&self) -> rusqlite::Result<()> {
+        Ok(())
+    }
+}
+
+impl Extensions for Connection {}
+
+pub(super) trait States {
+    fn transaction_state(&self, _database: Option<&str>) -> rusqlite::Result<Absent> {
+        Ok(Absent)
+    }
+}
+
+impl States for Connection {}
+
+pub(super) trait Switches {
+    const SQLITE_DBCONFIG_STMT_SCANSTATUS: Absent = Absent;
+    const SQLITE_DBCONFIG_REVERSE_SCANORDER: Absent = Absent;
+    const SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE: Absent = Absent;
+    const SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE: Absent = Absent;
+    const SQLITE_DBCONFIG_ENABLE_COMMENTS: Absent = Absent;
+}
+
+impl Switches for DbConfig {}
