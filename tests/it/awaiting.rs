@@ -205,8 +205,8 @@ fn a_failure_to_open_reaches_whoever_awaits() {
     assert_eq!(pool.stats().lent, 0);
 }
 
-/// Threads await leases and drop the futures after a random number of polls or a random time, while
-/// others are served. In the end nothing is missing.
+/// Threads await leases and drop the futures after a random time, while others are served, until
+/// there were enough of either. In the end nothing is missing.
 #[test]
 fn ten_thousand_dropped_futures_leave_nothing_behind() {
     const FUTURES: usize = 10_000;
@@ -214,16 +214,17 @@ fn ten_thousand_dropped_futures_leave_nothing_behind() {
     let pool = fixture.pool(3);
     drop(pool.lease("warm").unwrap());
     let (dropped, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let left = AtomicUsize::new(FUTURES);
+    // How many are dropped depends on how fast the machine serves.
+    let enough = || {
+        let (dropped, served) = (dropped.load(SeqCst), served.load(SeqCst));
+        dropped + served >= FUTURES && dropped >= FUTURES / 10 && served >= FUTURES / 20
+    };
     thread::scope(|scope| {
         for seed in 0..8 {
-            let (pool, left, dropped, served) = (&pool, &left, &dropped, &served);
+            let (pool, enough, dropped, served) = (&pool, &enough, &dropped, &served);
             scope.spawn(move || {
                 let mut rng = SmallRng::seed_from_u64(seed);
-                while left
-                    .fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1))
-                    .is_ok()
-                {
+                while !enough() {
                     let agent = format!("agent-{}", rng.random_range(0..12));
                     let hold = Duration::from_micros(rng.random_range(0..60));
                     // Some wait until they are served, whatever else the machine does.
@@ -249,9 +250,6 @@ fn ten_thousand_dropped_futures_leave_nothing_behind() {
             });
         }
     });
-    let (dropped, served) = (dropped.into_inner(), served.into_inner());
-    assert_eq!(dropped + served, FUTURES);
-    assert!(dropped > 1_000 && served > 500, "{dropped} {served}");
     until("the last one is opened", || pool.stats().lent == 0);
     assert_whole(&pool);
     let found = fixture.descriptors();
