@@ -106,6 +106,7 @@ impl Builder {
                 wal_size: 4 << 20,
                 exclusive_locking: false,
                 pragmas: Vec::new(),
+                on_connect: None,
                 setup: None,
                 on_open: None,
             },
@@ -327,20 +328,62 @@ impl Builder {
     /// connection; nobody else waits for it. If it fails, so does that lease, and a file that was made for it is
     /// removed. The pool remembers at least the last 32,768 files that were set up.
     ///
-    /// Pragmas it sets, and whatever else it does to its connection, do not stay.
+    /// Its connection has what `on_connect` and `on_open` register. Pragmas it sets, and whatever else it does to its
+    /// connection, do not stay. It may ATTACH no more than a lease, so `VACUUM` fails in it unless
+    /// [`attach_limit`](Builder::attach_limit) allows one; see [`Pool::vacuum`].
     ///
     /// Defaults to doing nothing.
     pub fn setup<F>(mut self, setup: F) -> Self
     where
         F: Fn(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
     {
-        self.settings.setup = Some(Box::new(setup));
+        self.settings.setup = Some(Box::new(move |connection| Ok(setup(connection)?)));
         self
     }
 
-    /// Runs on every connection when it is opened, for what all agents are to find on it: SQL
-    /// functions, collations, attached databases. It runs on the borrower's thread, outside the pool's
-    /// locks.
+    /// Runs on every connection before anything else is done with it: before the pool's own pragmas, and before the
+    /// first look into the file. For what must come first: SQLCipher's key, `page_size` and `encoding` of a new file,
+    /// functions and collations that the schema needs.
+    ///
+    /// Every connection means: those that are lent, that of [`setup`](Builder::setup), both of a
+    /// [backup](Pool::backup_agent), and the one that keeps a database in memory. The order on each is `on_connect`, the
+    /// pool's pragmas, those of [`pragma`](Builder::pragma), [`on_open`](Builder::on_open), and at last `setup` or the
+    /// first lease. What it registers is there for all agents, as with `on_open`. It may run on any thread, outside the pool's
+    /// locks, and may not lease from the pool.
+    ///
+    /// ATTACH is [limited](Builder::attach_limit) already. Hooks and busy handlers set here do not stay: set them in
+    /// `on_open`.
+    ///
+    /// Whatever error it returns is the source of an [`Error::Open`]. A panic becomes [`Error::Panicked`] there.
+    ///
+    /// ```no_run
+    /// # use leasepool::{Database, Error, Pool};
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder(Database::file("agents.db"))
+    ///     .on_connect(|conn| conn.pragma_update(None, "page_size", 16_384))
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Defaults to doing nothing.
+    pub fn on_connect<F, E>(mut self, on_connect: F) -> Self
+    where
+        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.settings.on_connect = Some(Box::new(move |connection| {
+            on_connect(connection).map_err(Into::into)
+        }));
+        self
+    }
+
+    /// Runs on every connection that is to be lent when it is opened, after the pool's pragmas, for what all agents are
+    /// to find on it: SQL functions, collations, attached databases. It may run on any thread, outside the pool's locks.
+    ///
+    /// It also runs on the connection of [`setup`](Builder::setup), before that. If it fails there, because it needs a
+    /// table that `setup` is about to make, that does not count: it runs again on the next connection. It never runs
+    /// twice on one.
     ///
     /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an
     /// agent had the connection: a pool whose `on_open` sets one opens a new connection at each change
@@ -351,7 +394,7 @@ impl Builder {
     where
         F: Fn(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
     {
-        self.settings.on_open = Some(Box::new(on_open));
+        self.settings.on_open = Some(Box::new(move |connection| Ok(on_open(connection)?)));
         self
     }
 

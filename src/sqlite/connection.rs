@@ -9,16 +9,14 @@ use std::time::Duration;
 use rusqlite::limits::Limit;
 use rusqlite::types::Value;
 
-use super::Settings;
 use super::agents::AgentFile;
 use super::database::Synchronous;
 use super::group::Guard;
 use super::reset::Baseline;
 use super::wal;
 use super::watch::ChangeTracker;
+use super::{Fault, Settings};
 use crate::core::backend::Fate;
-
-type Fault = Box<dyn std::error::Error + Send + Sync>;
 
 /// A connection in a slot.
 pub(crate) struct Connection {

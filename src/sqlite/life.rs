@@ -5,12 +5,12 @@ use std::fs::ReadDir;
 use std::io;
 use std::path::Path;
 
-use r2d2::ManageConnection;
 use rusqlite::backup::{Backup, StepResult};
 
 use super::agents::{Agents, make_private_file, open_fault, remove_files};
+use super::connect::connect;
 use super::open::{discard, open_error, opener};
-use super::{Source, Sqlite, id};
+use super::{Settings, Source, Sqlite, id};
 use crate::error::Error;
 
 /// The ids of agents that have a file, read from the folder one by one: [`Pool::agents`](crate::Pool::agents).
@@ -75,7 +75,7 @@ impl Sqlite {
         // Fails if there is a file, which may be anybody's.
         make_private_file(to).map_err(|source| open_fault(to, source))?;
         agents.opening(&path)?;
-        let copied = copy(&path, to, self.busy_timeout());
+        let copied = copy(&path, to, &self.settings);
         agents.closed(&path);
         if copied.is_err() {
             let _ = remove_files(to);
@@ -99,15 +99,18 @@ fn not_a_folder() -> Error {
     }
 }
 
-fn copy(from: &Path, to: &Path, patience: std::time::Duration) -> Result<(), Error> {
-    let failed = |path: &Path| {
-        let target = path.display().to_string();
-        move |error| open_error(&target, error)
+fn copy(from: &Path, to: &Path, settings: &Settings) -> Result<(), Error> {
+    let source = connect(&opener(from), settings, &from.display().to_string())?;
+    let name = to.display().to_string();
+    let mut target = match connect(&opener(to), settings, &name) {
+        Ok(target) => target,
+        Err(error) => {
+            discard(source);
+            return Err(error);
+        }
     };
-    let source = opener(from).connect().map_err(failed(from))?;
     let copied = (|| {
-        source.busy_timeout(patience)?;
-        let mut target = opener(to).connect()?;
+        source.busy_timeout(settings.busy_timeout)?;
         {
             // No journal: the copy is whole, or it is removed.
             target.pragma_update(None, "journal_mode", "OFF")?;
@@ -127,5 +130,5 @@ fn copy(from: &Path, to: &Path, patience: std::time::Duration) -> Result<(), Err
         target.close().map_err(|(_, error)| error)
     })();
     discard(source);
-    copied.map_err(failed(to))
+    copied.map_err(|error| open_error(&name, error))
 }

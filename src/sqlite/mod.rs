@@ -7,6 +7,7 @@ mod agents;
 mod budget;
 #[cfg(feature = "tokio")]
 mod busy;
+mod connect;
 mod connection;
 mod database;
 mod group;
@@ -46,9 +47,12 @@ pub(crate) use wal::{Checkpointed, Mode, Wal, checkpoint};
 use agents::Agents;
 use database::File;
 
+/// Why something of the backend's could not be done.
+pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
+
 /// A callback of the builder's: on a new connection, or on a database to be set up.
 pub(crate) type Callback =
-    Box<dyn Fn(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + Sync>;
+    Box<dyn Fn(&mut rusqlite::Connection) -> Result<(), Fault> + Send + Sync>;
 
 /// What every connection gets.
 pub(crate) struct Settings {
@@ -62,6 +66,7 @@ pub(crate) struct Settings {
     /// No other process may open a file while it is open here.
     pub(crate) exclusive_locking: bool,
     pub(crate) pragmas: Vec<(String, Value)>,
+    pub(crate) on_connect: Option<Callback>,
     pub(crate) setup: Option<Callback>,
     pub(crate) on_open: Option<Callback>,
 }
@@ -119,10 +124,6 @@ impl Sqlite {
 
     pub(crate) fn locks_exclusively(&self) -> bool {
         self.settings.exclusive_locking
-    }
-
-    pub(crate) fn busy_timeout(&self) -> Duration {
-        self.settings.busy_timeout
     }
 
     /// Runs `work` on a connection, so that `cancel` ends its waits for locks.

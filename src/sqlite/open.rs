@@ -1,22 +1,21 @@
 //! Opening: the first connection to a database, setting it up, and every connection after that.
 //! It lends nothing.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use r2d2::ManageConnection;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::OpenFlags;
 use rusqlite::config::DbConfig;
 
 use super::agents::{self, AgentFile, Agents, OpenPlan};
+use super::connect::{call, connect};
 use super::connection::{self, Connection};
 use super::database::{self, Database, File, Generation, Kind};
 use super::wal::{self, Wal};
 use super::watch::ChangeTracker;
-use super::{Callback, Settings, Source, Sqlite, reset};
+use super::{Fault, Settings, Source, Sqlite, reset};
 use crate::core::backend::Fate;
 use crate::error::Error;
 use crate::observe::events;
@@ -42,9 +41,7 @@ impl Sqlite {
                 let creator = SqliteConnectionManager::file(&file.path)
                     .with_flags(FLAGS | OpenFlags::SQLITE_OPEN_CREATE);
                 file.check_path()?;
-                let connection = creator
-                    .connect()
-                    .map_err(|e| open_error(&file.target(), e))?;
+                let connection = connect(&creator, &settings, &file.target())?;
                 let sqlite = Sqlite {
                     settings,
                     sharing,
@@ -57,7 +54,7 @@ impl Sqlite {
                 let name = database::memory_name();
                 let opener = SqliteConnectionManager::file(name);
                 let target = database::IN_MEMORY;
-                let anchor = opener.connect().map_err(|e| open_error(target, e))?;
+                let anchor = connect(&opener, &settings, target)?;
                 let sqlite = Sqlite {
                     settings,
                     sharing,
@@ -67,7 +64,7 @@ impl Sqlite {
                     },
                 };
                 if let Source::Memory { opener, .. } = &sqlite.source {
-                    let connection = opener.connect().map_err(|e| open_error(target, e))?;
+                    let connection = connect(opener, &sqlite.settings, target)?;
                     let connection = sqlite.set_up(connection, target)?;
                     discard(connection);
                     discard(sqlite.configured(target, opener, 0, None)?.into_inner());
@@ -102,7 +99,7 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Turns WAL on and runs `setup`. The connection may be left in any state: it is to be closed.
+    /// Turns WAL on and runs `setup`, after `on_open`. The connection may be left in any state: it is to be closed.
     fn set_up(
         &self,
         mut connection: rusqlite::Connection,
@@ -125,32 +122,52 @@ impl Sqlite {
         }
     }
 
+    /// Runs `setup`, if there is one, on a connection that has what `on_open` registers.
     fn run_setup(&self, connection: &mut rusqlite::Connection, target: &str) -> Result<(), Error> {
-        let Some(setup) = &self.settings.setup else {
+        if self.settings.setup.is_none() {
             return Ok(());
-        };
-        let done = call("setup", setup, connection).and_then(|()| {
-            if !connection.is_autocommit() {
-                connection.execute_batch("COMMIT")?;
-            }
-            Ok(())
-        });
+        }
+        let _ = self.try_on_open(connection);
+        self.run_setup_only(connection, target)
+    }
+
+    /// Runs `on_open` before `setup`. It may need what `setup` is about to make: then it fails here, which does not
+    /// count, and runs on the next connection. Returns whether this one is as `on_open` leaves it.
+    fn try_on_open(&self, connection: &mut rusqlite::Connection) -> bool {
+        let settings = &self.settings;
+        let opened = call("on_open", &settings.on_open, connection, settings).is_ok();
+        if !connection.is_autocommit() {
+            // What it could not finish is not `setup`'s.
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        opened
+    }
+
+    fn run_setup_only(
+        &self,
+        connection: &mut rusqlite::Connection,
+        target: &str,
+    ) -> Result<(), Error> {
+        let settings = &self.settings;
+        let done = call("setup", &settings.setup, connection, settings);
         done.map_err(|source| Error::Setup {
             target: target.to_owned(),
             source,
         })
     }
 
-    /// Runs `setup` for an agent's file. The connection comes back if nothing that `setup` did stays on it:
-    /// opening a file takes longer than looking.
+    /// Runs `setup` for an agent's file, after `on_open`. The connection comes back, ready to be lent, if nothing that
+    /// `setup` did stays on it: opening a file takes longer than looking.
     fn set_up_agent(
         &self,
         mut connection: rusqlite::Connection,
         target: &str,
-    ) -> Result<Option<rusqlite::Connection>, Error> {
+    ) -> Result<Option<(rusqlite::Connection, reset::Baseline)>, Error> {
+        let mut opened = false;
         let begun = (|| {
             let watch = ChangeTracker::install(&connection)?;
             connection::prepare(&connection, &self.settings, true)?;
+            opened = self.try_on_open(&mut connection);
             Ok(reset::Baseline::of(&connection, &self.settings, watch)?)
         })();
         let set_up = begun
@@ -159,13 +176,13 @@ impl Sqlite {
                 source,
             })
             .and_then(|baseline| {
-                self.run_setup(&mut connection, target)?;
+                self.run_setup_only(&mut connection, target)?;
                 Ok(baseline)
             });
         match set_up {
             Ok(mut baseline) => {
-                if let Ok(Fate::Reuse) = baseline.restore(&mut connection) {
-                    return Ok(Some(connection));
+                if opened && matches!(baseline.restore(&mut connection), Ok(Fate::Reuse)) {
+                    return Ok(Some((connection, baseline)));
                 }
                 // The next connection goes on with this one's log.
                 let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
@@ -187,34 +204,27 @@ impl Sqlite {
         generation: u64,
         agent_file: Option<AgentFile>,
     ) -> Result<Connection, Error> {
-        let connection = opener.connect().map_err(|e| open_error(target, e))?;
-        self.configure(connection, target, generation, agent_file)
+        let connection = connect(opener, &self.settings, target)?;
+        let (connection, baseline) = self.configure(connection, target)?;
+        Ok(Connection::new(
+            connection, baseline, generation, agent_file,
+        ))
     }
 
     fn configure(
         &self,
         mut connection: rusqlite::Connection,
         target: &str,
-        generation: u64,
-        agent_file: Option<AgentFile>,
-    ) -> Result<Connection, Error> {
+    ) -> Result<(rusqlite::Connection, reset::Baseline), Error> {
+        let settings = &self.settings;
         let watch = ChangeTracker::install(&connection);
-        let opened = watch.map_err(Into::into).and_then(|watch| {
-            connection::prepare(&connection, &self.settings, self.is_file())?;
-            connection::limit_attach(&connection, &self.settings)?;
-            if let Some(on_open) = &self.settings.on_open {
-                call("on_open", on_open, &mut connection)?;
-                if !connection.is_autocommit() {
-                    connection.execute_batch("COMMIT")?;
-                }
-            }
-            let baseline = reset::Baseline::of(&connection, &self.settings, watch)?;
-            Ok(baseline)
+        let opened = watch.map_err(Fault::from).and_then(|watch| {
+            connection::prepare(&connection, settings, self.is_file())?;
+            call("on_open", &settings.on_open, &mut connection, settings)?;
+            Ok(reset::Baseline::of(&connection, settings, watch)?)
         });
         match opened {
-            Ok(baseline) => Ok(Connection::new(
-                connection, baseline, generation, agent_file,
-            )),
+            Ok(baseline) => Ok((connection, baseline)),
             Err(source) => {
                 discard(connection);
                 Err(Error::Open {
@@ -263,7 +273,7 @@ impl Sqlite {
         let mut set_up = file.set_up.lock();
         if *set_up != generation.number {
             file.claim_identity()?;
-            let connection = opener.connect().map_err(|e| open_error(target, e))?;
+            let connection = connect(opener, &self.settings, target)?;
             discard(self.set_up(connection, target)?);
             *set_up = generation.number;
         }
@@ -297,11 +307,8 @@ impl Sqlite {
         plan: &OpenPlan,
     ) -> Result<Connection, Error> {
         let target = format!("{} (agent {agent:?})", path.display());
-        let connect = || {
-            let connection = opener(path).connect();
-            connection.map_err(|e| open_error(&target, e))
-        };
-        let mut connection = connect()?;
+        let connect = || connect(&opener(path), &self.settings, &target);
+        let connection = connect()?;
         if agents::wal_length(path) == 0 {
             // Now, and not within a commit of the agent's or of a callback's.
             let begun = {
@@ -314,22 +321,23 @@ impl Sqlite {
                 return Err(Error::Open { target, source });
             }
         }
-        if plan.set_up && self.settings.setup.is_some() {
-            connection = match self.set_up_agent(connection, &target)? {
-                Some(connection) => connection,
-                None => connect()?,
-            };
-        }
+        let (connection, baseline) = if plan.set_up && self.settings.setup.is_some() {
+            match self.set_up_agent(connection, &target)? {
+                Some(ready) => ready,
+                None => self.configure(connect()?, &target)?,
+            }
+        } else {
+            self.configure(connection, &target)?
+        };
         let key: Box<str> = match agents.folder() {
             Some(_) => agent.into(),
             None => path.to_string_lossy().into(),
         };
         let agent_file = AgentFile::new(path.to_path_buf(), key, plan.identity, Instant::now());
-        let connection = self.configure(connection, &target, 0, Some(agent_file))?;
         if plan.set_up {
             agents.remember(path, plan.identity);
         }
-        Ok(connection)
+        Ok(Connection::new(connection, baseline, 0, Some(agent_file)))
     }
 }
 
@@ -351,18 +359,5 @@ pub(super) fn open_error(target: &str, source: rusqlite::Error) -> Error {
     Error::Open {
         target: target.to_owned(),
         source: Box::new(source),
-    }
-}
-
-/// Runs a user's callback; a panic in it becomes an error.
-fn call(
-    name: &'static str,
-    callback: &Callback,
-    connection: &mut rusqlite::Connection,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // The connection is closed if the callback does not return, so nobody sees what it broke.
-    match catch_unwind(AssertUnwindSafe(|| callback(connection))) {
-        Ok(result) => Ok(result?),
-        Err(panic) => Err(Box::new(Error::panicked(name, &*panic))),
     }
 }

@@ -14,6 +14,7 @@ mod hostile;
 mod in_time;
 mod kill;
 mod model;
+mod opening;
 mod options;
 mod panics;
 mod per_agent;

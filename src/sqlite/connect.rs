@@ -1,0 +1,62 @@
+//! Connect: the one way in which the backend opens a connection, whatever it is for; and how a callback is run on one.
+//! It reads nothing from the file, and runs no pragma: `on_connect` comes first.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use r2d2::ManageConnection;
+use r2d2_sqlite::SqliteConnectionManager;
+
+use super::connection::limit_attach;
+use super::open::{discard, open_error};
+use super::{Callback, Fault, Settings};
+use crate::error::Error;
+
+/// Opens a connection, for leases, `setup`, a backup, or to keep a database in memory. ATTACH is limited from the first
+/// on, and `on_connect` has run.
+pub(super) fn connect(
+    opener: &SqliteConnectionManager,
+    settings: &Settings,
+    target: &str,
+) -> Result<rusqlite::Connection, Error> {
+    let mut connection = opener.connect().map_err(|e| open_error(target, e))?;
+    let begun = limit_attach(&connection, settings).and_then(|()| {
+        call(
+            "on_connect",
+            &settings.on_connect,
+            &mut connection,
+            settings,
+        )
+    });
+    match begun {
+        Ok(()) => Ok(connection),
+        Err(source) => {
+            discard(connection);
+            Err(Error::Open {
+                target: target.to_owned(),
+                source,
+            })
+        }
+    }
+}
+
+/// Runs a callback of the builder's, if there is one; a panic in it becomes an error. A transaction that it leaves open
+/// is committed, and the limit of ATTACH is the pool's again.
+pub(super) fn call(
+    name: &'static str,
+    callback: &Option<Callback>,
+    connection: &mut rusqlite::Connection,
+    settings: &Settings,
+) -> Result<(), Fault> {
+    let Some(callback) = callback else {
+        return Ok(());
+    };
+    // The connection is closed if the callback does not return, so nobody sees what it broke.
+    match catch_unwind(AssertUnwindSafe(|| callback(connection))) {
+        Ok(result) => result?,
+        Err(panic) => return Err(Box::new(Error::panicked(name, &*panic))),
+    }
+    if !connection.is_autocommit() {
+        connection.execute_batch("COMMIT")?;
+    }
+    limit_attach(connection, settings)
+}
