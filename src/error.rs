@@ -112,6 +112,25 @@ pub enum Error {
         limited_by: &'static str,
     },
 
+    /// Opening the database would pass the pool's ceiling of descriptors, as connections to files that were replaced,
+    /// or SQLite for them, have some open. They are closed when the leases on them end: trying again later helps.
+    #[error("cannot open {target} now: the pool has as many descriptors open as it may")]
+    #[non_exhaustive]
+    NoDescriptors {
+        /// The database.
+        target: String,
+    },
+
+    /// A backup could not be made. What was at its path before is there still.
+    #[error("no backup was made to {}", to.display())]
+    #[non_exhaustive]
+    Backup {
+        /// Where it was to be.
+        to: PathBuf,
+        /// Why not: an [`std::io::Error`] or a [`rusqlite::Error`].
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// This agent id cannot be used.
     #[error("invalid agent id: {reason}")]
     #[non_exhaustive]
@@ -256,6 +275,13 @@ pub enum FileState {
     Truncated,
     /// A different file each time the path was looked at.
     Unstable,
+    /// The database, without the write-ahead log that connections are using: it was deleted or replaced. What was
+    /// committed since the last checkpoint is lost with it. The pool opens the database anew once those
+    /// connections are returned and closed.
+    LogRemoved,
+    /// Another database, and beside it the write-ahead log (`-wal`) or its index (`-shm`) of the one that was there
+    /// before. SQLite would replay that log into the new database. Remove both files.
+    LogLeft,
 }
 
 impl fmt::Display for FileState {
@@ -264,6 +290,8 @@ impl fmt::Display for FileState {
             FileState::Deleted => "deleted",
             FileState::Truncated => "truncated",
             FileState::Unstable => "replaced again and again",
+            FileState::LogRemoved => "left without its write-ahead log",
+            FileState::LogLeft => "replaced, beside the -wal or -shm of the file before it,",
         })
     }
 }

@@ -33,6 +33,6 @@ pub use observe::stats::{Holder, Stats, Waiting};
 pub use pool::Pool;
 pub use pool::builder::Builder;
 pub use pool::lease::{InterruptHandle, Lease};
-pub use sqlite::{AgentIds, Database, Synchronous};
+pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Synchronous};
 
 pub use rusqlite;

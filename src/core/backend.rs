@@ -16,11 +16,16 @@ pub(crate) trait Backend: Send + Sync + 'static {
     type Connection: DerefMut<Target: Sized> + Send + 'static;
 
     /// Opens a connection that can serve `agent`. Where agents have connections of their own, it first waits until
-    /// none is open to what the agent's would be to.
+    /// none is open to what the agent's would be to; and for room, as `patience` says.
     ///
     /// # Errors
     /// What the caller of `lease` is to see. Nothing may stay open behind an error.
-    fn open(&self, agent: &str) -> Result<Self::Connection, Error>;
+    fn open(&self, agent: &str, patience: &Patience<'_>) -> Result<Self::Connection, Error>;
+
+    /// Whether somebody waits for room, which there is when another connection is closed.
+    fn wants_room(&self) -> bool {
+        false
+    }
 
     /// Looks again at what connections depend on (for a file: whether it is still the same), if the
     /// last look is too old. Called before every lease, so it must cost next to nothing as a rule.
@@ -116,11 +121,29 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn closed(&self) {}
 }
 
+/// For how long to wait for room, and what to do first.
+pub(crate) struct Patience<'a> {
+    pub(crate) deadline: Instant,
+    pub(crate) make_room: &'a (dyn MakeRoom + Sync),
+}
+
+pub(crate) trait MakeRoom {
+    /// Sees to it that what can be closed is closed, without waiting for it.
+    fn make_room(&self);
+}
+
+/// Where nothing can be closed.
+impl MakeRoom for () {
+    fn make_room(&self) {}
+}
+
 /// What becomes of a connection after [`settle`](Backend::settle) or [`reset`](Backend::reset).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It can serve again.
     Reuse,
+    /// Nothing is wrong with it, but it is to be closed where it may take time, instead of being parked.
+    Close,
     /// It must be closed.
     Discard,
 }

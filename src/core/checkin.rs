@@ -17,11 +17,13 @@ use crate::observe::stats::count;
 impl<B: Backend> Core<B> {
     pub(super) fn check_in(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
         let mut reason = None;
+        let mut may_stay = true;
         if let Some(open) = &mut slot.open {
             let fate = match verdict {
                 Verdict::Unready => Fate::Discard,
                 _ => self.backend.settle(&mut open.connection),
             };
+            may_stay = fate == Fate::Reuse;
             if fate == Fate::Discard {
                 count(&self.counters.discarded_by_lease);
                 reason = Some("fault");
@@ -33,7 +35,7 @@ impl<B: Backend> Core<B> {
                 open.doomed = Some(CloseMode::Abandon);
             }
         }
-        let fit = verdict == Verdict::Park && reason.is_none() && slot.open.is_some();
+        let fit = verdict == Verdict::Park && reason.is_none() && may_stay && slot.open.is_some();
         self.give_back(entry, slot, fit, verdict != Verdict::Unready);
         if let Some(reason) = reason {
             events::discarded(&self.options.name, reason);

@@ -208,7 +208,11 @@ impl<B: Backend> Core<B> {
                 Step::Open(checkout, mode) => (checkout, mode),
             };
             request.set_stage(Wanted::Opening);
-            match self.renewed(checkout, mode, request.wait.is_none()).await? {
+            let here = request.wait.is_none();
+            match self
+                .renewed(checkout, mode, here, request.deadline())
+                .await?
+            {
                 Renewed::Ready(checkout) => return Ok(checkout),
                 Renewed::Stuck(entry, lock) => target = Some((entry, lock)),
             }

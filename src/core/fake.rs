@@ -12,7 +12,7 @@ use std::sync::atomic::{
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::backend::{Backend, CloseMode, Fate, NotClosed};
+use super::backend::{Backend, CloseMode, Fate, NotClosed, Patience};
 use super::guard::Checkout;
 use super::request::Request;
 use super::{Core, Options};
@@ -48,7 +48,7 @@ struct Connection {
 impl Backend for Fake {
     type Connection = Box<Connection>;
 
-    fn open(&self, agent: &str) -> Result<Box<Connection>, Error> {
+    fn open(&self, agent: &str, _: &Patience<'_>) -> Result<Box<Connection>, Error> {
         assert!(!self.0.open_panics.load(Relaxed), "open panics");
         if self.0.open_fails.load(Relaxed) {
             return Err(Error::Open {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::time::{Duration, Instant};
 
-use super::backend::{Backend, CloseMode};
+use super::backend::{Backend, CloseMode, MakeRoom, Patience};
+use super::request::Request;
 use super::slot::TakenSlot;
 use super::{Core, Permit, Stuck};
 use crate::observe::claim::Claim;
@@ -131,9 +132,9 @@ impl<B: Backend> Core<B> {
 
     fn tidy(&self) {
         self.tidying.store(false, Relaxed);
-        // With one connection, nobody else's can stay free.
-        let spare = usize::from(self.options.max_connections > 1);
-        while !self.permits.is_closed() && self.permits.try_acquire_spare(spare) {
+        // With one connection, nobody else's can stay free; and who waits for room is served first.
+        let spare = || usize::from(self.options.max_connections > 1 && !self.backend.wants_room());
+        while !self.permits.is_closed() && self.permits.try_acquire_spare(spare()) {
             let permit = Permit(self);
             let found = self
                 .parking
@@ -169,6 +170,14 @@ impl<B: Backend> Core<B> {
         }
     }
 
+    /// For whoever has asked for something that may take room.
+    pub(crate) fn patience(&self, request: &Request<'_>) -> Patience<'_> {
+        Patience {
+            deadline: request.deadline(),
+            make_room: self,
+        }
+    }
+
     /// Called under the lot's lock.
     fn must_close(&self, slot: &TakenSlot<B>, is_parked: bool) -> bool {
         slot.open.as_ref().is_some_and(|open| {
@@ -195,5 +204,11 @@ impl<B: Backend> Core<B> {
         for lock in locks {
             lock.semaphore().close();
         }
+    }
+}
+
+impl<B: Backend> MakeRoom for Core<B> {
+    fn make_room(&self) {
+        self.tidy_soon();
     }
 }

@@ -4,10 +4,10 @@
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::AcqRel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::agent_lock::AgentLockGuard;
-use super::backend::{Backend, CloseMode, Fate};
+use super::backend::{Backend, CloseMode, Fate, Patience};
 use super::guard::{Checkout, Handle};
 use super::parking::Entry;
 use super::reentrancy::{self, Within};
@@ -15,6 +15,9 @@ use super::slot::{OpenConnection, TakenSlot};
 use super::{Core, Stuck};
 use crate::error::Error;
 use crate::observe::stats::{Counters, count};
+
+/// So much sooner than the caller gives up, at most, the wait for room ends.
+const SOONER: Duration = Duration::from_millis(10);
 
 /// What a slot needs before it can serve.
 pub(super) enum Need {
@@ -84,17 +87,22 @@ impl<B: Backend> Core<B> {
         Need::Nothing
     }
 
-    /// Opens a connection: on a worker thread, or here for a caller that will not wait for others, but for a disk.
+    /// Opens a connection: on a worker thread, or here for a caller that will not wait for others, but for a disk. What
+    /// others must do first is waited for until `deadline` at most.
     pub(super) async fn renewed<H: Handle<B>>(
         &self,
         checkout: Checkout<B, H>,
         mode: Option<CloseMode>,
         here: bool,
+        deadline: Instant,
     ) -> Result<Renewed<B, H>, Error> {
         if here {
-            return renew(checkout, mode);
+            return renew(checkout, mode, deadline);
         }
-        match self.workers.hand_over(move || renew(checkout, mode)) {
+        match self
+            .workers
+            .hand_over(move || renew(checkout, mode, deadline))
+        {
             Ok(answer) => match answer.await {
                 Ok(renewed) => renewed,
                 // It was the user's, and the user is told.
@@ -105,12 +113,18 @@ impl<B: Backend> Core<B> {
     }
 
     /// Opens a connection in a vacant slot.
-    fn occupy(&self, agent: &str, slot: &mut TakenSlot<B>) -> Result<(), Error> {
+    fn occupy(&self, agent: &str, slot: &mut TakenSlot<B>, deadline: Instant) -> Result<(), Error> {
         // Counted before it is opened, and not counted any more only after it is closed, so that the
         // count is never below the truth.
+        // Who waits for room in vain is to hear that, and not only that the time has passed.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = Patience {
+            deadline: deadline - (left / 10).min(SOONER),
+            make_room: self,
+        };
         let opening = Opening::new(&self.counters);
         let _within = Within::enter(self.address(), reentrancy::OPENING);
-        let connection = self.backend.open(agent)?;
+        let connection = self.backend.open(agent, &patience)?;
         opening.succeeded();
         slot.open = Some(Box::new(OpenConnection {
             connection,
@@ -127,6 +141,7 @@ impl<B: Backend> Core<B> {
 fn renew<B: Backend, H: Handle<B>>(
     mut checkout: Checkout<B, H>,
     mode: Option<CloseMode>,
+    deadline: Instant,
 ) -> Result<Renewed<B, H>, Error> {
     let handle = checkout.handle().clone();
     let core = handle.core();
@@ -140,7 +155,7 @@ fn renew<B: Backend, H: Handle<B>>(
         let (entry, lock) = checkout.retire_stuck();
         return Ok(Renewed::Stuck(entry, lock));
     }
-    core.occupy(&agent, slot)?;
+    core.occupy(&agent, slot, deadline)?;
     Ok(Renewed::Ready(checkout.ready(false)))
 }
 

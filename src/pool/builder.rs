@@ -454,7 +454,7 @@ impl Builder {
             group_members: members,
             group_time: time,
         };
-        let sqlite = Sqlite::new(database, self.settings)?;
+        let sqlite = Sqlite::new(database, self.settings, max_connections)?;
         let core = Core::new(sqlite, options)?;
         let writer = Writer::new(Arc::clone(&core), limits, threads);
         Ok(Pool::new(Shared::start(core, writer)?))

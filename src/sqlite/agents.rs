@@ -1,34 +1,30 @@
 //! Agents' own files: where each is, which are open, and what must be so before one is opened.
 //! It never opens a file: SQLite does, through whoever asks here.
 
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use super::budget::{Sharing, for_files, per_connection};
 use super::database::Place;
 use super::id;
-use super::identity::{Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
-use super::known::SetUpFiles;
+use super::identity::{BesidePaths, Claim, Identity, LOOK_EVERY, SHORTEST, beside, resolve};
+use super::known::{Known, SetUpFiles};
+use super::open_files::{NoRoom, OpenFiles};
+use crate::core::backend::Patience;
 use crate::error::{Error, FileState};
 
 pub(crate) struct Agents {
     place: Place,
     known: SetUpFiles,
-    open: Mutex<HashMap<PathBuf, Opened>>,
-    /// Told when a file has been closed.
-    released: Condvar,
+    /// Each with the pool's claim on it.
+    pub(super) open: OpenFiles<PathBuf, Claim>,
     /// The folder, for as long as the pool has it.
     claim: Mutex<Claim>,
-}
-
-/// A file that the pool has open.
-struct Opened {
-    connections: usize,
-    _claim: Claim,
 }
 
 /// The file of one connection: what it was when it was opened, and when that was looked at last.
@@ -37,9 +33,13 @@ pub(super) struct AgentFile {
     /// The key of the database, as the core knows it.
     pub(super) key: Box<str>,
     identity: Identity,
+    /// The log that belongs to it, which stays where it is while the connection is open.
+    log: Option<Identity>,
+    beside: BesidePaths,
     looked_at: Instant,
     /// What the last look saw.
     lost: bool,
+    lost_log: bool,
 }
 
 /// What is to be done to open a file.
@@ -47,13 +47,21 @@ pub(super) struct OpenPlan {
     pub(super) identity: Identity,
     /// Nobody has set it up, as far as is known.
     pub(super) set_up: bool,
-    /// It was made just now, and is empty.
+    /// It was made just now.
     pub(super) made: bool,
+    /// Nobody has written to it.
+    pub(super) is_empty: bool,
+    /// Another process has written to it since.
+    pub(super) others: Cell<bool>,
 }
 
 impl Agents {
-    /// Creates the folder if there is none, for nobody but the user, and claims it.
-    pub(super) fn new(place: Place) -> Result<Self, Error> {
+    /// Creates the folder if there is none, for nobody but the user, and claims it for a pool of so many connections.
+    pub(super) fn new(
+        place: Place,
+        sharing: Sharing,
+        max_connections: usize,
+    ) -> Result<Self, Error> {
         let (place, claim) = match place {
             Place::Folder(folder) => {
                 let fault = |source| open_fault(&folder, source);
@@ -70,8 +78,7 @@ impl Agents {
         Ok(Agents {
             place,
             known: SetUpFiles::new(),
-            open: Mutex::default(),
-            released: Condvar::new(),
+            open: OpenFiles::new(per_connection(sharing), for_files(sharing, max_connections)),
             claim: Mutex::new(claim),
         })
     }
@@ -102,78 +109,104 @@ impl Agents {
         }
     }
 
-    /// What is to be done to open the file at `path`, which is created if it never existed.
-    pub(super) fn plan(&self, path: &Path) -> Result<OpenPlan, Error> {
+    /// What is to be done to open the file at `path`. One that never existed is made if `make` says so; otherwise this
+    /// is `None`.
+    pub(super) fn plan(&self, path: &Path, make: bool) -> Result<Option<OpenPlan>, Error> {
         let known = self.known.at(path);
-        let (identity, length) = match Identity::at(path) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if known.is_some() {
-                    return Err(lost(path, FileState::Deleted));
-                }
-                make_private_file(path).map_err(|source| open_fault(path, source))?;
-                let (identity, _) =
-                    Identity::at(path).map_err(|source| open_fault(path, source))?;
-                return Ok(OpenPlan {
-                    identity,
-                    set_up: true,
-                    made: true,
-                });
+        let mut made = false;
+        let (identity, length) = loop {
+            match Identity::at(path) {
+                Ok(found) => break found,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(open_fault(path, source)),
             }
-            Err(source) => return Err(open_fault(path, source)),
+            if known.is_some() {
+                return Err(lost(path, FileState::Deleted));
+            }
+            if !make {
+                return Ok(None);
+            }
+            match make_private_file(path) {
+                Ok(()) => made = true,
+                // Another process was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(open_fault(path, source)),
+            }
         };
-        if known == Some(identity) && length < SHORTEST {
-            return Err(lost(path, FileState::Truncated));
+        match known {
+            Some(known) if known.file == identity && length < SHORTEST => {
+                return Err(lost(path, FileState::Truncated));
+            }
+            // SQLite would replay it into the file that has taken the place of its own.
+            Some(known)
+                if known.file != identity
+                    && known.log.is_some()
+                    && BesidePaths::of(path).log_now() == known.log =>
+            {
+                return Err(lost(path, FileState::LogLeft));
+            }
+            _ => {}
         }
-        Ok(OpenPlan {
+        Ok(Some(OpenPlan {
             identity,
-            set_up: known != Some(identity),
-            made: false,
-        })
+            set_up: known.is_none_or(|known| known.file != identity || known.lost_log),
+            made,
+            is_empty: length == 0,
+            others: Cell::new(false),
+        }))
     }
 
-    pub(super) fn remember(&self, path: &Path, identity: Identity) {
-        self.known.remember(path, identity);
+    /// Claims the file that the plan is for, under all its names.
+    pub(super) fn claim_identity(&self, path: &Path, plan: &OpenPlan) -> Result<(), Error> {
+        match self.open.lock().get_mut(path) {
+            Some(open) => open.value.extend(path, plan.identity),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether nobody has put another file at the path since the plan was made.
+    pub(super) fn is_still(&self, path: &Path, plan: &OpenPlan) -> bool {
+        Identity::at(path).is_ok_and(|(identity, _)| identity == plan.identity)
+    }
+
+    /// The file is open and set up.
+    pub(super) fn remember(&self, path: &Path, known: Known) {
+        self.known.remember(path, known);
+    }
+
+    pub(super) fn is_set_up(&self, path: &Path) -> bool {
+        self.known.at(path).is_some()
     }
 
     pub(super) fn forget(&self, path: &Path) {
         self.known.forget(path);
     }
 
-    /// Notes that a connection to the file is about to be opened, in this pool and no other.
-    pub(super) fn opening(&self, path: &Path) -> Result<(), Error> {
-        let mut open = self.open.lock();
-        if let Some(opened) = open.get_mut(path) {
-            opened.connections += 1;
-            return Ok(());
-        }
-        let claim = Claim::new(path)?;
-        open.insert(
-            path.to_path_buf(),
-            Opened {
-                connections: 1,
-                _claim: claim,
-            },
-        );
-        Ok(())
+    /// Notes that a connection to the file is about to be opened, in this pool and no other. Waits for room as
+    /// `patience` says.
+    pub(super) fn opening(&self, path: &Path, patience: &Patience<'_>) -> Result<(), Error> {
+        let claim = || Ok(Claim::new(path)?);
+        let opening = self.open.opening(path.to_path_buf(), patience, claim);
+        opening.map_err(|refused| match refused {
+            Refused::NoRoom => no_descriptors(path),
+            Refused::Claimed(error) => error,
+        })
     }
 
-    /// A connection to the file was closed.
-    pub(super) fn closed(&self, path: &Path) {
-        let mut open = self.open.lock();
-        if let Some(opened) = open.get_mut(path) {
-            opened.connections -= 1;
-            if opened.connections == 0 {
-                open.remove(path);
-                self.released.notify_all();
-            }
-        }
+    /// The same for a connection that is closed before the guard is dropped.
+    pub(super) fn opened<'a>(
+        &'a self,
+        path: &'a Path,
+        patience: &Patience<'_>,
+    ) -> Result<Opened<'a>, Error> {
+        self.opening(path, patience)?;
+        Ok(Opened(self, path))
     }
 
     /// Whether a connection to the file of this key is open, or being closed.
     pub(super) fn is_open(&self, key: &str) -> bool {
         self.path_of(key)
-            .is_some_and(|path| self.open.lock().contains_key(&path))
+            .is_some_and(|path| self.open.is_open(&path))
     }
 
     fn path_of(&self, key: &str) -> Option<PathBuf> {
@@ -186,17 +219,7 @@ impl Agents {
     /// Waits until no connection to the file of this key is open, until `deadline` at most. Returns whether none is.
     pub(super) fn wait_until_key_closed(&self, key: &str, deadline: Instant) -> bool {
         self.path_of(key)
-            .is_none_or(|path| self.wait_until_closed(&path, deadline))
-    }
-
-    /// The same for the file at `path`. With two connections, SQLite would keep the descriptor of the one that is
-    /// closed first until the other is closed, too.
-    pub(super) fn wait_until_closed(&self, path: &Path, deadline: Instant) -> bool {
-        let mut open = self.open.lock();
-        while open.contains_key(path) && !self.released.wait_until(&mut open, deadline).timed_out()
-        {
-        }
-        !open.contains_key(path)
+            .is_none_or(|path| self.open.wait_until_closed(&path, deadline))
     }
 
     /// Whether the folder is there.
@@ -213,37 +236,84 @@ impl Agents {
     pub(super) fn give_up_claim(&self) {
         self.claim.lock().give_up();
     }
+}
 
-    /// How many files are open.
-    pub(super) fn open_files(&self) -> usize {
-        self.open.lock().len()
+/// A connection that serves no agent, for as long as this is there.
+pub(super) struct Opened<'a>(&'a Agents, &'a Path);
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        self.0.open.closed(self.1);
     }
+}
 
-    pub(super) fn open_paths(&self) -> Vec<PathBuf> {
-        self.open.lock().keys().cloned().collect()
+/// Why a file cannot be opened now.
+enum Refused {
+    NoRoom,
+    Claimed(Error),
+}
+
+impl From<NoRoom> for Refused {
+    fn from(_: NoRoom) -> Self {
+        Refused::NoRoom
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused::Claimed(error)
+    }
+}
+
+pub(super) fn no_descriptors(path: &Path) -> Error {
+    Error::NoDescriptors {
+        target: path.display().to_string(),
     }
 }
 
 impl AgentFile {
+    /// Of a connection that is open.
     pub(super) fn new(path: PathBuf, key: Box<str>, identity: Identity, now: Instant) -> Self {
+        let beside = BesidePaths::of(&path);
         AgentFile {
+            log: beside.log_now(),
+            beside,
             path,
             key,
             identity,
             looked_at: now,
             lost: false,
+            lost_log: false,
         }
     }
 
-    /// Looks whether the file is still the one that it was, if the last look is too old.
+    /// What to remember of it.
+    pub(super) fn known(&self) -> Known {
+        Known {
+            file: self.identity,
+            log: self.log,
+            lost_log: self.lost_log,
+        }
+    }
+
+    /// Looks whether the file and its log are still those that they were, if the last look is too old.
     pub(super) fn look(&mut self, now: Instant) {
         if !self.lost && now.saturating_duration_since(self.looked_at) >= LOOK_EVERY {
             self.looked_at = now;
             self.lost = match Identity::at(&self.path) {
-                Ok((identity, length)) => identity != self.identity || length < SHORTEST,
+                Ok((identity, length)) => {
+                    let is_it = identity == self.identity && length >= SHORTEST;
+                    self.lost_log = is_it && self.beside.log_now() != self.log;
+                    !is_it || self.lost_log
+                }
                 Err(error) => error.kind() == io::ErrorKind::NotFound,
             };
         }
+    }
+
+    /// What to remember of it, if something is to be remembered that was not so when it was opened.
+    pub(super) fn news(&self) -> Option<Known> {
+        self.lost_log.then(|| self.known())
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -266,12 +336,6 @@ pub(super) fn remove_files(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 pub(super) fn open_fault(path: &Path, source: io::Error) -> Error {

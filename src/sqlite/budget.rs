@@ -5,9 +5,16 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// Descriptors that SQLite holds for an instant besides: the folder, to sync it after a file was
-/// created in it, and `/dev/urandom`, once in a process.
-const PASSING: usize = 2;
+/// `/dev/urandom`, for an instant, once in a process.
+const RANDOM: usize = 1;
+/// One that is no connection of the pool's to serve agents: the file in which a backup is made, or the lock of a
+/// database that is being set up.
+pub(super) const SPARE: usize = 1;
+/// Of these, what may be set up at one time while all connections are open, where agents have files of their own.
+const SPARES: usize = 4;
+/// Folders of one file that SQLite has open for an instant, to sync them after a log was made: at a commit, and at a
+/// checkpoint.
+const FOLDERS: usize = 2;
 /// A database attached to a connection: its file, `-wal`, `-shm`.
 const PER_ATTACHED: usize = 3;
 
@@ -16,10 +23,10 @@ const PER_ATTACHED: usize = 3;
 pub(crate) enum Sharing {
     /// One file.
     OneFile,
-    /// As many files as connections, and a log that is first synced when the pool says so, one at a time.
+    /// As many files as connections, which are synced.
     FileEach,
-    /// As many files as connections, and a log that is first synced within a commit.
-    SyncedFileEach,
+    /// As many files as connections, which are never synced.
+    UnsyncedFileEach,
     /// Memory.
     NoFile,
 }
@@ -30,11 +37,32 @@ pub(crate) enum Sharing {
 pub(crate) fn ceiling(sharing: Sharing, n: usize, attach_limit: usize) -> usize {
     let attached = n * attach_limit * PER_ATTACHED;
     match (sharing, attached) {
-        (Sharing::OneFile, _) => 2 * n + 1 + attached + PASSING,
-        (Sharing::FileEach, _) => 3 * n + attached + PASSING,
-        (Sharing::SyncedFileEach, _) => 4 * n + attached + PASSING - 1,
+        (Sharing::OneFile, _) => for_files(sharing, n) + attached + FOLDERS + RANDOM,
+        (Sharing::FileEach | Sharing::UnsyncedFileEach, _) => {
+            for_files(sharing, n) + attached + RANDOM
+        }
         (Sharing::NoFile, 0) => 0,
-        (Sharing::NoFile, _) => attached + PASSING,
+        (Sharing::NoFile, _) => attached + FOLDERS + RANDOM,
+    }
+}
+
+/// Of these, what may be in use for the files of the database, at most: see [`OpenFiles`](super::open_files::OpenFiles).
+pub(super) fn for_files(sharing: Sharing, n: usize) -> usize {
+    match sharing {
+        Sharing::OneFile => 2 * n + 1 + SPARE,
+        Sharing::FileEach | Sharing::UnsyncedFileEach => {
+            (2 + per_connection(sharing)) * n + n.min(SPARES) * SPARE
+        }
+        Sharing::NoFile => 0,
+    }
+}
+
+/// What a connection costs besides its descriptor of the database and the file's `-shm`: its `-wal`, and the folder.
+pub(super) fn per_connection(sharing: Sharing) -> usize {
+    match sharing {
+        Sharing::OneFile | Sharing::UnsyncedFileEach => 1,
+        Sharing::FileEach => 2,
+        Sharing::NoFile => 0,
     }
 }
 
@@ -45,10 +73,12 @@ pub(crate) fn affordable(
     descriptors: usize,
     attach_limit: usize,
 ) -> Option<usize> {
-    let none = ceiling(sharing, 0, attach_limit);
-    let each = ceiling(sharing, 1, attach_limit) - none;
-    let n = descriptors.checked_sub(none)?.checked_div(each)?;
-    (n > 0).then_some(n.min(10_000))
+    const MOST: usize = 10_000;
+    let cost = |n| ceiling(sharing, n, attach_limit);
+    if cost(1) == 0 {
+        return None;
+    }
+    (1..=MOST).take_while(|n| cost(*n) <= descriptors).last()
 }
 
 /// How many descriptors a pool may use.
@@ -142,23 +172,23 @@ mod tests {
 
     #[test]
     fn a_shared_file_costs_two_for_each_connection() {
-        assert_eq!(ceiling(Sharing::OneFile, 1, 0), 3 + PASSING);
-        assert_eq!(ceiling(Sharing::OneFile, 8, 0), 17 + PASSING);
-        assert_eq!(ceiling(Sharing::OneFile, 8, 2), 17 + 48 + PASSING);
+        assert_eq!(ceiling(Sharing::OneFile, 1, 0), 3 + 4);
+        assert_eq!(ceiling(Sharing::OneFile, 8, 0), 17 + 4);
+        assert_eq!(ceiling(Sharing::OneFile, 8, 2), 17 + 48 + 4);
     }
 
     #[test]
-    fn a_file_each_costs_three_for_each() {
-        assert_eq!(ceiling(Sharing::FileEach, 64, 0), 192 + PASSING);
-        assert_eq!(affordable(Sharing::FileEach, 194, 0), Some(64));
-        assert_eq!(ceiling(Sharing::SyncedFileEach, 64, 0), 256 + 1);
+    fn a_file_each_costs_three_for_each_and_its_folder() {
+        assert_eq!(ceiling(Sharing::UnsyncedFileEach, 64, 0), 192 + 5);
+        assert_eq!(ceiling(Sharing::FileEach, 64, 0), 256 + 5);
+        assert_eq!(affordable(Sharing::FileEach, 261, 0), Some(64));
         assert_eq!(affordable(Sharing::NoFile, 194, 0), None);
     }
 
     #[test]
     fn memory_costs_nothing_but_what_it_attaches() {
         assert_eq!(ceiling(Sharing::NoFile, 8, 0), 0);
-        assert_eq!(ceiling(Sharing::NoFile, 8, 1), 24 + PASSING);
+        assert_eq!(ceiling(Sharing::NoFile, 8, 1), 24 + 3);
     }
 
     #[test]

@@ -4,14 +4,14 @@
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::limits::Limit;
 use rusqlite::types::Value;
 
 use super::agents::AgentFile;
 use super::database::Synchronous;
-use super::group::Guard;
+use super::group::{Guard, is_busy, pause};
 use super::reset::Baseline;
 use super::wal;
 use super::watch::ChangeTracker;
@@ -226,7 +226,7 @@ pub(super) fn prepare(
                 "the file is read-only",
             )));
         }
-        write_ahead(connection)?;
+        write_ahead(connection, settings.busy_timeout)?;
     }
     let synchronous = match settings.synchronous {
         Synchronous::Off => "OFF",
@@ -312,14 +312,21 @@ const WAL_FILE: i64 = 4;
 
 /// Sees to it that the file is in WAL mode. Where it is already, this changes nothing and takes no
 /// lock; the first read of the file is here, so here a file that is no database shows.
-fn write_ahead(connection: &rusqlite::Connection) -> Result<(), Fault> {
+fn write_ahead(connection: &rusqlite::Connection, patience: Duration) -> Result<(), Fault> {
     let mode = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
     let now = connection.pragma_query_value(None, "journal_mode", mode)?;
     if now.eq_ignore_ascii_case("wal") {
         return Ok(());
     }
-    // The pragma answers with the mode that is in force, whatever was asked for.
-    let now = connection.pragma_update_and_check(None, "journal_mode", "WAL", mode)?;
+    // SQLite waits for nobody here: it has read the file already, and somebody else may be about to do the same.
+    let deadline = Instant::now() + patience;
+    let now = loop {
+        // The pragma answers with the mode that is in force, whatever was asked for.
+        match connection.pragma_update_and_check(None, "journal_mode", "WAL", mode) {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => pause(),
+            now => break now?,
+        }
+    };
     if now.eq_ignore_ascii_case("wal") {
         return Ok(());
     }
@@ -329,10 +336,10 @@ fn write_ahead(connection: &rusqlite::Connection) -> Result<(), Fault> {
     )))
 }
 
-/// Writes the first page of the log, which changes nothing, so that the log is there and synced.
-pub(super) fn begin_log(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
-    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    connection.pragma_update(None, "user_version", version)
+/// It changes when another connection has committed. `None` if the file cannot be read.
+pub(super) fn data_version(connection: &rusqlite::Connection) -> Option<i64> {
+    let version = connection.pragma_query_value(None, "data_version", |row| row.get(0));
+    version.ok()
 }
 
 /// Keeps ATTACH from opening files that the ceiling does not count.

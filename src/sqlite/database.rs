@@ -1,19 +1,12 @@
-//! Which database: its path, its identity, and whether it is still the file it was.
-//! It never opens the file: closing any descriptor to it would drop the locks that SQLite holds.
+//! Which database a pool lends connections to: the type that users give to the builder.
+//! It touches no file.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
-
-use parking_lot::Mutex;
 
 use super::budget::Sharing;
-use super::identity::{Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
-use super::wal::Wal;
-use crate::error::{Error, FileState};
 
 /// What a pool lends connections to.
 #[derive(Debug, Clone)]
@@ -119,8 +112,8 @@ impl Kind {
         match (self, synchronous) {
             (Kind::File(_), _) => Sharing::OneFile,
             (Kind::Memory, _) => Sharing::NoFile,
-            (Kind::Agents(_), Synchronous::Off | Synchronous::Normal) => Sharing::FileEach,
-            (Kind::Agents(_), Synchronous::Full | Synchronous::Extra) => Sharing::SyncedFileEach,
+            (Kind::Agents(_), Synchronous::Off) => Sharing::UnsyncedFileEach,
+            (Kind::Agents(_), _) => Sharing::FileEach,
         }
     }
 
@@ -145,157 +138,4 @@ pub(super) const IN_MEMORY: &str = "a database in memory";
 pub(crate) fn memory_name() -> String {
     static MADE: AtomicU64 = AtomicU64::new(0);
     format!("file:/leasepool-{}?vfs=memdb", MADE.fetch_add(1, Relaxed))
-}
-
-/// The database file of a pool, claimed for it within this process.
-pub(crate) struct File {
-    /// Absolute, without symbolic links.
-    pub(crate) path: PathBuf,
-    /// The generation that has been set up. Locked while a file is being set up: nobody may open a
-    /// connection before that is done.
-    pub(crate) set_up: Mutex<u64>,
-    pub(super) wal: Wal,
-    claim: Mutex<Claim>,
-    born: Instant,
-    /// When the file was last looked at, in nanoseconds since `born`.
-    looked_at: AtomicU64,
-    seen: Mutex<Seen>,
-    /// Copy of `seen.generation.number`, to be read without the lock.
-    number: AtomicU64,
-}
-
-/// What the last look at the path saw.
-struct Seen {
-    identity: Option<Identity>,
-    generation: Generation,
-}
-
-/// Counts the files that were seen at the path, one after the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Generation {
-    pub(crate) number: u64,
-    /// There is no database at the path now.
-    pub(crate) lost: Option<FileState>,
-}
-
-impl File {
-    /// Claims the file at `path`, which need not exist.
-    pub(crate) fn claim(path: &Path, wal: Wal) -> Result<File, Error> {
-        let path = resolve(path).map_err(|source| Error::Open {
-            target: path.display().to_string(),
-            source: Box::new(source),
-        })?;
-        let claim = Claim::new(&path)?;
-        Ok(File {
-            set_up: Mutex::new(0),
-            wal,
-            claim: Mutex::new(claim),
-            born: Instant::now(),
-            looked_at: AtomicU64::new(0),
-            seen: Mutex::new(Seen {
-                identity: None,
-                generation: Generation {
-                    number: 0,
-                    lost: None,
-                },
-            }),
-            number: AtomicU64::new(0),
-            path,
-        })
-    }
-
-    /// Whether SQLite can find a file at the path, or make one: with the operating system's own
-    /// words, where SQLite has one code for everything.
-    pub(crate) fn check_path(&self) -> Result<(), Error> {
-        let fault = match std::fs::metadata(&self.path) {
-            Ok(metadata) if metadata.is_dir() => io::Error::new(
-                io::ErrorKind::IsADirectory,
-                "the path is a folder, not a file",
-            ),
-            Ok(metadata) if !metadata.is_file() => {
-                io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
-            }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => error,
-            _ => return Ok(()),
-        };
-        Err(Error::Open {
-            target: self.target(),
-            source: Box::new(fault),
-        })
-    }
-
-    pub(crate) fn target(&self) -> String {
-        self.path.display().to_string()
-    }
-
-    pub(crate) fn generation(&self) -> u64 {
-        self.number.load(Relaxed)
-    }
-
-    pub(crate) fn mark_set_up(&self, generation: u64) {
-        *self.set_up.lock() = generation;
-    }
-
-    /// Looks at the file if the last look is too old.
-    pub(crate) fn refresh(&self, now: Instant) {
-        let now = now.saturating_duration_since(self.born);
-        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let before = self.looked_at.load(Relaxed);
-        if now.saturating_sub(before) < LOOK_EVERY.as_nanos() as u64 {
-            return;
-        }
-        // One caller is enough; the others rely on a look that is about to be made.
-        if self
-            .looked_at
-            .compare_exchange(before, now, Relaxed, Relaxed)
-            .is_ok()
-        {
-            self.look();
-        }
-    }
-
-    /// Looks at the file now.
-    pub(crate) fn look(&self) -> Generation {
-        let mut seen = self.seen.lock();
-        let set_up_yet = seen.generation.number > 0;
-        let (identity, lost) = match Identity::at(&self.path) {
-            // An empty file that this pool has just created is not a truncated one.
-            Ok((_, length)) if length < SHORTEST && set_up_yet => {
-                (seen.identity, Some(FileState::Truncated))
-            }
-            Ok((identity, _)) => (Some(identity), None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (seen.identity, Some(FileState::Deleted))
-            }
-            // A fault of the path (permissions, an I/O error) does not make it another file.
-            Err(_) => (seen.identity, seen.generation.lost),
-        };
-        let lost = lost.filter(|_| set_up_yet);
-        if identity != seen.identity || lost != seen.generation.lost || !set_up_yet {
-            seen.identity = identity;
-            seen.generation = Generation {
-                number: seen.generation.number + 1,
-                lost,
-            };
-            self.number.store(seen.generation.number, Relaxed);
-            if lost == Some(FileState::Deleted) {
-                // The file system may give the number to another file, as soon as nobody has this
-                // one open; then it is no business of ours.
-                self.claim.lock().forget_identity();
-            }
-        }
-        seen.generation
-    }
-
-    /// Claims the file that is at the path now, under all its names.
-    pub(crate) fn claim_identity(&self) -> Result<(), Error> {
-        match Identity::at(&self.path) {
-            Ok((identity, _)) => self.claim.lock().extend(&self.path, identity),
-            Err(_) => Ok(()),
-        }
-    }
-
-    pub(crate) fn give_up_claim(&self) {
-        self.claim.lock().give_up();
-    }
 }

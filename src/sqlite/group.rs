@@ -173,7 +173,7 @@ pub(crate) fn until(deadline: Instant) -> impl FnMut() -> bool {
     move || Instant::now() < deadline
 }
 
-fn pause() {
+pub(super) fn pause() {
     std::thread::sleep(PAUSE + JITTER.mul_f64(fraction()));
 }
 
@@ -183,7 +183,7 @@ fn fraction() -> f64 {
     RandomState::new().hash_one(0) as f64 / u64::MAX as f64
 }
 
-fn is_busy(error: &rusqlite::Error) -> bool {
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)

@@ -28,6 +28,15 @@ pub(crate) struct Identity {
     born: u64,
 }
 
+/// What SQLite keeps beside a database that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Beside {
+    /// The write-ahead log.
+    pub(super) log: Option<Identity>,
+    /// The index of the log, which all connections to the file have together.
+    pub(super) index: Option<Identity>,
+}
+
 impl Identity {
     /// The file at `path`, and its length.
     #[cfg(unix)]
@@ -69,27 +78,75 @@ fn born(metadata: &std::fs::Metadata) -> u64 {
     since.map_or(0, |nanos| u64::try_from(nanos).unwrap_or(0))
 }
 
+/// Where SQLite keeps what is beside a database: looked at often, so the names are made once.
+pub(super) struct BesidePaths {
+    log: PathBuf,
+    index: PathBuf,
+}
+
+impl BesidePaths {
+    pub(super) fn of(path: &Path) -> Self {
+        BesidePaths {
+            log: beside(path, "-wal"),
+            index: beside(path, "-shm"),
+        }
+    }
+
+    /// What is there now.
+    pub(super) fn now(&self) -> Beside {
+        Beside {
+            log: self.log_now(),
+            index: identity_of(&self.index),
+        }
+    }
+
+    /// Of that, the log.
+    pub(super) fn log_now(&self) -> Option<Identity> {
+        identity_of(&self.log)
+    }
+}
+
+fn identity_of(path: &Path) -> Option<Identity> {
+    Identity::at(path).ok().map(|(identity, _)| identity)
+}
+
+/// The file that SQLite keeps beside a database under this suffix.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// An absolute path without links, also of a file that does not exist yet.
 pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
-    match path.canonicalize() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        resolved => return resolved,
+    let mut path = path.to_path_buf();
+    for _ in 0..LINKS {
+        match path.canonicalize() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            resolved => return resolved,
+        }
+        // A link to what does not exist yet: what it leads to in the end is what SQLite would create.
+        let Ok(link) = path.read_link() else {
+            return resolve_in_folder(&path);
+        };
+        path = path.parent().unwrap_or(Path::new("")).join(link);
     }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "the path leads from link to link",
+    ))
+}
+
+/// So many links are followed, as Linux does.
+const LINKS: usize = 40;
+
+fn resolve_in_folder(path: &Path) -> io::Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "the path names no file",
         ));
     };
-    // A link to a file that does not exist yet: what it points to is what SQLite would create.
-    if let Ok(link) = path.read_link() {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        return resolve_in_folder(&folder.join(link), name);
-    }
-    resolve_in_folder(path, name)
-}
-
-fn resolve_in_folder(path: &Path, name: &std::ffi::OsStr) -> io::Result<PathBuf> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -106,7 +163,7 @@ fn resolve_in_folder(path: &Path, name: &std::ffi::OsStr) -> io::Result<PathBuf>
             format!("{} is not a folder", folder.display()),
         ));
     }
-    Ok(folder.join(path.file_name().unwrap_or(name)))
+    Ok(folder.join(name))
 }
 
 /// What pools of this process have claimed: each file by its path, since it may not exist yet or
@@ -117,6 +174,14 @@ static CLAIMED: LazyLock<Mutex<HashSet<Key>>> = LazyLock::new(Mutex::default);
 enum Key {
     Path(PathBuf),
     Identity(Identity),
+}
+
+/// Whether a pool of this process has the file or folder at this path, under whatever name.
+pub(super) fn is_claimed(path: &Path) -> bool {
+    let identity = Identity::at(path).map(|(identity, _)| Key::Identity(identity));
+    let claimed = CLAIMED.lock();
+    claimed.contains(&Key::Path(path.to_path_buf()))
+        || identity.is_ok_and(|identity| claimed.contains(&identity))
 }
 
 /// A pool's claim on a file. Dropping it gives the file up.

@@ -12,6 +12,15 @@ use super::identity::Identity;
 /// In each of the two generations.
 const MOST: usize = 32_768;
 
+/// A file that was set up, and the log that it had then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    pub(super) file: Identity,
+    pub(super) log: Option<Identity>,
+    /// Its log was taken away, and with it perhaps what `setup` did.
+    pub(super) lost_log: bool,
+}
+
 pub(super) struct SetUpFiles {
     hashes: RandomState,
     generations: Mutex<Generations>,
@@ -20,8 +29,8 @@ pub(super) struct SetUpFiles {
 /// When the young are too many, they become the old ones, and the old ones are forgotten.
 #[derive(Default)]
 struct Generations {
-    young: HashMap<u64, Identity, RandomState>,
-    old: HashMap<u64, Identity, RandomState>,
+    young: HashMap<u64, Known, RandomState>,
+    old: HashMap<u64, Known, RandomState>,
 }
 
 impl SetUpFiles {
@@ -33,7 +42,7 @@ impl SetUpFiles {
     }
 
     /// The file that was set up at `path` last.
-    pub(super) fn at(&self, path: &Path) -> Option<Identity> {
+    pub(super) fn at(&self, path: &Path) -> Option<Known> {
         let key = self.key(path);
         let mut generations = self.generations.lock();
         if let Some(found) = generations.young.get(&key) {
@@ -44,9 +53,9 @@ impl SetUpFiles {
         Some(found)
     }
 
-    pub(super) fn remember(&self, path: &Path, identity: Identity) {
+    pub(super) fn remember(&self, path: &Path, file: Known) {
         let key = self.key(path);
-        self.generations.lock().insert(key, identity);
+        self.generations.lock().insert(key, file);
     }
 
     pub(super) fn forget(&self, path: &Path) {
@@ -63,10 +72,10 @@ impl SetUpFiles {
 }
 
 impl Generations {
-    fn insert(&mut self, key: u64, identity: Identity) {
+    fn insert(&mut self, key: u64, file: Known) {
         if self.young.len() >= MOST {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(key, identity);
+        self.young.insert(key, file);
     }
 }

@@ -1,16 +1,20 @@
-//! The life of an agent's file: which agents have one, a copy of it, and its end.
+//! The life of an agent's file: which agents have one, and its end.
 //! Whoever calls has seen to it that nobody else uses the file, where that matters.
 
 use std::fs::ReadDir;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use rusqlite::backup::{Backup, StepResult};
+use rusqlite::config::DbConfig;
 
-use super::agents::{Agents, make_private_file, open_fault, remove_files};
+use super::agents::{Agents, open_fault, remove_files};
 use super::connect::connect;
+use super::group::{is_busy, pause};
+use super::identity::SHORTEST;
 use super::open::{discard, open_error, opener};
-use super::{Settings, Source, Sqlite, id};
+use super::{Source, Sqlite, id};
+use crate::core::backend::Patience;
 use crate::error::Error;
 
 /// The ids of agents that have a file, read from the folder one by one: [`Pool::agents`](crate::Pool::agents).
@@ -51,39 +55,78 @@ impl Sqlite {
         Ok(self.agents()?.path(agent)?.exists())
     }
 
-    /// Removes the agent's file. Returns whether there was one.
-    pub(crate) fn remove_file(&self, agent: &str) -> Result<bool, Error> {
+    /// Removes the agent's file. Returns whether there was one. What another process does with it is waited for as
+    /// long as for room.
+    pub(crate) fn remove_file(&self, agent: &str, patience: &Patience<'_>) -> Result<bool, Error> {
         let agents = self.agents()?;
         let path = agents.path(agent)?;
-        let there = path.exists();
-        remove_files(&path).map_err(|source| open_fault(&path, source))?;
+        let deadline = patience.deadline;
+        let _opened = agents.opened(&path, patience)?;
+        let _lock = self.agents_set_up_lock(agents, &path, patience, deadline)?;
+        let removed = self.remove_exclusively(&path, deadline)?;
         agents.forget(&path);
+        Ok(removed)
+    }
+
+    /// Removes a database that no other process has open.
+    pub(super) fn remove_exclusively(&self, path: &Path, deadline: Instant) -> Result<bool, Error> {
+        let length = match std::fs::metadata(path) {
+            Ok(file) => file.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(source) => return Err(open_fault(path, source)),
+        };
+        let there = path.exists();
+        // One that is too short to be a database is nobody's yet.
+        let alone = match length >= SHORTEST {
+            true => self.lock_exclusively(path, deadline)?,
+            false => None,
+        };
+        let removed = remove_files(path).map_err(|source| open_fault(path, source));
+        if let Some(connection) = alone {
+            // What is at the path from now on is none of its business.
+            let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+            discard(connection);
+        }
+        removed?;
         Ok(there)
     }
 
-    /// Copies the agent's database, as the last commit left it, to a file that is not there yet. Opens two
-    /// connections.
-    pub(crate) fn backup(&self, agent: &str, to: &Path) -> Result<(), Error> {
-        let agents = self.agents()?;
-        let path = agents.path(agent)?;
-        if !path.exists() {
-            let source = io::Error::from(io::ErrorKind::NotFound);
-            return Err(open_fault(&path, source));
+    /// A connection that has the database for itself. `None` if what is there is no database.
+    fn lock_exclusively(
+        &self,
+        path: &Path,
+        deadline: Instant,
+    ) -> Result<Option<rusqlite::Connection>, Error> {
+        let target = path.display().to_string();
+        loop {
+            let connection = connect(&opener(path), &self.settings, &target)?;
+            let locked = connection.busy_timeout(Duration::ZERO).and_then(|()| {
+                connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE")
+            });
+            match locked {
+                Ok(()) => return Ok(Some(connection)),
+                Err(error) if is_busy(&error) => {
+                    discard(connection);
+                    if Instant::now() >= deadline {
+                        return Err(open_error(&target, error));
+                    }
+                    pause();
+                }
+                Err(_) => {
+                    discard(connection);
+                    return Ok(None);
+                }
+            }
         }
-        // SQLite takes a relative path for more than a path: a URI, or a database in memory.
-        let to = &std::path::absolute(to).map_err(|source| open_fault(to, source))?;
-        // Fails if there is a file, which may be anybody's.
-        make_private_file(to).map_err(|source| open_fault(to, source))?;
-        agents.opening(&path)?;
-        let copied = copy(&path, to, &self.settings);
-        agents.closed(&path);
-        if copied.is_err() {
-            let _ = remove_files(to);
-        }
-        copied
     }
 
-    fn agents(&self) -> Result<&Agents, Error> {
+    /// # Errors
+    /// If agents have no files of their own.
+    pub(crate) fn check_per_agent(&self) -> Result<(), Error> {
+        self.agents().map(|_| ())
+    }
+
+    pub(super) fn agents(&self) -> Result<&Agents, Error> {
         match &self.source {
             Source::Agents(agents) => Ok(agents),
             _ => Err(not_a_folder()),
@@ -97,38 +140,4 @@ fn not_a_folder() -> Error {
         value: "one that has no folder of agents' files".to_owned(),
         expected: "Database::per_agent".to_owned(),
     }
-}
-
-fn copy(from: &Path, to: &Path, settings: &Settings) -> Result<(), Error> {
-    let source = connect(&opener(from), settings, &from.display().to_string())?;
-    let name = to.display().to_string();
-    let mut target = match connect(&opener(to), settings, &name) {
-        Ok(target) => target,
-        Err(error) => {
-            discard(source);
-            return Err(error);
-        }
-    };
-    let copied = (|| {
-        source.busy_timeout(settings.busy_timeout)?;
-        {
-            // No journal: the copy is whole, or it is removed.
-            target.pragma_update(None, "journal_mode", "OFF")?;
-            let backup = Backup::new(&source, &mut target)?;
-            // All at once: one read transaction, which a writer does not make begin again. In WAL mode it
-            // keeps nobody from writing.
-            match backup.step(-1)? {
-                StepResult::Done => {}
-                _ => {
-                    return Err(rusqlite::Error::SqliteFailure(
-                        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
-                        None,
-                    ));
-                }
-            }
-        }
-        target.close().map_err(|(_, error)| error)
-    })();
-    discard(source);
-    copied.map_err(|error| open_error(&name, error))
 }

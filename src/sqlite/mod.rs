@@ -4,20 +4,24 @@
 
 mod absent;
 mod agents;
+mod backup;
 mod budget;
 #[cfg(feature = "tokio")]
 mod busy;
 mod connect;
 mod connection;
 mod database;
+mod file;
 mod group;
 mod id;
 mod identity;
 mod known;
 mod life;
 mod open;
+mod open_files;
 mod registered;
 mod reset;
+mod set_up_lock;
 mod wal;
 mod watch;
 
@@ -30,10 +34,11 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 
-use crate::core::backend::{Backend, CloseMode, Fate, NotClosed};
+use crate::core::backend::{Backend, CloseMode, Fate, NotClosed, Patience};
 use crate::error::Error;
 use crate::observe::stats::Stats;
 
+pub use backup::{Backup, BackupProgress};
 pub(crate) use budget::{Budget, Sharing};
 #[cfg(feature = "tokio")]
 pub(crate) use busy::Cancel;
@@ -45,7 +50,7 @@ pub use life::AgentIds;
 pub(crate) use wal::{Checkpointed, Mode, Wal, checkpoint};
 
 use agents::Agents;
-use database::File;
+use file::File;
 
 /// Why something of the backend's could not be done.
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -92,7 +97,7 @@ pub(crate) struct Sqlite {
 
 enum Source {
     File {
-        file: File,
+        file: Box<File>,
         /// Opens the file if it is there. Whoever opened a database with other flags would get a
         /// descriptor that SQLite cannot use again for the next connection.
         opener: SqliteConnectionManager,
@@ -150,11 +155,19 @@ impl Sqlite {
 impl Backend for Sqlite {
     type Connection = Connection;
 
-    fn open(&self, agent: &str) -> Result<Connection, Error> {
+    fn open(&self, agent: &str, patience: &Patience<'_>) -> Result<Connection, Error> {
         match &self.source {
-            Source::File { file, opener } => self.open_file(file, opener),
-            Source::Agents(agents) => self.open_agent(agents, agent),
+            Source::File { file, opener } => self.open_file(file, opener, patience),
+            Source::Agents(agents) => self.open_agent(agents, agent, patience),
             Source::Memory { opener, .. } => self.configured(database::IN_MEMORY, opener, 0, None),
+        }
+    }
+
+    fn wants_room(&self) -> bool {
+        match &self.source {
+            Source::File { file, .. } => file.open.is_short(),
+            Source::Agents(agents) => agents.open.is_short(),
+            Source::Memory { .. } => false,
         }
     }
 
@@ -226,7 +239,14 @@ impl Backend for Sqlite {
     }
 
     fn settle(&self, connection: &mut Connection) -> Fate {
-        connection.settle()
+        match (connection.settle(), &self.source, connection.agent_file()) {
+            (Fate::Reuse, Source::Agents(agents), Some(file))
+                if agents.open.keeps_closed(&file.path) =>
+            {
+                Fate::Close
+            }
+            (fate, ..) => fate,
+        }
     }
 
     fn reset(&self, connection: &mut Connection) -> Fate {
@@ -247,27 +267,35 @@ impl Backend for Sqlite {
             // The last connection to a file would otherwise run a checkpoint as it closes.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
-        // What is copied now is synced.
-        let _turn = (path.is_some() && !leaves_log).then(wal::folder);
+        let generation = connection.generation();
+        if let (Source::Agents(agents), Some(file)) = (&self.source, connection.agent_file())
+            && let Some(news) = file.news()
+        {
+            agents.remember(&file.path, news);
+        }
+        if let Source::File { file, .. } = &self.source {
+            file.closing(generation);
+        }
         // Closing drops the hooks that a borrower has set, and what is in those may panic; the connection is then
         // closed all the same, as unwinding drops it.
         let closed = catch_unwind(AssertUnwindSafe(|| connection.close())).unwrap_or(Ok(()));
-        match (closed, &self.source) {
+        match (&closed, &self.source) {
             (Ok(()), Source::Agents(agents)) => {
-                if let Some(path) = path {
-                    agents.closed(&path);
+                if let Some(path) = &path {
+                    agents.open.closed(path);
                 }
-                Ok(())
             }
-            (Ok(()), _) => Ok(()),
-            (Err((connection, source)), _) => Err(NotClosed {
-                error: Error::NotClosed {
-                    target: self.target(&connection),
-                    source: Box::new(source),
-                },
-                connection: Some(*connection),
-            }),
+            (Ok(()), Source::File { file, .. }) => file.closed(generation),
+            (Err(_), Source::File { file, .. }) => file.not_closed(generation),
+            _ => {}
         }
+        closed.map_err(|(connection, source)| NotClosed {
+            error: Error::NotClosed {
+                target: self.target(&connection),
+                source: Box::new(source),
+            },
+            connection: Some(*connection),
+        })
     }
 
     fn fd_ceiling(&self, max_connections: usize) -> usize {
@@ -278,7 +306,7 @@ impl Backend for Sqlite {
         match &self.source {
             Source::File { file, .. } => budget::descriptors_on(|path| path == file.path),
             Source::Agents(agents) => {
-                let open = agents.open_paths();
+                let open: Vec<_> = agents.open.lock().keys().cloned().collect();
                 let folder = agents.folder();
                 budget::descriptors_on(|path| {
                     path.parent() == folder && folder.is_some() || open.iter().any(|p| p == path)
@@ -291,7 +319,7 @@ impl Backend for Sqlite {
     fn observe(&self, stats: &mut Stats) {
         stats.files = match &self.source {
             Source::File { .. } => usize::from(stats.open > 0),
-            Source::Agents(agents) => agents.open_files(),
+            Source::Agents(agents) => agents.open.len(),
             Source::Memory { .. } => 0,
         };
         stats.wal_pages = self.wal().map_or(0, |wal| wal.pages() as usize);

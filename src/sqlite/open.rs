@@ -1,7 +1,8 @@
 //! Opening: the first connection to a database, setting it up, and every connection after that.
 //! It lends nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -10,13 +11,19 @@ use rusqlite::OpenFlags;
 use rusqlite::config::DbConfig;
 
 use super::agents::{self, AgentFile, Agents, OpenPlan};
+use super::budget::{SPARE, Sharing};
 use super::connect::{call, connect};
 use super::connection::{self, Connection};
-use super::database::{self, Database, File, Generation, Kind};
-use super::wal::{self, Wal};
+use super::database::{self, Database, Kind};
+use super::file::{File, Generation};
+use super::identity::Claim;
+use super::open_files::{NoRoom, Reserved};
+use super::reset::Baseline;
+use super::set_up_lock::SetUpLock;
+use super::wal::Wal;
 use super::watch::ChangeTracker;
-use super::{Fault, Settings, Source, Sqlite, reset};
-use crate::core::backend::Fate;
+use super::{Fault, Settings, Source, Sqlite};
+use crate::core::backend::{Fate, Patience};
 use crate::error::Error;
 use crate::observe::events;
 
@@ -27,27 +34,29 @@ const LONGEST_CLOSE: Duration = Duration::from_secs(1);
 
 impl Sqlite {
     /// Opens the database once, creates and sets it up if need be, and closes it again.
-    pub(crate) fn new(database: Database, settings: Settings) -> Result<Self, Error> {
+    pub(crate) fn new(
+        database: Database,
+        settings: Settings,
+        max_connections: usize,
+    ) -> Result<Self, Error> {
         let sharing = database.0.sharing(settings.synchronous);
         match database.0 {
             Kind::Agents(place) => Ok(Sqlite {
                 settings,
                 sharing,
-                source: Source::Agents(Agents::new(place)?),
+                source: Source::Agents(Agents::new(place, sharing, max_connections)?),
             }),
             Kind::File(path) => {
-                let file = File::claim(&path, Wal::new(settings.wal_size))?;
-                let opener = opener(&file.path);
-                let creator = SqliteConnectionManager::file(&file.path)
-                    .with_flags(FLAGS | OpenFlags::SQLITE_OPEN_CREATE);
+                let wal = Wal::new(settings.wal_size);
+                let file = Box::new(File::claim(&path, wal, max_connections)?);
                 file.check_path()?;
-                let connection = connect(&creator, &settings, &file.target())?;
+                let opener = opener(&file.path);
                 let sqlite = Sqlite {
                     settings,
                     sharing,
                     source: Source::File { file, opener },
                 };
-                sqlite.first_open(connection)?;
+                sqlite.first_open()?;
                 Ok(sqlite)
             }
             Kind::Memory => {
@@ -74,32 +83,46 @@ impl Sqlite {
         }
     }
 
-    /// The rest of `new` for a file that may just have been created.
-    fn first_open(&self, connection: rusqlite::Connection) -> Result<(), Error> {
+    /// The rest of `new` for a file, which may not be there yet.
+    fn first_open(&self) -> Result<(), Error> {
         let Source::File { file, opener } = &self.source else {
             return Ok(());
         };
-        if let Err(error) = file.claim_identity() {
-            discard(connection);
-            return Err(error);
-        }
-        let generation = file.look();
         let target = file.target();
-        let connection = self.set_up(connection, &target)?;
-        if connection::has_memory_management(&connection) {
-            events::memory_management();
+        {
+            let _lock = self.set_up_lock(&file.path)?;
+            let creator = SqliteConnectionManager::file(&file.path)
+                .with_flags(FLAGS | OpenFlags::SQLITE_OPEN_CREATE);
+            let connection = connect(&creator, &self.settings, &target)?;
+            if let Err(error) = file.claim_identity() {
+                discard(connection);
+                return Err(error);
+            }
+            let generation = file.look();
+            let connection = self.set_up(connection, &target)?;
+            if connection::has_memory_management(&connection) {
+                events::memory_management();
+            }
+            discard(connection);
+            *file.set_up.lock() = generation.number;
         }
-        discard(connection);
-        file.mark_set_up(generation.number);
         // Whatever else can fail at opening a connection shall fail now.
-        discard(
-            self.configured(&target, opener, generation.number, None)?
-                .into_inner(),
-        );
+        let at_once = Patience {
+            deadline: Instant::now(),
+            make_room: &(),
+        };
+        let connection = self.open_file(file, opener, &at_once)?;
+        discard(connection.into_inner());
+        file.unopened(file.generation());
         Ok(())
     }
 
-    /// Turns WAL on and runs `setup`, after `on_open`. The connection may be left in any state: it is to be closed.
+    /// The right to make a database and to set it up, of all processes.
+    fn set_up_lock(&self, path: &Path) -> Result<Option<SetUpLock>, Error> {
+        SetUpLock::acquire(path, Instant::now() + self.settings.busy_timeout)
+    }
+
+    /// Turns WAL on and runs `setup`. The connection may be left in any state: it is to be closed.
     fn set_up(
         &self,
         mut connection: rusqlite::Connection,
@@ -156,19 +179,22 @@ impl Sqlite {
         })
     }
 
-    /// Runs `setup` for an agent's file, after `on_open`. The connection comes back, ready to be lent, if nothing that
-    /// `setup` did stays on it: opening a file takes longer than looking.
+    /// Turns WAL on and runs `setup` for an agent's file, after `on_open`. The connection comes back, ready to be lent,
+    /// if nothing that `setup` did stays on it: opening a file takes longer than looking.
     fn set_up_agent(
         &self,
         mut connection: rusqlite::Connection,
         target: &str,
-    ) -> Result<Option<(rusqlite::Connection, reset::Baseline)>, Error> {
+        plan: &OpenPlan,
+    ) -> Result<Option<(rusqlite::Connection, Baseline)>, Error> {
         let mut opened = false;
+        let mut version = None;
         let begun = (|| {
-            let watch = ChangeTracker::install(&connection)?;
-            connection::prepare(&connection, &self.settings, true)?;
+            let watch = ChangeTracker::install(&connection, self.fixed_pragmas())?;
+            self.prepare(&connection, &watch)?;
+            version = connection::data_version(&connection);
             opened = self.try_on_open(&mut connection);
-            Ok(reset::Baseline::of(&connection, &self.settings, watch)?)
+            Ok(Baseline::of(&connection, &self.settings, watch)?)
         })();
         let set_up = begun
             .map_err(|source| Error::Open {
@@ -190,9 +216,41 @@ impl Sqlite {
                 Ok(None)
             }
             Err(error) => {
+                if !connection.is_autocommit() {
+                    let _ = connection.execute_batch("ROLLBACK");
+                }
+                let changed = version.is_some() && connection::data_version(&connection) != version;
+                plan.others.set(changed);
                 discard(connection);
                 Err(error)
             }
+        }
+    }
+
+    fn prepare(
+        &self,
+        connection: &rusqlite::Connection,
+        watch: &Arc<ChangeTracker>,
+    ) -> Result<(), Fault> {
+        // It sets what borrowers may not.
+        let _quiet = watch.quiet();
+        connection::prepare(connection, &self.settings, self.is_file())
+    }
+
+    /// Pragmas by which a borrower could pass the ceiling, or change the whole process.
+    fn fixed_pragmas(&self) -> &'static [&'static str] {
+        const ALL: [&str; 6] = [
+            "hard_heap_limit",
+            "soft_heap_limit",
+            "temp_store_directory",
+            "data_store_directory",
+            "temp_store",
+            // Where nothing is synced, no folder is opened for it.
+            "synchronous",
+        ];
+        match self.sharing {
+            Sharing::UnsyncedFileEach => &ALL,
+            _ => &ALL[..5],
         }
     }
 
@@ -215,13 +273,13 @@ impl Sqlite {
         &self,
         mut connection: rusqlite::Connection,
         target: &str,
-    ) -> Result<(rusqlite::Connection, reset::Baseline), Error> {
+    ) -> Result<(rusqlite::Connection, Baseline), Error> {
         let settings = &self.settings;
-        let watch = ChangeTracker::install(&connection);
+        let watch = ChangeTracker::install(&connection, self.fixed_pragmas());
         let opened = watch.map_err(Fault::from).and_then(|watch| {
-            connection::prepare(&connection, settings, self.is_file())?;
+            self.prepare(&connection, &watch)?;
             call("on_open", &settings.on_open, &mut connection, settings)?;
-            Ok(reset::Baseline::of(&connection, settings, watch)?)
+            Ok(Baseline::of(&connection, settings, watch)?)
         });
         match opened {
             Ok(baseline) => Ok((connection, baseline)),
@@ -235,10 +293,12 @@ impl Sqlite {
         }
     }
 
+    /// Opens a connection to the file, once there is room for its descriptors.
     pub(super) fn open_file(
         &self,
         file: &File,
         opener: &SqliteConnectionManager,
+        patience: &Patience<'_>,
     ) -> Result<Connection, Error> {
         let target = file.target();
         for _ in 0..OPEN_ATTEMPTS {
@@ -249,12 +309,23 @@ impl Sqlite {
                     found,
                 });
             }
-            self.set_up_once(file, opener, &target, generation)?;
-            let connection = self.configured(&target, opener, generation.number, None)?;
+            file.opening(generation.number, patience)?;
+            let opened = self
+                .set_up_once(file, opener, &target, generation)
+                .and_then(|()| self.configured(&target, opener, generation.number, None));
+            let connection = match opened {
+                Ok(connection) => connection,
+                Err(error) => {
+                    file.closed(generation.number);
+                    return Err(error);
+                }
+            };
+            file.opened(generation.number);
             if file.look() == generation {
                 return Ok(connection);
             }
             discard(connection.into_inner());
+            file.unopened(generation.number);
         }
         Err(Error::FileReplaced {
             path: file.path.clone(),
@@ -273,6 +344,7 @@ impl Sqlite {
         let mut set_up = file.set_up.lock();
         if *set_up != generation.number {
             file.claim_identity()?;
+            let _lock = self.set_up_lock(&file.path)?;
             let connection = connect(opener, &self.settings, target)?;
             discard(self.set_up(connection, target)?);
             *set_up = generation.number;
@@ -280,64 +352,119 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Opens the agent's file, which is made and set up if there is none. Nobody else does so at the same
-    /// time: whoever leases has passed the agent's gate.
-    pub(super) fn open_agent(&self, agents: &Agents, agent: &str) -> Result<Connection, Error> {
+    /// Opens the agent's file, which is made and set up if there is none. In this process nobody else does so at the
+    /// same time: whoever leases has passed the agent's gate.
+    pub(super) fn open_agent(
+        &self,
+        agents: &Agents,
+        agent: &str,
+        patience: &Patience<'_>,
+    ) -> Result<Connection, Error> {
         let path = agents.path(agent)?;
-        // One that cannot be closed is not waited for long.
-        agents.wait_until_closed(&path, Instant::now() + LONGEST_CLOSE);
-        let plan = agents.plan(&path)?;
-        agents.opening(&path)?;
-        let opened = self.open_planned(agents, agent, &path, &plan);
+        // With two connections, SQLite would keep the descriptor of the one that is closed first. One that cannot be
+        // closed is not waited for long.
+        let not_long = patience.deadline.min(Instant::now() + LONGEST_CLOSE);
+        agents.open.wait_until_closed(&path, not_long);
+        agents.opening(&path, patience)?;
+        let opened = self.open_agent_at(agents, agent, &path, patience);
         if opened.is_err() {
-            if plan.made {
-                // As it was: not there.
-                let _ = agents::remove_files(&path);
-            }
-            agents.closed(&path);
+            agents.open.closed(&path);
         }
         opened
     }
 
-    fn open_planned(
+    fn open_agent_at(
         &self,
         agents: &Agents,
         agent: &str,
         path: &Path,
-        plan: &OpenPlan,
+        patience: &Patience<'_>,
     ) -> Result<Connection, Error> {
         let target = format!("{} (agent {agent:?})", path.display());
-        let connect = || connect(&opener(path), &self.settings, &target);
-        let connection = connect()?;
-        if agents::wal_length(path) == 0 {
-            // Now, and not within a commit of the agent's or of a callback's.
-            let begun = {
-                let _turn = wal::folder();
-                connection::prepare(&connection, &self.settings, true)
-                    .and_then(|()| Ok(connection::begin_log(&connection)?))
+        for _ in 0..OPEN_ATTEMPTS {
+            let (plan, ready) = match agents.plan(path, false)? {
+                Some(plan) if !self.wants_set_up(&plan) => {
+                    agents.claim_identity(path, &plan)?;
+                    (plan, None)
+                }
+                _ => {
+                    let until = Instant::now() + self.settings.busy_timeout;
+                    let _lock = self.agents_set_up_lock(agents, path, patience, until)?;
+                    // Another process may have been there meanwhile.
+                    let Some(plan) = agents.plan(path, true)? else {
+                        continue;
+                    };
+                    agents.claim_identity(path, &plan)?;
+                    let ready = connect(&opener(path), &self.settings, &target)
+                        .and_then(|connection| self.set_up_agent(connection, &target, &plan));
+                    match ready {
+                        Ok(ready) => (plan, ready),
+                        Err(error) => {
+                            self.unmake(path, &plan);
+                            return Err(error);
+                        }
+                    }
+                }
             };
-            if let Err(source) = begun {
+            let opened = match ready {
+                Some(opened) => Ok(opened),
+                None => connect(&opener(path), &self.settings, &target)
+                    .and_then(|connection| self.configure(connection, &target)),
+            };
+            let (connection, baseline) = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    if plan.made
+                        && let Ok(_lock) =
+                            self.agents_set_up_lock(agents, path, patience, Instant::now())
+                    {
+                        self.unmake(path, &plan);
+                    }
+                    return Err(error);
+                }
+            };
+            if !agents.is_still(path, &plan) {
                 discard(connection);
-                return Err(Error::Open { target, source });
+                continue;
             }
+            let key: Box<str> = match agents.folder() {
+                Some(_) => agent.into(),
+                None => path.to_string_lossy().into(),
+            };
+            let agent_file = AgentFile::new(path.to_path_buf(), key, plan.identity, Instant::now());
+            agents.remember(path, agent_file.known());
+            return Ok(Connection::new(connection, baseline, 0, Some(agent_file)));
         }
-        let (connection, baseline) = if plan.set_up && self.settings.setup.is_some() {
-            match self.set_up_agent(connection, &target)? {
-                Some(ready) => ready,
-                None => self.configure(connect()?, &target)?,
-            }
-        } else {
-            self.configure(connection, &target)?
-        };
-        let key: Box<str> = match agents.folder() {
-            Some(_) => agent.into(),
-            None => path.to_string_lossy().into(),
-        };
-        let agent_file = AgentFile::new(path.to_path_buf(), key, plan.identity, Instant::now());
-        if plan.set_up {
-            agents.remember(path, plan.identity);
+        Err(Error::FileReplaced {
+            path: path.to_path_buf(),
+            found: crate::error::FileState::Unstable,
+        })
+    }
+
+    /// Whether other processes must not do the same at the same time.
+    fn wants_set_up(&self, plan: &OpenPlan) -> bool {
+        plan.is_empty || (plan.set_up && self.settings.setup.is_some())
+    }
+
+    /// Removes a file that was made in vain, unless somebody else has used it.
+    fn unmake(&self, path: &Path, plan: &OpenPlan) {
+        if plan.made && !plan.others.get() {
+            let _ = self.remove_exclusively(path, Instant::now());
         }
-        Ok(Connection::new(connection, baseline, 0, Some(agent_file)))
+    }
+
+    /// The right to make, set up or remove an agent's file, of all processes. Room for its descriptor is waited for as
+    /// `patience` says, and other processes until `deadline`.
+    pub(super) fn agents_set_up_lock<'a>(
+        &self,
+        agents: &'a Agents,
+        path: &Path,
+        patience: &Patience<'_>,
+        deadline: Instant,
+    ) -> Result<(Option<SetUpLock>, Reserved<'a, PathBuf, Claim>), Error> {
+        let room = agents.open.reserve(SPARE, patience);
+        let room = room.map_err(|NoRoom| agents::no_descriptors(path))?;
+        Ok((SetUpLock::acquire(path, deadline)?, room))
     }
 }
 

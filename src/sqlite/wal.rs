@@ -13,7 +13,7 @@ use std::sync::atomic::{
 };
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal as WalHook;
 
@@ -36,18 +36,10 @@ pub(super) fn note(_: &WalHook, pages: i32) -> rusqlite::Result<()> {
 fn note_or_checkpoint<const PAGES: i32>(wal: &WalHook, pages: i32) -> rusqlite::Result<()> {
     note(wal, pages)?;
     if pages >= PAGES {
-        let _turn = folder();
         // A checkpoint that fails now will be tried again after the next commit.
         let _ = wal.checkpoint();
     }
     Ok(())
-}
-
-/// The turn to sync a log for the first time on a connection: SQLite then opens the folder, too, and the ceiling has
-/// room for one such descriptor. Whoever checkpoints on a lease by a pragma of its own does without.
-pub(super) fn folder() -> MutexGuard<'static, ()> {
-    static FOLDER: Mutex<()> = Mutex::new(());
-    FOLDER.lock()
 }
 
 /// The WAL hook of leases' connections, where the log wants a checkpoint from so many bytes on. As a hook is

@@ -16,6 +16,8 @@ pub(super) struct ChangeTracker {
     mode: AtomicU8,
     /// A transaction of the pool's was rolled back while a borrower worked in it.
     rolled_back: AtomicBool,
+    /// Pragmas that borrowers may not set.
+    fixed: &'static [&'static str],
     /// What was forbidden first, in words, since somebody asked.
     refused: Mutex<Option<String>>,
 }
@@ -53,12 +55,16 @@ pub(super) struct ModeGuard(Arc<ChangeTracker>, u8);
 
 impl ChangeTracker {
     /// Watches `connection` from now on, and marks its hooks, so that it shows whether `on_open`
-    /// sets any.
-    pub(super) fn install(connection: &Connection) -> rusqlite::Result<Arc<ChangeTracker>> {
+    /// sets any. Pragmas of these names are refused.
+    pub(super) fn install(
+        connection: &Connection,
+        fixed: &'static [&'static str],
+    ) -> rusqlite::Result<Arc<ChangeTracker>> {
         let watch = Arc::new(ChangeTracker {
             touched: AtomicU32::new(UNGUARDED),
             mode: AtomicU8::new(WATCHING),
             rolled_back: AtomicBool::new(false),
+            fixed,
             refused: Mutex::default(),
         });
         let tripwire = |bit| Tripwire(Arc::clone(&watch), bit);
@@ -198,7 +204,7 @@ impl ChangeTracker {
                 }
                 None => Authorization::Allow,
             },
-            _ if changes_process(context) => Authorization::Deny,
+            _ if sets_one_of(context, self.fixed) => Authorization::Deny,
             _ => {
                 if shuts_out(context) {
                     self.touched.fetch_or(SHUTS_OUT | CHANGED, Relaxed);
@@ -304,17 +310,6 @@ fn shuts_out(context: &AuthContext<'_>) -> bool {
         _ => true,
     };
     !harmless && sets_one_of(context, &["locking_mode", "journal_mode"])
-}
-
-/// What one agent would change for the whole process.
-fn changes_process(context: &AuthContext<'_>) -> bool {
-    const PRAGMAS: [&str; 4] = [
-        "hard_heap_limit",
-        "soft_heap_limit",
-        "temp_store_directory",
-        "data_store_directory",
-    ];
-    sets_one_of(context, &PRAGMAS)
 }
 
 fn sets_one_of(context: &AuthContext<'_>, pragmas: &[&str]) -> bool {

@@ -167,3 +167,142 @@ fn open_descriptors_named(part: &str) -> usize {
         .filter(|target| target.to_string_lossy().contains(part))
         .count()
 }
+
+/// C6: a file that is replaced again and again, with a lease held in each of its generations. SQLite keeps the
+/// descriptors of closed connections to a file until the last to it is closed.
+#[test]
+fn nine_generations_of_a_file() {
+    let fixture = Fixture::new();
+    let pool = fixture
+        .builder(8)
+        .lease_timeout(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for generation in 0..9 {
+        // As many as there are to be had, of which one is kept.
+        let mut leases = Vec::new();
+        for i in 0..8 {
+            match pool.lease(format!("{generation}-{i}")) {
+                Ok(lease) => {
+                    insert(&lease);
+                    leases.push(lease);
+                }
+                Err(Error::NoDescriptors { .. } | Error::Exhausted { .. }) => refused += 1,
+                Err(other) => panic!("{other:?}"),
+            }
+            let found = fixture.descriptors().all();
+            assert!(
+                found <= pool.fd_ceiling(),
+                "{generation}: {found} {:?}",
+                fixture.descriptors()
+            );
+        }
+        held.extend(leases.pop());
+        drop(leases);
+        let other = fixture.in_folder("other.db");
+        let made = leasepool::rusqlite::Connection::open(&other).unwrap();
+        made.execute_batch("CREATE TABLE t (x)").unwrap();
+        drop(made);
+        for sidecar in ["db-wal", "db-shm"] {
+            let _ = std::fs::remove_file(fixture.path.with_extension(sidecar));
+        }
+        std::fs::rename(&other, &fixture.path).unwrap();
+        let_a_change_show();
+    }
+    assert!(refused > 0 && held.len() > 2, "{refused} {}", held.len());
+    // Each of them works on what it had.
+    held.iter().for_each(|lease| assert!(count(lease) > 0));
+    drop(held);
+    eventually("a lease is to be had", || pool.lease("a").is_ok());
+    eventually("all old ones are closed", || {
+        fixture.descriptors().deleted == 0
+    });
+    assert_whole(&pool);
+}
+
+/// C6, the other way round: who waits for descriptors gets them when a lease on an old file ends.
+#[test]
+fn descriptors_are_waited_for() {
+    let fixture = Fixture::new();
+    let pool = fixture.builder(2).lease_timeout(LONG).build().unwrap();
+    let old: Vec<_> = (0..2)
+        .map(|i| pool.lease(format!("old-{i}")).unwrap())
+        .collect();
+    old.iter().for_each(|lease| insert(lease));
+    let other = fixture.in_folder("other.db");
+    let made = leasepool::rusqlite::Connection::open(&other).unwrap();
+    made.execute_batch("CREATE TABLE t (x)").unwrap();
+    drop(made);
+    for sidecar in ["db-wal", "db-shm"] {
+        std::fs::remove_file(fixture.path.with_extension(sidecar)).unwrap();
+    }
+    std::fs::rename(&other, &fixture.path).unwrap();
+    let_a_change_show();
+    let mut old = old.into_iter();
+    drop(old.next());
+    thread::scope(|scope| {
+        // Four are open to the old file: two on the database, a log, an index. A new one needs three more, and there are two.
+        let waiting = scope.spawn(|| count(&pool.lease("new").unwrap()));
+        drop(old);
+        assert_eq!(waiting.join().unwrap(), 0);
+    });
+    assert!(pool.try_lease("new").is_ok());
+    assert_whole(&pool);
+}
+
+/// C8: what `setup` attaches is limited as what leases attach is.
+#[test]
+fn attach_in_setup() {
+    for limit in [0, 1] {
+        let fixture = Mode::PerAgent.fixture();
+        let attached = fixture.in_folder("attached.db");
+        leasepool::rusqlite::Connection::open(&attached)
+            .unwrap()
+            .execute_batch("CREATE TABLE u (x)")
+            .unwrap();
+        let pool = fixture
+            .builder(4)
+            .attach_limit(limit)
+            .setup(move |conn| {
+                conn.execute("ATTACH ?1 AS other", [attached.to_str()])?;
+                conn.execute_batch("SELECT * FROM other.u; CREATE TABLE IF NOT EXISTS t (x)")
+            })
+            .build()
+            .unwrap();
+        let leases: Vec<_> = (0..4).map(|i| pool.lease(format!("a{i}"))).collect();
+        match limit {
+            0 => assert!(
+                leases
+                    .iter()
+                    .all(|lease| matches!(lease, Err(Error::Setup { .. })))
+            ),
+            _ => assert!(leases.iter().all(Result::is_ok)),
+        }
+        assert!(fixture.descriptors().all() <= pool.fd_ceiling());
+    }
+}
+
+/// An agent can make no temporary files, nor have folders synced where nothing is to be.
+#[test]
+fn pragmas_that_would_open_files() {
+    for (mode, synchronous, refused) in [
+        (Mode::Shared, leasepool::Synchronous::Off, false),
+        (Mode::PerAgent, leasepool::Synchronous::Full, false),
+        (Mode::PerAgent, leasepool::Synchronous::Off, true),
+    ] {
+        let pool = mode.fixture();
+        let pool = pool.builder(1).synchronous(synchronous).build().unwrap();
+        let lease = pool.lease("a").unwrap();
+        assert!(lease.execute_batch("PRAGMA temp_store = FILE").is_err());
+        assert_eq!(
+            lease.execute_batch("PRAGMA synchronous = FULL").is_err(),
+            refused
+        );
+        let kept: i64 = lease
+            .pragma_query_value(None, "temp_store", |row| row.get(0))
+            .unwrap();
+        assert_eq!(kept, 2);
+    }
+}

@@ -501,7 +501,9 @@ fn a_database_swapped_for_another() {
     drop(lease);
     drop(ours);
     assert_eq!(count(&pool.lease("b").unwrap()), 0);
-    assert_eq!(pool.stats().discarded_by_reset, 1);
+    // With the last connection to its file, which is closed elsewhere, the log went.
+    let stats = pool.stats();
+    assert_eq!(stats.discarded_by_reset + stats.discarded_by_file, 1);
 }
 
 /// Hooks of `on_open` cannot be read back, so they are there for everybody by opening anew.

@@ -1,6 +1,7 @@
 //! The promises of the crate, each with tests that fail when it is broken.
 
 mod awaiting;
+mod backup;
 mod cap;
 mod clean;
 mod close;
@@ -24,5 +25,6 @@ mod replaced;
 #[cfg(feature = "tokio")]
 mod run;
 mod seeing;
+mod starts;
 mod stress;
 mod write;

@@ -146,8 +146,8 @@ fn a_descriptor_budget_decides_the_size() {
             .fd_budget(budget)
             .build()
     };
-    let pool = build(20).unwrap();
-    assert!(pool.fd_ceiling() <= 20);
+    let pool = build(22).unwrap();
+    assert!(pool.fd_ceiling() <= 22);
     assert_eq!(pool.stats().max_connections, 8);
     drop(pool);
     let Err(Error::Budget {
@@ -158,7 +158,7 @@ fn a_descriptor_budget_decides_the_size() {
     else {
         panic!("a pool of nothing");
     };
-    assert_eq!(ceiling, 5);
+    assert_eq!(ceiling, 7);
     let error = Pool::builder(Database::file(&fixture.path))
         .max_connections(100)
         .fd_budget(20)
@@ -179,12 +179,12 @@ fn the_process_limit_is_checked_and_left_alone() {
         "options::the_process_limit_is_checked_and_left_alone",
         || {
             let fixture = Fixture::new();
-            let limit = open_descriptors() + 20;
+            let limit = open_descriptors() + 22;
             limit_descriptors(limit);
             let error = fixture.builder(20).build().unwrap_err();
             let Error::Budget {
-                ceiling: 43,
-                available: 20,
+                ceiling: 45,
+                available: 22,
                 ..
             } = error
             else {
@@ -211,7 +211,7 @@ fn attach_and_vacuum() {
     drop((lease, pool));
 
     let pool = fixture.builder(2).attach_limit(1).build().unwrap();
-    assert_eq!(pool.fd_ceiling(), 2 * 2 + 1 + 2 * 3 + 2);
+    assert_eq!(pool.fd_ceiling(), 2 * 2 + 1 + 2 * 3 + 4);
     let lease = pool.lease("a").unwrap();
     lease.execute_batch("ATTACH ':memory:' AS other").unwrap();
     assert!(lease.execute_batch("ATTACH ':memory:' AS another").is_err());

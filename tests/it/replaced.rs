@@ -205,3 +205,198 @@ fn a_file_copied_over_loses_no_connection() {
     assert_eq!(pool.stats().lent, 0);
     assert!(pool.stats().open <= 2);
 }
+
+/// C1, C2: the log belongs to its database.
+mod log {
+    use super::*;
+
+    in_both_modes! {
+        a_log_that_is_left_is_not_replayed_into_another_file,
+        a_log_that_is_left_while_evicted_is_not_replayed,
+        a_log_that_is_removed_is_noticed,
+        the_documented_way_to_restore_a_file,
+    }
+
+    fn beside(path: &std::path::Path, suffix: &str) -> std::path::PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        name.into()
+    }
+
+    /// Another database with five rows, put over the file of agent `a`.
+    fn replace(fixture: &Fixture) {
+        let file = fixture.file("a");
+        std::fs::rename(another(fixture, 5), &file).unwrap();
+        let_a_change_show();
+    }
+
+    /// Either an error that says so, or the new file as it was.
+    fn refused_or_clean(fixture: &Fixture, pool: &Pool) {
+        match pool.lease("a") {
+            Err(Error::FileReplaced { found, .. }) => {
+                assert_eq!(found, FileState::LogLeft);
+                // Whoever removes what is left has the new file.
+                for suffix in ["-wal", "-shm"] {
+                    let _ = std::fs::remove_file(beside(&fixture.file("a"), suffix));
+                }
+                let_a_change_show();
+                assert_eq!(rows(pool, "a"), 5);
+            }
+            Ok(lease) => assert_eq!(count(&lease), 5),
+            Err(other) => panic!("{other:?}"),
+        }
+        let lease = pool.lease("a").unwrap();
+        let checked: String = lease
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(checked, "ok");
+        insert(&lease);
+        drop(lease);
+        assert_eq!(rows(pool, "a"), 6);
+        assert_whole(pool);
+    }
+
+    fn a_log_that_is_left_is_not_replayed_into_another_file(mode: Mode) {
+        for lent in [false, true] {
+            let fixture = mode.fixture();
+            let pool = fixture.pool(3);
+            let lease = pool.lease("a").unwrap();
+            (0..100).for_each(|_| insert(&lease));
+            let held = lent.then_some(lease);
+            replace(&fixture);
+            // By anybody's lease: in one file together it is noticed by the next.
+            let noticed = pool.lease(mode.either("b", "a-neighbour"));
+            if mode == Mode::Shared {
+                assert!(
+                    matches!(noticed, Err(Error::FileReplaced { .. })),
+                    "{noticed:?}"
+                );
+                assert!(matches!(pool.ready(), Err(Error::FileReplaced { .. })));
+            }
+            drop(noticed);
+            if let Some(lease) = held {
+                // What is lent stays as it was.
+                assert_eq!(count(&lease), 100);
+            }
+            refused_or_clean(&fixture, &pool);
+        }
+    }
+
+    fn a_log_that_is_left_while_evicted_is_not_replayed(mode: Mode) {
+        let fixture = mode.fixture();
+        let pool = fixture.pool(2);
+        let lease = pool.lease("a").unwrap();
+        (0..20).for_each(|_| insert(&lease));
+        // A reader elsewhere, so that the log stays when the connection is closed.
+        let outside = leasepool::rusqlite::Connection::open(fixture.file("a")).unwrap();
+        assert_eq!(count(&outside), 20);
+        drop(lease);
+        pool.release("a");
+        if mode == Mode::PerAgent {
+            eventually("it is closed", || pool.stats().open == 0);
+        }
+        assert!(
+            std::fs::metadata(beside(&fixture.file("a"), "-wal"))
+                .unwrap()
+                .len()
+                > 0
+        );
+        replace(&fixture);
+        assert!(matches!(
+            pool.lease("a"),
+            Err(Error::FileReplaced {
+                found: FileState::LogLeft,
+                ..
+            })
+        ));
+        drop(outside);
+        refused_or_clean(&fixture, &pool);
+    }
+
+    fn a_log_that_is_removed_is_noticed(mode: Mode) {
+        let fixture = mode.fixture();
+        let pool = fixture.pool(2);
+        let lease = pool.lease("a").unwrap();
+        insert(&lease);
+        std::fs::remove_file(beside(&fixture.file("a"), "-wal")).unwrap();
+        let_a_change_show();
+        match mode {
+            // Nobody can be served while somebody has the old log.
+            Mode::Shared => {
+                let error = pool.lease("b").unwrap_err();
+                let found = FileState::LogRemoved;
+                assert!(
+                    matches!(&error, Error::FileReplaced { found: now, .. } if *now == found),
+                    "{error:?}"
+                );
+                assert!(matches!(pool.ready(), Err(Error::FileReplaced { .. })));
+                let write = pool.write("b", |tx| {
+                    Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (2)", ())?)
+                });
+                assert!(
+                    matches!(write, Err(Error::FileReplaced { .. })),
+                    "{write:?}"
+                );
+            }
+            Mode::PerAgent => {}
+        }
+        drop(lease);
+        // Then the database is opened anew, with a log of its own, and keeps what it is given.
+        eventually("it is served again", || pool.lease("a").is_ok());
+        let write = pool.write("a", |tx| {
+            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (2)", ())?)
+        });
+        write.unwrap();
+        pool.close().unwrap();
+        let kept = leasepool::rusqlite::Connection::open(fixture.file("a")).unwrap();
+        let found: i64 = kept
+            .query_row("SELECT count(*) FROM t WHERE x = 2", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, 1);
+        assert!(pool.stats().discarded_by_file >= 1);
+    }
+
+    /// As docs/operating.md says: first what would change the new file, then the file.
+    fn the_documented_way_to_restore_a_file(mode: Mode) {
+        for lent in [false, true] {
+            let fixture = mode.fixture();
+            let pool = fixture.pool(2);
+            let lease = pool.lease("a").unwrap();
+            (0..10).for_each(|_| insert(&lease));
+            let held = lent.then_some(lease);
+            let file = fixture.file("a");
+            for suffix in ["-wal", "-shm"] {
+                std::fs::remove_file(beside(&file, suffix)).unwrap();
+            }
+            std::fs::rename(another(&fixture, 5), &file).unwrap();
+            let_a_change_show();
+            drop(held);
+            eventually("the new file is served", || {
+                pool.lease("a").is_ok_and(|lease| count(&lease) == 5)
+            });
+            insert(&pool.lease("a").unwrap());
+            assert_eq!(rows(&pool, "a"), 6);
+            assert_whole(&pool);
+        }
+    }
+}
+
+/// C22: what a path leads to in the end is what is opened, and what is counted.
+#[test]
+fn a_link_to_a_link_to_no_file() {
+    let fixture = Fixture::new();
+    let (first, second) = (fixture.in_folder("first"), fixture.in_folder("second"));
+    std::os::unix::fs::symlink("second", &first).unwrap();
+    std::os::unix::fs::symlink(&fixture.path, &second).unwrap();
+    let build = || Pool::builder(leasepool::Database::file(&first)).build();
+    let pool = build().unwrap();
+    let _lease = pool.lease("a").unwrap();
+    assert!(fixture.path.exists());
+    assert_eq!(pool.descriptors(), Some(fixture.descriptors().all()));
+    assert!(fixture.descriptors().all() >= 3);
+    // A circle of links is an error.
+    let circle = fixture.in_folder("circle");
+    std::os::unix::fs::symlink("circle", &circle).unwrap();
+    let built = Pool::builder(leasepool::Database::file(&circle)).build();
+    assert!(matches!(built, Err(Error::Open { .. })), "{built:?}");
+}

@@ -689,7 +689,7 @@ mod metrics {
             seen.until("leasepool_leases_total outcome=miss pool=chat", 2.0);
             seen.until("leasepool_connections pool=chat state=lent", 1.0);
             seen.until("leasepool_connections pool=chat state=parked", 1.0);
-            seen.until("leasepool_descriptor_ceiling pool=chat", 7.0);
+            seen.until("leasepool_descriptor_ceiling pool=chat", 9.0);
             seen.until(
                 "leasepool_descriptors pool=chat",
                 fixture.descriptors().all() as f64,

@@ -108,7 +108,7 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
         .unwrap();
     until_text(&browser, "state", |state| state == "ready").await;
     assert_eq!(text(&browser, "name").await, "chat.db");
-    assert_eq!(text(&browser, "ceiling").await, "7");
+    assert_eq!(text(&browser, "ceiling").await, "9");
 
     // A lease, with a name that is no markup.
     let evil = "<img src=x onerror=alert(1)>";

@@ -113,7 +113,7 @@ fn prometheus_text_is_well_formed_and_true() {
     );
     assert_eq!(
         value(&format!("leasepool_descriptor_ceiling{{{pool_label}}}")),
-        7.0
+        9.0
     );
     assert_eq!(
         value(&format!("leasepool_hold_seconds_count{{{pool_label}}}")),

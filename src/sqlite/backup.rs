@@ -1,0 +1,353 @@
+//! Backup: a copy of a database as one commit left it, whole at its path or not there at all.
+//! Whoever calls brings the connection that it is read from.
+
+use std::ffi::OsString;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rusqlite::backup::StepResult;
+use rusqlite::{Connection, limits::Limit};
+
+use super::agents::{make_private_file, no_descriptors, open_fault, remove_files};
+use super::connect::connect;
+use super::identity::{Identity, beside, is_claimed, resolve};
+use super::open::{discard, opener};
+use super::open_files::NoRoom;
+use super::set_up_lock::SetUpLock;
+use super::{Fault, Source, Sqlite, budget};
+use crate::core::backend::Patience;
+use crate::error::Error;
+
+/// How a backup is made: see [`Pool::backup_with`](crate::Pool::backup_with).
+///
+/// ```
+/// use std::ops::ControlFlow;
+/// use leasepool::Backup;
+///
+/// let how = Backup::new().compact(true).progress(|done| {
+///     println!("{} of {} pages", done.copied, done.pages);
+///     ControlFlow::Continue(())
+/// });
+/// ```
+#[must_use = "nothing is copied until it is given to a pool"]
+pub struct Backup<'a> {
+    compact: bool,
+    pages_per_step: u16,
+    progress: Box<Report<'a>>,
+}
+
+type Report<'a> = dyn FnMut(BackupProgress) -> ControlFlow<()> + 'a;
+
+/// How far a backup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackupProgress {
+    /// Pages that have been copied.
+    pub copied: u32,
+    /// Pages that the database has.
+    pub pages: u32,
+}
+
+impl Default for Backup<'_> {
+    fn default() -> Self {
+        Backup {
+            compact: false,
+            pages_per_step: 256,
+            progress: Box::new(|_| ControlFlow::Continue(())),
+        }
+    }
+}
+
+impl<'a> Backup<'a> {
+    /// A copy of every page.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether to write the database anew without its free pages, as `VACUUM INTO` does, instead of copying every
+    /// page. It takes longer, and the copy is smaller. It is done in one step: `progress` is told before and after.
+    ///
+    /// Defaults to `false`.
+    pub fn compact(mut self, compact: bool) -> Self {
+        self.compact = compact;
+        self
+    }
+
+    /// How many pages are copied between two calls of `progress`; 0 counts as 1.
+    ///
+    /// Defaults to 256.
+    pub fn pages_per_step(mut self, pages: u16) -> Self {
+        self.pages_per_step = pages.max(1);
+        self
+    }
+
+    /// Is told how far the backup is after each step, on the thread that makes it, and may end it with
+    /// [`ControlFlow::Break`]: then nothing is left of it.
+    ///
+    /// Defaults to going on.
+    pub fn progress(
+        mut self,
+        progress: impl FnMut(BackupProgress) -> ControlFlow<()> + 'a,
+    ) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+}
+
+impl std::fmt::Debug for Backup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backup")
+            .field("compact", &self.compact)
+            .field("pages_per_step", &self.pages_per_step)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sqlite {
+    /// Copies the database that `source` is connected to. `patience` is for room, not for copying.
+    pub(crate) fn backup(
+        &self,
+        source: &Connection,
+        to: &Path,
+        how: &mut Backup<'_>,
+        patience: &Patience<'_>,
+    ) -> Result<(), Error> {
+        let target = Target::new(to)?;
+        let _room = self.room_for_target(&target, patience)?;
+        let failed = |error: Fault| target.error(error);
+        make_private_file(&target.partial).map_err(|error| failed(error.into()))?;
+        let copied = match how.compact {
+            true => compacted(source, &target.partial, how),
+            false => self.copied(source, &target.partial, how),
+        };
+        copied.map_err(failed)?;
+        target.keep().map_err(failed)
+    }
+
+    /// Copies an agent's database, on connections of its own.
+    pub(crate) fn backup_agent(
+        &self,
+        agent: &str,
+        to: &Path,
+        how: &mut Backup<'_>,
+        patience: &Patience<'_>,
+    ) -> Result<(), Error> {
+        let agents = self.agents()?;
+        let path = agents.path(agent)?;
+        let no_file = || open_fault(&path, io::ErrorKind::NotFound.into());
+        if !path.exists() {
+            return Err(no_file());
+        }
+        if !agents.is_set_up(&path) {
+            // Somebody may be setting it up now.
+            drop(SetUpLock::acquire(&path, patience.deadline)?);
+            if !path.exists() {
+                return Err(no_file());
+            }
+        }
+        let _opened = agents.opened(&path, patience)?;
+        let target = path.display().to_string();
+        let source = connect(&opener(&path), &self.settings, &target)?;
+        source.busy_timeout(self.settings.busy_timeout)?;
+        let copied = self.backup(&source, to, how, patience);
+        discard(source);
+        copied
+    }
+
+    /// Room for the descriptor of the copy.
+    fn room_for_target(
+        &self,
+        target: &Target,
+        patience: &Patience<'_>,
+    ) -> Result<Box<dyn Send + '_>, Error> {
+        let no_room = |NoRoom| no_descriptors(&target.path);
+        Ok(match &self.source {
+            Source::File { file, .. } => Box::new(
+                file.open
+                    .reserve(budget::SPARE, patience)
+                    .map_err(no_room)?,
+            ),
+            Source::Agents(agents) => Box::new(
+                agents
+                    .open
+                    .reserve(budget::SPARE, patience)
+                    .map_err(no_room)?,
+            ),
+            Source::Memory { .. } => Box::new(()),
+        })
+    }
+
+    fn copied(&self, source: &Connection, to: &Path, how: &mut Backup<'_>) -> Result<(), Fault> {
+        let mut target = connect(&opener(to), &self.settings, &to.display().to_string())?;
+        // No journal: the copy is whole, or it is removed.
+        target.pragma_update(None, "journal_mode", "OFF")?;
+        target.pragma_update(None, "synchronous", "OFF")?;
+        // What is read in one transaction does not change, so that writers never make the backup begin again. In WAL
+        // mode it keeps nobody from writing.
+        let snapshot = source.unchecked_transaction()?;
+        snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        let backup = rusqlite::backup::Backup::new(source, &mut target)?;
+        loop {
+            let step = backup.step(i32::from(how.pages_per_step))?;
+            let progress = backup.progress();
+            let pages = u32::try_from(progress.pagecount).unwrap_or(0);
+            let left = u32::try_from(progress.remaining).unwrap_or(0);
+            let copied = pages.saturating_sub(left);
+            if (how.progress)(BackupProgress { copied, pages }).is_break() {
+                return Err(stopped());
+            }
+            match step {
+                StepResult::Done => break,
+                StepResult::More => {}
+                // Nobody else has a lock on either, unless the database has no write-ahead log.
+                _ => return Err(busy().into()),
+            }
+        }
+        drop(backup);
+        snapshot.finish()?;
+        target.close().map_err(|(_, error)| error.into())
+    }
+}
+
+fn compacted(source: &Connection, to: &Path, how: &mut Backup<'_>) -> Result<(), Fault> {
+    let Some(to) = to.to_str() else {
+        return Err(Box::new(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the path is not UTF-8",
+        )));
+    };
+    let pages = source.pragma_query_value(None, "page_count", |row| row.get(0))?;
+    if (how.progress)(BackupProgress { copied: 0, pages }).is_break() {
+        return Err(stopped());
+    }
+    let limit = source.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 1)?;
+    let vacuumed = source.execute("VACUUM INTO ?1", [to]);
+    source.set_limit(Limit::SQLITE_LIMIT_ATTACHED, limit)?;
+    vacuumed?;
+    match (how.progress)(BackupProgress {
+        copied: pages,
+        pages,
+    }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(stopped()),
+    }
+}
+
+fn stopped() -> Fault {
+    Box::new(io::Error::new(
+        io::ErrorKind::Interrupted,
+        "the progress function ended it",
+    ))
+}
+
+fn busy() -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+    rusqlite::Error::SqliteFailure(code, None)
+}
+
+/// Where a copy is to be, and where it is made.
+struct Target {
+    path: PathBuf,
+    folder: PathBuf,
+    /// Beside it, under a name that nobody else uses. It is removed when this is dropped.
+    partial: PathBuf,
+}
+
+impl Target {
+    fn new(to: &Path) -> Result<Self, Error> {
+        let failed = |source: io::Error| backup_error(to, source.into());
+        let path = resolve(to).map_err(failed)?;
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        };
+        let target = Target {
+            folder: folder.to_path_buf(),
+            partial: folder.join(partial_name(name)),
+            path: path.clone(),
+        };
+        target.check()?;
+        Ok(target)
+    }
+
+    /// Whether nobody would be harmed if the copy were there.
+    fn check(&self) -> Result<(), Error> {
+        match std::fs::metadata(&self.path) {
+            Ok(found) if !found.is_file() => {
+                let fault = io::Error::new(io::ErrorKind::AlreadyExists, "it is not a file");
+                return Err(self.error(fault.into()));
+            }
+            _ => {}
+        }
+        if is_claimed(&self.path) || is_claimed(&self.folder) || is_open_here(&self.path) {
+            return Err(Error::AlreadyPooled {
+                path: self.path.clone(),
+            });
+        }
+        for suffix in ["-wal", "-journal"] {
+            let found = beside(&self.path, suffix);
+            if found.exists() {
+                let fault = io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    format!(
+                        "{} is there: SQLite would replay it into the copy",
+                        found.display()
+                    ),
+                );
+                return Err(self.error(fault.into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the copy, which is whole, where it is to be.
+    fn keep(&self) -> Result<(), Fault> {
+        // Nobody else has it open, so no lock of SQLite's ends with this descriptor.
+        std::fs::File::open(&self.partial)?.sync_all()?;
+        self.check()?;
+        std::fs::rename(&self.partial, &self.path)?;
+        #[cfg(unix)]
+        std::fs::File::open(&self.folder)?.sync_all()?;
+        Ok(())
+    }
+
+    fn error(&self, source: Fault) -> Error {
+        backup_error(&self.path, source)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = remove_files(&self.partial);
+    }
+}
+
+fn backup_error(to: &Path, source: Fault) -> Error {
+    match source.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(source) => Error::Backup {
+            to: to.to_path_buf(),
+            source,
+        },
+    }
+}
+
+/// `NAME.PROCESS-NUMBER.partial`.
+fn partial_name(name: &std::ffi::OsStr) -> OsString {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let mut partial = name.to_owned();
+    let number = MADE.fetch_add(1, Relaxed);
+    partial.push(format!(".{}-{number}.partial", std::process::id()));
+    partial
+}
+
+/// Whether this process has the file open, as far as the operating system tells.
+fn is_open_here(path: &Path) -> bool {
+    let (Ok((identity, _)), Ok(open)) = (Identity::at(path), std::fs::read_dir("/proc/self/fd"))
+    else {
+        return false;
+    };
+    open.flatten()
+        .any(|entry| Identity::at(&entry.path()).is_ok_and(|(found, _)| found == identity))
+}

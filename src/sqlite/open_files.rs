@@ -1,0 +1,330 @@
+//! OpenFiles: which files connections are open to, and how many descriptors SQLite holds on them. What would pass the
+//! ceiling waits.
+//! It opens nothing.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::core::backend::Patience;
+
+/// The files that a pool has open.
+///
+/// SQLite closes no descriptor of a database while another connection of the process has a lock on that file: it
+/// keeps it, for the next connection to the same file. So a file costs as many descriptors as it ever had connections
+/// since there was none, and a `-wal` for each connection that is open.
+pub(super) struct OpenFiles<K, V> {
+    /// What a connection costs besides that.
+    per_connection: usize,
+    /// So many descriptors at most.
+    most: usize,
+    state: Mutex<State<K, V>>,
+    /// Descriptors of closed connections that SQLite keeps. Written under the lock, read without.
+    kept: AtomicUsize,
+    /// Those who wait for room. Written under the lock, read without.
+    waiting: AtomicUsize,
+    /// Told when descriptors have been closed.
+    closed: Condvar,
+}
+
+struct State<K, V> {
+    files: HashMap<K, OpenFile<V>>,
+    /// What all files cost, and what is reserved.
+    used: usize,
+}
+
+/// A file, and what is known of it while it is open.
+pub(super) struct OpenFile<V> {
+    pub(super) connections: usize,
+    /// Descriptors of the database: those of connections, and those that SQLite keeps.
+    databases: usize,
+    pub(super) value: V,
+}
+
+/// There was no room until the time had passed.
+#[derive(Debug)]
+pub(super) struct NoRoom;
+
+/// Descriptors for something else than a connection. Dropping it gives them back.
+pub(super) struct Reserved<'a, K: Eq + Hash, V>(&'a OpenFiles<K, V>, usize);
+
+/// All connections to a file have one.
+const INDEX: usize = 1;
+
+impl<K: Eq + Hash, V> OpenFiles<K, V> {
+    /// Where a connection costs `per_connection` descriptors besides that on the database, and all of them at most `most`.
+    pub(super) fn new(per_connection: usize, most: usize) -> Self {
+        OpenFiles {
+            per_connection,
+            most,
+            state: Mutex::new(State {
+                files: HashMap::new(),
+                used: 0,
+            }),
+            kept: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            closed: Condvar::new(),
+        }
+    }
+
+    /// Notes that a connection to the file is about to be opened. Waits for room as `patience` says.
+    /// `value` is what to know of a file that is not open yet.
+    pub(super) fn opening<E: From<NoRoom>>(
+        &self,
+        key: K,
+        patience: &Patience<'_>,
+        value: impl FnOnce() -> Result<V, E>,
+    ) -> Result<(), E> {
+        let mut waiting = None;
+        let mut state = self.state.lock();
+        loop {
+            let more = match state.files.get(&key) {
+                Some(file) if file.connections < file.databases => self.per_connection,
+                Some(_) => 1 + self.per_connection,
+                None => INDEX + 1 + self.per_connection,
+            };
+            if state.used + more <= self.most {
+                match state.files.get_mut(&key) {
+                    Some(file) => {
+                        file.connections += 1;
+                        if file.connections > file.databases {
+                            file.databases = file.connections;
+                        } else {
+                            self.kept.fetch_sub(1, Relaxed);
+                        }
+                    }
+                    None => {
+                        let file = OpenFile {
+                            connections: 1,
+                            databases: 1,
+                            value: value()?,
+                        };
+                        state.files.insert(key, file);
+                    }
+                }
+                state.used += more;
+                return Ok(());
+            }
+            self.wait_for_room(&mut state, patience, &mut waiting)?;
+        }
+    }
+
+    /// A connection to the file was closed.
+    pub(super) fn closed<Q: ?Sized + Eq + Hash>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        let mut state = self.state.lock();
+        let Some(file) = state.files.get_mut(key) else {
+            return;
+        };
+        file.connections -= 1;
+        let mut less = self.per_connection;
+        self.kept.fetch_add(1, Relaxed);
+        if file.connections == 0 {
+            self.kept.fetch_sub(file.databases, Relaxed);
+            less += INDEX + file.databases;
+            // Its value goes before anybody else can open the file.
+            state.files.remove(key);
+        }
+        state.used -= less;
+        self.closed.notify_all();
+    }
+
+    /// Descriptors for something else. Waits for room as `patience` says.
+    pub(super) fn reserve(
+        &self,
+        descriptors: usize,
+        patience: &Patience<'_>,
+    ) -> Result<Reserved<'_, K, V>, NoRoom> {
+        let mut waiting = None;
+        let mut state = self.state.lock();
+        while state.used + descriptors > self.most {
+            self.wait_for_room(&mut state, patience, &mut waiting)?;
+        }
+        state.used += descriptors;
+        Ok(Reserved(self, descriptors))
+    }
+
+    /// Waits until something may have been closed. The first time it only says that somebody is going to wait: what was
+    /// to be closed before, and left open for want of need, is closed then.
+    fn wait_for_room<'a>(
+        &'a self,
+        state: &mut MutexGuard<'_, State<K, V>>,
+        patience: &Patience<'_>,
+        waiting: &mut Option<Waiting<'a>>,
+    ) -> Result<(), NoRoom> {
+        if waiting.is_none() {
+            *waiting = Some(Waiting::new(&self.waiting));
+            MutexGuard::unlocked(state, || patience.make_room.make_room());
+            return Ok(());
+        }
+        match self.closed.wait_until(state, patience.deadline).timed_out() {
+            true => Err(NoRoom),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether somebody waits for room.
+    pub(super) fn is_short(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
+    /// Whether SQLite keeps descriptors of connections to the file that are closed.
+    pub(super) fn keeps_closed<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        if self.kept.load(Relaxed) == 0 {
+            return false;
+        }
+        let state = self.state.lock();
+        let file = state.files.get(key);
+        file.is_some_and(|file| file.connections < file.databases)
+    }
+
+    pub(super) fn is_open<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        self.state.lock().files.contains_key(key)
+    }
+
+    /// Waits until no connection to the file is open, until `deadline` at most. Returns whether none is.
+    pub(super) fn wait_until_closed<Q: ?Sized + Eq + Hash>(
+        &self,
+        key: &Q,
+        deadline: Instant,
+    ) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        let mut state = self.state.lock();
+        while state.files.contains_key(key) {
+            if self.closed.wait_until(&mut state, deadline).timed_out() {
+                return !state.files.contains_key(key);
+            }
+        }
+        true
+    }
+
+    /// How many files are open.
+    pub(super) fn len(&self) -> usize {
+        self.state.lock().files.len()
+    }
+
+    /// The files that are open.
+    pub(super) fn lock(&self) -> Files<'_, K, V> {
+        Files(self.state.lock())
+    }
+}
+
+/// One who waits for room.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Relaxed);
+        Waiting(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The files that are open, for as long as nobody else opens or closes one.
+pub(super) struct Files<'a, K, V>(MutexGuard<'a, State<K, V>>);
+
+impl<K: Eq + Hash, V> Files<'_, K, V> {
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.files.keys()
+    }
+
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut OpenFile<V>> {
+        self.0.files.values_mut()
+    }
+
+    pub(super) fn get_mut<Q: ?Sized + Eq + Hash>(&mut self, key: &Q) -> Option<&mut OpenFile<V>>
+    where
+        K: Borrow<Q>,
+    {
+        self.0.files.get_mut(key)
+    }
+}
+
+impl<K: Eq + Hash, V> Drop for Reserved<'_, K, V> {
+    fn drop(&mut self) {
+        self.0.state.lock().used -= self.1;
+        self.0.closed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    impl From<NoRoom> for String {
+        fn from(_: NoRoom) -> String {
+            "no room".to_owned()
+        }
+    }
+
+    const NOT_AT_ALL: Duration = Duration::ZERO;
+
+    fn patience(time: Duration) -> Patience<'static> {
+        Patience {
+            deadline: Instant::now() + time,
+            make_room: &(),
+        }
+    }
+
+    fn opens(files: &OpenFiles<u8, ()>, key: u8) -> bool {
+        let opening = files.opening(key, &patience(NOT_AT_ALL), || Ok::<_, String>(()));
+        opening.is_ok()
+    }
+
+    #[test]
+    fn descriptors_of_closed_connections_count_until_the_last_is_closed() {
+        // As many as three connections to one file need.
+        let files = OpenFiles::new(1, 7);
+        assert!((0..3).all(|_| opens(&files, 1)));
+        assert!(!opens(&files, 1));
+        files.closed(&1);
+        files.closed(&1);
+        assert!(files.keeps_closed(&1));
+        // Its index, one -wal, three databases: another file needs three.
+        assert!(!opens(&files, 2));
+        assert!(opens(&files, 1));
+        files.closed(&1);
+        files.closed(&1);
+        assert!(opens(&files, 2) && opens(&files, 3));
+        assert!(!opens(&files, 4));
+    }
+
+    #[test]
+    fn who_waits_for_room_gets_it_when_there_is_some() {
+        let files = OpenFiles::new(1, 3);
+        assert!(opens(&files, 1));
+        let soon = patience(Duration::from_secs(30));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| files.opening(2, &soon, || Ok::<_, String>(())));
+            files.closed(&1);
+            assert!(waiting.join().unwrap().is_ok());
+        });
+        assert!(files.reserve(1, &patience(NOT_AT_ALL)).is_err());
+        files.closed(&2);
+        let reserved = files.reserve(1, &patience(NOT_AT_ALL));
+        assert!(reserved.is_ok() && !opens(&files, 1));
+        drop(reserved);
+        assert!(opens(&files, 1));
+    }
+}
