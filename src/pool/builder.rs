@@ -38,8 +38,13 @@ const TIMEOUTS: RangeInclusive<Duration> =
 const BUSY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 
 /// Pragmas that an option here is for, or that would undo what the pool relies on.
-const RESERVED: [(&str, &str); 11] = [
+const RESERVED: [(&str, &str); 19] = [
     ("busy_timeout", "use Builder::busy_timeout"),
+    ("cipher_log", "it is the whole process's"),
+    ("cipher_log_level", "it is the whole process's"),
+    ("cipher_log_source", "it is the whole process's"),
+    ("cipher_memory_security", "it is the whole process's"),
+    ("cipher_profile", "it opens a file that nobody has counted"),
     ("data_store_directory", "it is the whole process's"),
     ("hard_heap_limit", "it is the whole process's"),
     ("journal_mode", "files are always in WAL mode"),
@@ -47,8 +52,10 @@ const RESERVED: [(&str, &str); 11] = [
         "locking_mode",
         "an exclusive lock would shut out the pool's other connections",
     ),
+    ("hexrekey", REKEY),
     ("mmap_size", "use Builder::mmap_size"),
     ("query_only", "connections are shared by agents that write"),
+    ("rekey", REKEY),
     ("soft_heap_limit", "it is the whole process's"),
     ("synchronous", "use Builder::synchronous"),
     (
@@ -59,7 +66,10 @@ const RESERVED: [(&str, &str); 11] = [
         "temp_store_directory",
         "temporary tables are kept in memory",
     ),
+    ("textrekey", REKEY),
 ];
+
+const REKEY: &str = "it would change the key with every connection";
 
 /// Builds a [`Pool`]: [`Pool::builder`].
 ///
@@ -300,10 +310,17 @@ impl Builder {
     }
 
     /// A pragma that every connection gets when it is opened, after the pool's own. May be called
-    /// again for others. SQLite ignores pragmas it does not know. One that has no effect makes the opening fail: a value
-    /// that SQLite does not understand, or `page_size`, `auto_vacuum` and the like of a file that is there already.
+    /// again for others.
     ///
-    /// Defaults to none.
+    /// What is decided as a file is made comes before that: `page_size`, `auto_vacuum`, `encoding`, and, first of all,
+    /// SQLCipher's `key` and then its `cipher_...`, which also the connections of a [backup](Pool::backup_agent) get. On
+    /// a file that is there already, the first three must say what it has.
+    ///
+    /// One that has no effect makes the opening fail with an [`Error::Open`] that names it: a value that SQLite does not
+    /// understand, a pragma that it does not know, another `page_size` than the file's, a key where SQLite cannot encrypt.
+    ///
+    /// Defaults to `foreign_keys` ON, whatever SQLite was compiled with: rusqlite's bundled one has it on by itself, the
+    /// one of most systems off. `.pragma("foreign_keys", false)` turns it off.
     pub fn pragma(
         mut self,
         name: impl Into<String>,
@@ -535,6 +552,9 @@ fn check_pragma(name: &str) -> Result<(), Error> {
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let expected = match (reserved, is_name) {
+        (None, _) if lower.starts_with("cipher_default_") => {
+            "another pragma: it is the whole process's".to_owned()
+        }
         (Some((_, why)), _) => format!("another pragma: {why}"),
         (None, false) => "a name of letters, digits and underscores".to_owned(),
         (None, true) => return Ok(()),

@@ -1,5 +1,5 @@
 //! Connect: the one way in which the backend opens a connection, whatever it is for; and how a callback is run on one.
-//! It reads nothing from the file, and runs no pragma: `on_connect` comes first.
+//! It reads nothing from the file, and gives no pragma before `on_connect`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,26 +8,18 @@ use r2d2_sqlite::SqliteConnectionManager;
 
 use super::connection::limit_attach;
 use super::open::{discard, open_error};
-use super::{Callback, Fault, Settings};
+use super::{Callback, Fault, Settings, pragmas};
 use crate::error::Error;
 
 /// Opens a connection, for leases, `setup`, a backup, or to keep a database in memory. ATTACH is limited from the first
-/// on, and `on_connect` has run.
+/// on, and `on_connect` has run; what the builder has for a key was given.
 pub(super) fn connect(
     opener: &SqliteConnectionManager,
     settings: &Settings,
     target: &str,
 ) -> Result<rusqlite::Connection, Error> {
     let mut connection = opener.connect().map_err(|e| open_error(target, e))?;
-    let begun = limit_attach(&connection, settings).and_then(|()| {
-        call(
-            "on_connect",
-            &settings.on_connect,
-            &mut connection,
-            settings,
-        )
-    });
-    match begun {
+    match begin(&mut connection, settings) {
         Ok(()) => Ok(connection),
         Err(source) => {
             discard(connection);
@@ -37,6 +29,12 @@ pub(super) fn connect(
             })
         }
     }
+}
+
+fn begin(connection: &mut rusqlite::Connection, settings: &Settings) -> Result<(), Fault> {
+    limit_attach(connection, settings)?;
+    call("on_connect", &settings.on_connect, connection, settings)?;
+    pragmas::unlock(connection, settings)
 }
 
 /// Runs a callback of the builder's, if there is one; a panic in it becomes an error. A transaction that it leaves open

@@ -6,8 +6,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
-use rusqlite::types::Value;
 
 use super::agents::AgentFile;
 use super::database::Synchronous;
@@ -15,7 +15,7 @@ use super::group::{Guard, is_busy, pause};
 use super::reset::Baseline;
 use super::wal;
 use super::watch::ChangeTracker;
-use super::{Fault, Settings};
+use super::{Fault, Settings, pragmas};
 use crate::core::backend::Fate;
 
 /// A connection in a slot.
@@ -216,9 +216,12 @@ pub(super) fn prepare(
     connection.set_prepared_statement_cache_capacity(settings.statement_cache);
     // Temporary files would be descriptors that nobody has counted.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // SQLite's own default depends on how it was compiled.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
     if settings.exclusive_locking {
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     }
+    pragmas::begin_file(connection, settings)?;
     if is_file {
         if connection.is_readonly("main")? {
             return Err(Box::new(io::Error::new(
@@ -243,68 +246,7 @@ pub(super) fn prepare(
         "mmap_size",
         i64::try_from(settings.mmap_size).unwrap_or(i64::MAX),
     )?;
-    for (name, value) in &settings.pragmas {
-        connection.pragma_update(None, name, value)?;
-        check_pragma(connection, name, value)?;
-    }
-    Ok(())
-}
-
-/// SQLite takes what it does not understand for `OFF`, and ignores what comes too late (`page_size`): only what the pragma
-/// says afterwards tells.
-fn check_pragma(connection: &rusqlite::Connection, name: &str, given: &Value) -> Result<(), Fault> {
-    let found = connection.pragma_query_value(None, name, |row| row.get::<_, Value>(0));
-    let found = match found {
-        Ok(found) => found,
-        // It says nothing.
-        Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    if means(given, &found) {
-        return Ok(());
-    }
-    Err(Box::new(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!("the pragma {name} = {given:?} had no effect: it is {found:?}"),
-    )))
-}
-
-/// Whether a pragma that was given one value, and says the other, did as it was told.
-fn means(given: &Value, found: &Value) -> bool {
-    /// Words for numbers, of all pragmas: no two of one pragma's differ in what they mean.
-    const WORDS: [(&str, i64); 12] = [
-        ("off", 0),
-        ("no", 0),
-        ("false", 0),
-        ("none", 0),
-        ("on", 1),
-        ("yes", 1),
-        ("true", 1),
-        ("full", 1),
-        ("incremental", 2),
-        ("fast", 2),
-        ("memory", 2),
-        ("extra", 3),
-    ];
-    match (given, found) {
-        (Value::Text(given), Value::Text(found)) => {
-            let (given, found) = (given.to_ascii_lowercase(), found.to_ascii_lowercase());
-            // UTF-16 is one of two.
-            found.starts_with(&given)
-        }
-        (Value::Text(given), Value::Integer(found)) => {
-            let word = WORDS
-                .iter()
-                .find(|(word, _)| given.eq_ignore_ascii_case(word));
-            let number = word.map(|(_, number)| *number);
-            number.or_else(|| given.parse().ok()) == Some(*found)
-        }
-        (Value::Integer(given), Value::Integer(found)) => {
-            // A switch is on for any number but zero.
-            given == found || (*found == 1 && *given != 0)
-        }
-        (given, found) => given == found || matches!(found, Value::Null),
-    }
+    pragmas::finish(connection, settings)
 }
 
 /// The file `-wal` is cut to so many times the length at which the log wants a checkpoint.

@@ -19,6 +19,7 @@ mod known;
 mod life;
 mod open;
 mod open_files;
+mod pragmas;
 mod registered;
 mod reset;
 mod set_up_lock;

@@ -239,7 +239,12 @@ impl Sqlite {
 
     /// Pragmas by which a borrower could pass the ceiling, or change the whole process.
     fn fixed_pragmas(&self) -> &'static [&'static str] {
-        const ALL: [&str; 6] = [
+        const ALL: [&str; 11] = [
+            "cipher_log",
+            "cipher_log_level",
+            "cipher_log_source",
+            "cipher_memory_security",
+            "cipher_profile",
             "hard_heap_limit",
             "soft_heap_limit",
             "temp_store_directory",
@@ -250,7 +255,7 @@ impl Sqlite {
         ];
         match self.sharing {
             Sharing::UnsyncedFileEach => &ALL,
-            _ => &ALL[..5],
+            _ => &ALL[..10],
         }
     }
 

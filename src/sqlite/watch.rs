@@ -204,7 +204,9 @@ impl ChangeTracker {
                 }
                 None => Authorization::Allow,
             },
-            _ if sets_one_of(context, self.fixed) => Authorization::Deny,
+            _ if sets_one_of(context, self.fixed) || sets_cipher_default(context) => {
+                Authorization::Deny
+            }
             _ => {
                 if shuts_out(context) {
                     self.touched.fetch_or(SHUTS_OUT | CHANGED, Relaxed);
@@ -310,6 +312,20 @@ fn shuts_out(context: &AuthContext<'_>) -> bool {
         _ => true,
     };
     !harmless && sets_one_of(context, &["locking_mode", "journal_mode"])
+}
+
+/// SQLCipher keeps these for all connections to come.
+fn sets_cipher_default(context: &AuthContext<'_>) -> bool {
+    const PREFIX: &str = "cipher_default_";
+    match context.action {
+        AuthAction::Pragma {
+            pragma_name,
+            pragma_value: Some(_),
+        } => pragma_name
+            .get(..PREFIX.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX)),
+        _ => false,
+    }
 }
 
 fn sets_one_of(context: &AuthContext<'_>, pragmas: &[&str]) -> bool {

@@ -295,35 +295,199 @@ fn setup_runs_once_for_a_file_also_for_a_new_one() {
     }
 }
 
-/// C15 and C14: a value that SQLite does not understand, or that comes too late, is told.
-#[test]
-fn a_pragma_that_has_no_effect_is_told() {
-    for (name, value) in [
-        ("foreign_keys", "enabled"),
-        ("recursive_triggers", "sure"),
-        ("page_size", "8192"),
-        ("auto_vacuum", "INCREMENTAL"),
-    ] {
-        let fixture = Fixture::new();
-        let built = fixture.builder(1).pragma(name, value.to_owned()).build();
-        let Err(Error::Open { source, .. } | Error::Setup { source, .. }) = built else {
-            panic!("{name} = {value}: {built:?}");
+mod pragmas {
+    use super::*;
+
+    in_both_modes!(
+        a_pragma_that_has_no_effect_is_told,
+        a_pragma_that_has_one_is_taken,
+        what_a_new_file_has_is_decided_first,
+        another_page_size_than_the_files_is_refused,
+        pragmas_that_write_do_so_once,
+        foreign_keys_are_on_unless_told_otherwise,
+    );
+
+    fn open(builder: Builder) -> Result<Pool, Error> {
+        let pool = builder.build()?;
+        drop(pool.lease("a")?);
+        Ok(pool)
+    }
+
+    /// The builder of each kind of database.
+    fn builders(mode: Mode) -> [(Fixture, Builder); 2] {
+        let of = |database: Database| {
+            Pool::builder(database)
+                .max_connections(2)
+                .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
+        };
+        let (file, memory) = (mode.fixture(), mode.fixture());
+        let builder = of(mode.database(&file.path));
+        [(file, builder), (memory, of(Database::memory()))]
+    }
+
+    fn assert_told(built: Result<Pool, Error>, name: &str) {
+        let Err(Error::Open { source, .. }) = built else {
+            panic!("{name}: {built:?}");
         };
         let text = source.to_string();
         assert!(text.contains(name) && text.contains("no effect"), "{text}");
     }
-    for (name, value) in [
-        ("foreign_keys", "on"),
-        ("foreign_keys", "YES"),
-        ("foreign_keys", "0"),
-        ("secure_delete", "fast"),
-        ("cache_size", "-4000"),
-        ("case_sensitive_like", "on"),
-        ("cell_size_check", "true"),
-        ("encoding", "utf-8"),
-    ] {
-        let fixture = Fixture::new();
-        let built = fixture.builder(1).pragma(name, value.to_owned()).build();
-        assert!(built.is_ok(), "{name} = {value}: {built:?}");
+
+    /// C15: a value that SQLite does not understand, or a name that it does not know.
+    fn a_pragma_that_has_no_effect_is_told(mode: Mode) {
+        for (name, value) in [
+            ("foreign_keys", "enabled"),
+            ("foreign_keys", ""),
+            ("foreign_key", "on"),
+            ("recursive_triggers", "sure"),
+            ("page_size", "1000"),
+            ("auto_vacuum", "sometimes"),
+            ("encoding", "utf"),
+            ("secure_delete", "slow"),
+        ] {
+            for (_fixture, builder) in builders(mode) {
+                let built = open(builder.pragma(name, value.to_owned()));
+                match &built {
+                    // SQLite has words of its own for this one.
+                    Err(Error::Open { source, .. }) if name == "encoding" => {
+                        assert!(source.to_string().contains("encoding"), "{source}");
+                    }
+                    _ => assert_told(built, name),
+                }
+            }
+        }
+    }
+
+    fn a_pragma_that_has_one_is_taken(mode: Mode) {
+        for (name, value) in [
+            ("foreign_keys", "on"),
+            ("foreign_keys", "YES"),
+            ("foreign_keys", "0"),
+            ("secure_delete", "fast"),
+            ("cache_size", "-4000"),
+            ("cache_spill", "on"),
+            ("cache_spill", "off"),
+            ("case_sensitive_like", "on"),
+            ("cell_size_check", "true"),
+            ("encoding", "utf-8"),
+            ("encoding", "UTF16"),
+            ("wal_autocheckpoint", "-1"),
+            ("analysis_limit", "100"),
+            ("optimize", "0x10002"),
+        ] {
+            for (_fixture, builder) in builders(mode) {
+                let built = open(builder.pragma(name, value.to_owned()));
+                assert!(built.is_ok(), "{name} = {value}: {built:?}");
+            }
+        }
+    }
+
+    /// C14: in whichever order they are given.
+    fn what_a_new_file_has_is_decided_first(mode: Mode) {
+        for (fixture, builder) in builders(mode) {
+            let builder = builder
+                .pragma("cache_size", 100)
+                .pragma("auto_vacuum", "INCREMENTAL")
+                .pragma("page_size", 8192)
+                .pragma("encoding", "UTF-16be");
+            let pool = open(builder).unwrap();
+            let lease = pool.lease("a").unwrap();
+            let number = |name| {
+                let found = lease.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+                found.unwrap()
+            };
+            assert_eq!((number("page_size"), number("auto_vacuum")), (8192, 2));
+            let encoding = lease.pragma_query_value(None, "encoding", |row| row.get(0));
+            assert_eq!(encoding, Ok("UTF-16be".to_owned()));
+            drop((lease, pool));
+            if !fixture.path.exists() {
+                continue;
+            }
+            // The file has them now: the same are fine, and so is none.
+            let again = fixture
+                .builder(1)
+                .pragma("page_size", 8192)
+                .pragma("auto_vacuum", 2)
+                .pragma("encoding", "utf-16");
+            drop(open(again).unwrap());
+            drop(open(fixture.builder(1)).unwrap());
+        }
+    }
+
+    fn another_page_size_than_the_files_is_refused(mode: Mode) {
+        let fixture = mode.fixture();
+        drop(open(fixture.builder(1)).unwrap());
+        for (name, value) in [
+            ("page_size", "8192"),
+            ("auto_vacuum", "INCREMENTAL"),
+            ("auto_vacuum", "FULL"),
+            ("encoding", "UTF-16le"),
+        ] {
+            let built = open(fixture.builder(1).pragma(name, value.to_owned()));
+            assert_told(built, name);
+        }
+        drop(open(fixture.builder(1)).unwrap());
+    }
+
+    /// One that writes takes the write lock, and a page of the log.
+    fn pragmas_that_write_do_so_once(mode: Mode) {
+        let fixture = mode.fixture();
+        let builder = || {
+            fixture
+                .builder(2)
+                .busy_timeout(Duration::from_millis(100))
+                .pragma("auto_vacuum", "FULL")
+                .pragma("application_id", 77)
+                .pragma("user_version", 3)
+        };
+        drop(open(builder()).unwrap());
+        // Somebody else writes meanwhile.
+        let other = leasepool::rusqlite::Connection::open(fixture.file("a")).unwrap();
+        let version = "PRAGMA user_version";
+        assert_eq!(other.query_row(version, [], |row| row.get(0)), Ok(3));
+        // There is a log already: the pool begins one where there is none.
+        let lock = "INSERT INTO t VALUES (1); BEGIN IMMEDIATE";
+        other.execute_batch(lock).unwrap();
+        let pool = Pool::builder(mode.database(&fixture.path))
+            .busy_timeout(Duration::from_millis(100))
+            .synchronous(Synchronous::Off)
+            .pragma("auto_vacuum", "FULL")
+            .pragma("application_id", 77)
+            .pragma("user_version", 3)
+            .build()
+            .unwrap();
+        drop(pool.lease("a").unwrap());
+    }
+
+    /// What SQLite was compiled with does not count.
+    fn foreign_keys_are_on_unless_told_otherwise(mode: Mode) {
+        let schema = "CREATE TABLE IF NOT EXISTS p (id INTEGER PRIMARY KEY);
+                      CREATE TABLE IF NOT EXISTS c (p REFERENCES p)";
+        let orphan = "INSERT INTO c VALUES (1)";
+        for off in [false, true] {
+            for (_fixture, builder) in builders(mode) {
+                let builder = builder.max_connections(1).setup(move |conn| {
+                    conn.execute_batch(schema)?;
+                    assert_eq!(conn.execute(orphan, []).is_ok(), off);
+                    Ok(())
+                });
+                let pool = match off {
+                    false => open(builder).unwrap(),
+                    true => open(builder.pragma("foreign_keys", false)).unwrap(),
+                };
+                for agent in ["a", "b"] {
+                    let lease = pool.lease(agent).unwrap();
+                    assert_eq!(lease.execute(orphan, []).is_ok(), off);
+                    let other = if off { "ON" } else { "OFF" };
+                    lease
+                        .execute_batch(&format!("PRAGMA foreign_keys = {other}"))
+                        .unwrap();
+                }
+                let written = pool.write("c", |tx| -> Result<usize, Error> {
+                    Ok(tx.execute(orphan, [])?)
+                });
+                assert_eq!(written.is_ok(), off);
+            }
+        }
     }
 }
