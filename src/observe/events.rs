@@ -126,6 +126,24 @@ pub(crate) fn memory_management() {
     });
 }
 
+/// The linked SQLite is too old for checkpoints beside commits.
+pub(crate) fn old_sqlite(pool: &str, version: i32) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        let version = format!(
+            "{}.{}.{}",
+            version / 1_000_000,
+            version / 1_000 % 1_000,
+            version % 1_000
+        );
+        tracing::warn!(
+            pool,
+            version,
+            "SQLite before 3.51.3 can corrupt a database when a checkpoint follows another while somebody commits: the              pool lets writes wait for each of its checkpoints; link a newer SQLite, or use the feature `bundled`"
+        )
+    });
+}
+
 /// A checkpoint could not be run.
 pub(crate) fn checkpoint_failed(pool: &str, error: &Error) {
     #[cfg(feature = "tracing")]

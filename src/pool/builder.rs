@@ -12,7 +12,10 @@ use rusqlite::types::{ToSqlOutput, Value};
 use super::{Pool, Shared};
 use crate::core::{Core, Options};
 use crate::error::Error;
-use crate::sqlite::{Budget, Database, Kind, Place, Settings, Sharing, Sqlite, Synchronous};
+use crate::observe::events;
+use crate::sqlite::{
+    Budget, Database, Kind, Passes, Place, Settings, Sharing, Sqlite, Synchronous,
+};
 use crate::write::{Limits, Writer};
 
 const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
@@ -116,6 +119,7 @@ impl Builder {
                 wal_size: 4 << 20,
                 exclusive_locking: false,
                 pragmas: Vec::new(),
+                sqlite_version: rusqlite::version_number(),
                 on_connect: None,
                 setup: None,
                 on_open: None,
@@ -303,6 +307,11 @@ impl Builder {
     /// again, or somewhat longer. A [`pragma`](Builder::pragma) `wal_autocheckpoint` brings SQLite's own
     /// checkpoints back for all.
     ///
+    /// SQLite before 3.51.3 can, rarely, [corrupt a database](https://sqlite.org/wal.html#walresetbug) when a second
+    /// checkpoint follows a complete one while another connection commits. Where such a SQLite is linked, which a `tracing`
+    /// event says at `build`, the pool copies the log in one pass, and its writes wait for that. It cannot keep leases
+    /// that write without the queue, and other processes, from it: link a newer SQLite.
+    ///
     /// Defaults to 4 MiB, which is also when SQLite runs its own.
     pub fn wal_size(mut self, bytes: u32) -> Self {
         self.settings.wal_size = bytes;
@@ -449,6 +458,10 @@ impl Builder {
             budget.check(max_connections, ceiling)?;
         }
         let name = self.name.unwrap_or_else(|| database.0.name());
+        let version = self.settings.sqlite_version;
+        if sharing != Sharing::NoFile && Passes::of(version) == Passes::One {
+            events::old_sqlite(&name, version);
+        }
         let options = Options {
             name: name.into(),
             max_connections,
@@ -586,4 +599,118 @@ fn check_path(path: &PathBuf) -> Result<(), Error> {
         value: format!("{path:?}"),
         expected: expected.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+    use super::*;
+
+    /// The first without the fault, and the last with it.
+    const VERSIONS: [(i32, &str); 2] = [(3_051_003, "passive"), (3_051_002, "restart")];
+
+    fn builder(folder: &tempfile::TempDir, version: i32) -> Builder {
+        let mut builder = Pool::builder(Database::file(folder.path().join("v.db")));
+        builder.settings.sqlite_version = version;
+        builder
+    }
+
+    /// What checkpoints have begun, on any connection.
+    static BEGUN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    fn note(event: TraceEvent<'_>) {
+        if let TraceEvent::Stmt(_, sql) = event
+            && sql.contains("wal_checkpoint(")
+        {
+            BEGUN.lock().unwrap().push(sql.to_ascii_lowercase());
+        }
+    }
+
+    /// C23.
+    #[test]
+    fn an_old_sqlite_gets_one_pass_for_each_checkpoint() {
+        for (version, first) in VERSIONS {
+            let folder = tempfile::tempdir().unwrap();
+            let pool = builder(&folder, version)
+                .wal_size(1 << 16)
+                .synchronous(Synchronous::Off)
+                .setup(|conn| conn.execute_batch("CREATE TABLE t (x)"))
+                .on_open(|conn| {
+                    conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note));
+                    Ok(())
+                })
+                .build()
+                .unwrap();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while pool.stats().checkpoints < 3 {
+                assert!(Instant::now() < deadline, "{:?}", pool.stats());
+                pool.write("a", |tx| -> Result<usize, Error> {
+                    Ok(tx.execute("INSERT INTO t VALUES (zeroblob(20000))", [])?)
+                })
+                .unwrap();
+            }
+            let checkpoints = pool.stats().checkpoints;
+            pool.close().unwrap();
+            let begun = std::mem::take(&mut *BEGUN.lock().unwrap());
+            assert!(begun[0].contains(first), "{version}: {begun:?}");
+            let one_pass = begun.iter().all(|sql| sql.contains("restart"));
+            assert_eq!(one_pass, version < 3_051_003, "{begun:?}");
+            if one_pass {
+                // One more may have been at work as they were counted.
+                let most = usize::try_from(checkpoints).unwrap() + 1;
+                assert!(begun.len() <= most, "{checkpoints}: {begun:?}");
+            }
+        }
+    }
+
+    #[cfg(feature = "tracing")]
+    #[test]
+    fn an_old_sqlite_is_told_at_build() {
+        use std::fmt::Write;
+        use std::sync::Arc;
+
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<String>>);
+
+        impl tracing::field::Visit for Log {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
+                write!(self.0.lock().unwrap(), "{field}={value:?} ").unwrap();
+            }
+        }
+
+        impl tracing::Subscriber for Log {
+            fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+                *metadata.level() == tracing::Level::WARN
+            }
+            fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+                tracing::span::Id::from_u64(1)
+            }
+            fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+            fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+            fn event(&self, event: &tracing::Event<'_>) {
+                event.record(&mut self.clone());
+            }
+            fn enter(&self, _: &tracing::span::Id) {}
+            fn exit(&self, _: &tracing::span::Id) {}
+        }
+
+        for (version, _) in VERSIONS {
+            let folder = tempfile::tempdir().unwrap();
+            let log = Log::default();
+            tracing::subscriber::with_default(log.clone(), || {
+                drop(builder(&folder, version).name("old").build().unwrap());
+                let mut memory = Pool::builder(Database::memory());
+                memory.settings.sqlite_version = version;
+                drop(memory.build().unwrap());
+            });
+            let told = log.0.lock().unwrap();
+            let lines = told.matches("SQLite before 3.51.3").count();
+            assert_eq!(lines, usize::from(version < 3_051_003), "{told}");
+            assert_eq!(told.contains("3.51.2"), version < 3_051_003, "{told}");
+        }
+    }
 }

@@ -16,6 +16,9 @@ use rusqlite::config::DbConfig;
 #[derive(Debug)]
 pub(super) struct Absent;
 
+/// How it is shown.
+pub(super) const ABSENT: &str = "Absent";
+
 /// Whether that is what the closure would return.
 pub(super) fn is<T: 'static>(_: impl FnOnce() -> T) -> bool {
     TypeId::of::<T>() == TypeId::of::<Absent>()

@@ -48,7 +48,7 @@ pub use database::{Database, Synchronous};
 pub(crate) use database::{Kind, Place};
 pub(crate) use group::{Group, Member, begin_immediate, same, until};
 pub use life::AgentIds;
-pub(crate) use wal::{Checkpointed, Mode, Wal, checkpoint};
+pub(crate) use wal::{Checkpointed, Mode, Passes, Wal, checkpoint};
 
 use agents::Agents;
 use file::File;
@@ -72,6 +72,8 @@ pub(crate) struct Settings {
     /// No other process may open a file while it is open here.
     pub(crate) exclusive_locking: bool,
     pub(crate) pragmas: Vec<(String, Value)>,
+    /// Which SQLite is there.
+    pub(crate) sqlite_version: i32,
     pub(crate) on_connect: Option<Callback>,
     pub(crate) setup: Option<Callback>,
     pub(crate) on_open: Option<Callback>,
@@ -126,6 +128,10 @@ impl Sqlite {
 
     fn is_file(&self) -> bool {
         self.sharing != Sharing::NoFile
+    }
+
+    pub(crate) fn passes(&self) -> Passes {
+        Passes::of(self.settings.sqlite_version)
     }
 
     pub(crate) fn locks_exclusively(&self) -> bool {

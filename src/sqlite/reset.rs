@@ -41,7 +41,7 @@ use rusqlite::trace::TraceEventCodes;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::Settings;
-use super::absent;
+use super::absent::{self, ABSENT};
 use super::registered::Registered;
 use super::wal;
 use super::watch::ChangeTracker;
@@ -114,7 +114,7 @@ const SWITCHES: [DbConfig; 15] = [
 ];
 
 impl Baseline {
-    /// Takes the state of a connection after `on_open`, and removes the hooks that mark places.
+    /// Takes the state of a connection after its callbacks, and removes the hooks that mark places.
     pub(super) fn of(
         connection: &Connection,
         settings: &Settings,
@@ -130,9 +130,9 @@ impl Baseline {
         let baseline = Baseline {
             hooked_by_on_open,
             busy_timeout: settings.busy_timeout,
-            transaction_behavior: match settings.on_open {
-                Some(_) => transaction_behavior(connection),
-                None => TransactionBehavior::Deferred,
+            transaction_behavior: match (&settings.on_connect, &settings.on_open) {
+                (None, None) => TransactionBehavior::Deferred,
+                _ => transaction_behavior(connection, &watch),
             },
             statement_cache: settings.statement_cache,
             limits: LIMITS
@@ -311,13 +311,26 @@ fn remove_marks(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// How the connection begins transactions: what a first statement of one does tells.
-fn transaction_behavior(connection: &Connection) -> TransactionBehavior {
+fn transaction_behavior(
+    connection: &Connection,
+    watch: &Arc<ChangeTracker>,
+) -> TransactionBehavior {
     #[allow(unused_imports, reason = "unused where rusqlite has the method")]
     use super::absent::States;
     match connection.unchecked_transaction() {
         // Where rusqlite cannot name the state, it has no name for its type either.
-        Ok(_transaction) => match connection.transaction_state(None::<&str>) {
+        Ok(transaction) => match connection.transaction_state(None::<&str>) {
             Ok(state) if format!("{state:?}") == "Write" => TransactionBehavior::Immediate,
+            Ok(state) if format!("{state:?}") == ABSENT => {
+                let _probe = watch.probe();
+                let _ = watch.take_rolled_back();
+                // It has written nothing; but only one that may write asks the hook.
+                drop(transaction.commit());
+                match watch.take_rolled_back() {
+                    true => TransactionBehavior::Immediate,
+                    false => TransactionBehavior::Deferred,
+                }
+            }
             _ => TransactionBehavior::Deferred,
         },
         // Somebody else writes: one that waits for nobody would have begun.

@@ -187,6 +187,29 @@ impl Drop for Running<'_> {
     }
 }
 
+/// In how many steps the pool copies the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passes {
+    /// Most of it while others commit, and then the rest.
+    Several,
+    /// All of it at once, while no write of the pool's can begin. Before 3.51.3, SQLite can corrupt a database when a
+    /// second checkpoint follows a complete one while another connection commits
+    /// (<https://sqlite.org/wal.html#walresetbug>).
+    One,
+}
+
+impl Passes {
+    /// For the SQLite of this version, as `sqlite3_libversion_number` says it.
+    pub(crate) fn of(version: i32) -> Self {
+        /// The first without that fault.
+        const MENDED: i32 = 3_051_003;
+        match version < MENDED {
+            true => Passes::One,
+            false => Passes::Several,
+        }
+    }
+}
+
 /// How much a checkpoint is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {

@@ -30,6 +30,8 @@ const QUIET: u8 = 1;
 const FENCING: u8 = 2;
 /// A lease's borrower is at work in a transaction that the pool will commit: it may do what it likes, but not end that.
 const GUARDING: u8 = 3;
+/// The pool looks whether a transaction may write: one that may asks the commit hook, and is not committed.
+const PROBING: u8 = 4;
 
 /// The savepoint of a member of a group. A member may roll back to it, but not end or hide it.
 pub(super) const MEMBER: &str = "leasepool_member";
@@ -106,7 +108,7 @@ impl ChangeTracker {
     /// Whether SQLite has asked to commit while a borrower works in a transaction of the pool's. Then SQLite rolls
     /// back.
     fn forbids_commit(&self) -> bool {
-        let forbids = matches!(self.mode.load(Relaxed), FENCING | GUARDING);
+        let forbids = matches!(self.mode.load(Relaxed), FENCING | GUARDING | PROBING);
         if forbids {
             self.rolled_back.store(true, Relaxed);
         }
@@ -114,7 +116,7 @@ impl ChangeTracker {
     }
 
     fn note_rollback(&self) {
-        if matches!(self.mode.load(Relaxed), FENCING | GUARDING) {
+        if matches!(self.mode.load(Relaxed), FENCING | GUARDING | PROBING) {
             self.rolled_back.store(true, Relaxed);
         }
     }
@@ -147,6 +149,12 @@ impl ChangeTracker {
     /// A lease's borrower is at work in a transaction of the pool's, until the guard is dropped.
     pub(super) fn guard(self: &Arc<Self>) -> ModeGuard {
         self.enter(GUARDING)
+    }
+
+    /// Until the guard is dropped, a commit that has the right to write is forbidden, which
+    /// [`take_rolled_back`](ChangeTracker::take_rolled_back) tells.
+    pub(super) fn probe(self: &Arc<Self>) -> ModeGuard {
+        self.enter(PROBING)
     }
 
     /// A member of a group is at work, until the guard is dropped. Statements that were prepared before
@@ -191,7 +199,7 @@ impl ChangeTracker {
     /// Called as a statement is being prepared, by the thread that has the connection.
     fn see(&self, context: &AuthContext<'_>) -> Authorization {
         match self.mode.load(Relaxed) {
-            QUIET => Authorization::Allow,
+            QUIET | PROBING => Authorization::Allow,
             // What runs now would be committed by itself.
             FENCING | GUARDING if self.rolled_back.load(Relaxed) => Authorization::Deny,
             GUARDING if matches!(context.action, AuthAction::Transaction { .. }) => {

@@ -1,5 +1,6 @@
 //! Checkpoints beside the commits: a connection of the pool's copies the log into the database.
-//! It takes the write lock only for what is left then, so that the log can begin anew.
+//! It takes the write lock only for what is left then, so that the log can begin anew; or for all of it, where SQLite is
+//! too old for more.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::error::Error;
 use crate::observe::claim::Claim;
 use crate::observe::events;
 use crate::observe::stats::count;
-use crate::sqlite::{Checkpointed, Mode, Wal, checkpoint};
+use crate::sqlite::{Checkpointed, Mode, Passes, Wal, checkpoint};
 
 /// As which agent the pool itself borrows a connection for it.
 pub(super) const AGENT: &str = "leasepool: checkpoint";
@@ -67,17 +68,11 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     let request = Request::new(AGENT, Some(WAIT), Location::caller());
     let checkout = core.checkout(core, &request)?;
     let connection: &rusqlite::Connection = checkout.connection();
-    // Each pass copies what was written during the one before; it says how long the log was when it began.
-    let mut before = 0;
-    for _ in 0..PASSES {
-        let result = checkpoint(connection, Mode::Passive)?;
-        let written = result.log.saturating_sub(before);
-        if result.busy || written <= SHORT || wal.is_far_too_long(result.log) {
-            break;
-        }
-        before = result.log;
+    let passes = core.backend.passes();
+    if passes == Passes::Several {
+        copy(connection, wal)?;
     }
-    let result = finish(writer, connection)?;
+    let result = finish(writer, connection, passes)?;
     count(&core.counters.checkpoints);
     if !result.busy {
         running.is_over();
@@ -91,11 +86,34 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     Ok(())
 }
 
+/// Copies most of the log while others commit. Each pass copies what was written during the one before; it says how long
+/// the log was when it began.
+fn copy(connection: &rusqlite::Connection, wal: &Wal) -> Result<(), Error> {
+    let mut before = 0;
+    for _ in 0..PASSES {
+        let result = checkpoint(connection, Mode::Passive)?;
+        let written = result.log.saturating_sub(before);
+        if result.busy || written <= SHORT || wal.is_far_too_long(result.log) {
+            break;
+        }
+        before = result.log;
+    }
+    Ok(())
+}
+
 /// Copies the rest while no write of the pool's can begin, and waits a moment for those who still read from
 /// the log: the next write then begins it anew.
-fn finish(writer: &Arc<Writer>, lease: &rusqlite::Connection) -> Result<Checkpointed, Error> {
+fn finish(
+    writer: &Arc<Writer>,
+    lease: &rusqlite::Connection,
+    passes: Passes,
+) -> Result<Checkpointed, Error> {
     // Whoever waits for a lock here lets all writers wait.
-    lease.busy_timeout(Duration::ZERO)?;
+    lease.busy_timeout(match passes {
+        Passes::Several => Duration::ZERO,
+        // SQLite waits within the one pass: for those who read, and for those who write without the pool's queue.
+        Passes::One => MOMENT,
+    })?;
     let begun = Instant::now();
     let claim = Claim::new(Arc::from(AGENT), begun, Location::caller()).blocking();
     let handle = QueueHandle::of(writer, AGENT)?;
@@ -103,7 +121,7 @@ fn finish(writer: &Arc<Writer>, lease: &rusqlite::Connection) -> Result<Checkpoi
     let begun = Instant::now();
     loop {
         let result = checkpoint(lease, Mode::Restart)?;
-        if !result.busy || begun.elapsed() >= MOMENT {
+        if !result.busy || passes == Passes::One || begun.elapsed() >= MOMENT {
             return Ok(result);
         }
         std::thread::sleep(PAUSE);

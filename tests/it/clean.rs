@@ -143,20 +143,28 @@ fn the_default_behaviour_of_transactions() {
         |conn| assert!(!begins(conn)),
     );
     assert_eq!(pool.stats().opens, 1);
-    // What `on_open` set is for every agent.
+    // What a callback set is for every agent.
+    let immediate = |conn: &mut Connection| -> rusqlite::Result<()> {
+        conn.set_transaction_behavior(TransactionBehavior::Immediate);
+        Ok(())
+    };
+    for on_connect in [true, false] {
+        let fixture = Fixture::new();
+        let builder = match on_connect {
+            true => fixture.builder(1).on_connect(immediate),
+            false => fixture.builder(1).on_open(immediate),
+        };
+        let pool = builder.build().unwrap();
+        let mut lease = pool.lease("a").unwrap();
+        lease.set_transaction_behavior(TransactionBehavior::Deferred);
+        drop(lease);
+        assert!(begins(&pool.lease("b").unwrap()));
+    }
+    // And one that sets none leaves them as they are.
     let fixture = Fixture::new();
-    let pool = fixture
-        .builder(1)
-        .on_open(|conn| {
-            conn.set_transaction_behavior(TransactionBehavior::Immediate);
-            Ok(())
-        })
-        .build()
-        .unwrap();
-    let mut lease = pool.lease("a").unwrap();
-    lease.set_transaction_behavior(TransactionBehavior::Deferred);
-    drop(lease);
-    assert!(begins(&pool.lease("b").unwrap()));
+    let pool = fixture.builder(1).on_open(|_| Ok(())).build().unwrap();
+    drop(pool.lease("a").unwrap());
+    assert!(!begins(&pool.lease("b").unwrap()));
 }
 
 /// Where functions or collations can be registered, a reset must take any invalidation of prepared
@@ -351,6 +359,46 @@ fn limits_and_switches_and_the_size_of_the_statement_cache() {
     );
     // A switch invalidates prepared statements, too.
     assert!(pool.stats().opens == 1 || !TOLD_APART);
+}
+
+/// C12: switches that rusqlite has a name for only where some crate of the program asked for a new SQLite; this
+/// crate's features tell nothing of that.
+#[test]
+#[allow(
+    dead_code,
+    reason = "which of them are used depends on rusqlite's features"
+)]
+fn switches_that_only_some_rusqlites_name() {
+    use std::any::Any;
+    struct Absent;
+    trait Newer {
+        const SQLITE_DBCONFIG_ENABLE_COMMENTS: Absent = Absent;
+        const SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE: Absent = Absent;
+        const SQLITE_DBCONFIG_REVERSE_SCANORDER: Absent = Absent;
+    }
+    impl Newer for DbConfig {}
+    let found = |switch: &dyn Any| switch.downcast_ref::<DbConfig>().copied();
+    let switches = [
+        found(&DbConfig::SQLITE_DBCONFIG_ENABLE_COMMENTS),
+        found(&DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE),
+        found(&DbConfig::SQLITE_DBCONFIG_REVERSE_SCANORDER),
+    ];
+    for switch in switches.into_iter().flatten() {
+        let was = std::cell::Cell::new(None);
+        handed_over(
+            |conn| {
+                // A SQLite that is too old for it says so.
+                if let Ok(value) = conn.db_config(switch) {
+                    was.set(Some(value));
+                    conn.set_db_config(switch, !value).unwrap();
+                }
+            },
+            |conn| {
+                assert_eq!(conn.db_config(switch).ok(), was.get(), "{switch:?}");
+                assert_eq!(one::<i64>(conn, "SELECT /* comment */ 1"), 1);
+            },
+        );
+    }
 }
 
 #[test]

@@ -25,7 +25,6 @@ in_both_modes! {
     a_full_disk,
     an_io_error,
     a_connection_in_doubt_runs_no_last_checkpoint,
-    overdue_leases_are_reported_twice,
 }
 
 /// The whole chain of messages.
@@ -453,39 +452,47 @@ fn hostile_agent_ids() {
     assert!(!pool.release(""));
 }
 
-/// An overdue lease is reported once while it is held, and once when it comes back.
-fn overdue_leases_are_reported_twice(mode: Mode) {
-    let agent = mode.either("late-of-shared", "late-of-per-agent");
-    let events = tracing_events::capture(|| {
-        let fixture = mode.fixture();
-        let pool = fixture
-            .builder(2)
-            .overdue_after(Duration::from_millis(50))
-            .build()
-            .unwrap();
-        let late = pool.lease(agent).unwrap();
-        eventually("it is overdue", || pool.stats().overdue == 1);
-        // Several more rounds of the keeper.
-        thread::sleep(Duration::from_millis(100));
-        drop(pool.lease("in time").unwrap());
-        drop(late);
-        assert_eq!(pool.stats().overdue, 1);
-    });
-    let overdue: Vec<_> = events
-        .iter()
-        .filter(|event| event.contains("overdue") && event.contains(agent))
-        .collect();
-    assert_eq!(overdue.len(), 2, "{events:?}");
-    for event in &overdue {
-        assert!(event.contains("errors.rs:"), "{event}");
+#[cfg(feature = "tracing")]
+mod overdue {
+    use super::*;
+
+    in_both_modes!(overdue_leases_are_reported_twice);
+
+    /// An overdue lease is reported once while it is held, and once when it comes back.
+    fn overdue_leases_are_reported_twice(mode: Mode) {
+        let agent = mode.either("late-of-shared", "late-of-per-agent");
+        let events = tracing_events::capture(|| {
+            let fixture = mode.fixture();
+            let pool = fixture
+                .builder(2)
+                .overdue_after(Duration::from_millis(50))
+                .build()
+                .unwrap();
+            let late = pool.lease(agent).unwrap();
+            eventually("it is overdue", || pool.stats().overdue == 1);
+            // Several more rounds of the keeper.
+            thread::sleep(Duration::from_millis(100));
+            drop(pool.lease("in time").unwrap());
+            drop(late);
+            assert_eq!(pool.stats().overdue, 1);
+        });
+        let overdue: Vec<_> = events
+            .iter()
+            .filter(|event| event.contains("overdue") && event.contains(agent))
+            .collect();
+        assert_eq!(overdue.len(), 2, "{events:?}");
+        for event in &overdue {
+            assert!(event.contains("errors.rs:"), "{event}");
+        }
+        assert!(overdue[0].starts_with("WARN lease overdue"), "{overdue:?}");
+        assert!(
+            overdue[1].starts_with("INFO overdue lease returned"),
+            "{overdue:?}"
+        );
     }
-    assert!(overdue[0].starts_with("WARN lease overdue"), "{overdue:?}");
-    assert!(
-        overdue[1].starts_with("INFO overdue lease returned"),
-        "{overdue:?}"
-    );
 }
 
+#[cfg(feature = "tracing")]
 mod tracing_events {
     use std::fmt::{Debug, Write};
     use std::sync::{Arc, Mutex};
