@@ -156,6 +156,41 @@ pub(crate) fn checkpoint_failed(pool: &str, error: &Error) {
     });
 }
 
+/// The log had become as long as it never should, and the pool ran the checkpoint that another process did not.
+pub(crate) fn emergency_checkpoint(pool: &str, pages: u32) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::warn!(
+            pool,
+            pages,
+            "emergency checkpoint: the process that is to run the checkpoints does not keep up"
+        )
+    });
+}
+
+/// Whoever runs the checkpoints takes the lock to write for a moment, and those who write wait no longer than this.
+pub(crate) fn short_busy_timeout(pool: &str, busy_timeout: std::time::Duration) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::warn!(
+            pool,
+            ?busy_timeout,
+            "busy_timeout is short for external checkpoints: writes may fail with SQLITE_BUSY while one runs"
+        )
+    });
+}
+
+/// A WAL hook that `on_open` has set is not called.
+pub(crate) fn wal_hook_replaced(target: &str) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::warn!(
+            database = target,
+            "on_open set a WAL hook: the pool's own took its place"
+        )
+    });
+}
+
 /// The write-ahead log cannot shrink, since somebody reads from it: the oldest lease, as far as is known, or
 /// another process.
 pub(crate) fn wal_pinned(pool: &str, pages: u32, holder: Option<&Holder>) {

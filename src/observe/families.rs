@@ -88,6 +88,11 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
             stats.checkpoints,
         ),
         plain_counter(
+            "leasepool_emergency_checkpoints_total",
+            "Checkpoints that the pool has run since the process that is to run them did not.",
+            stats.emergency_checkpoints,
+        ),
+        plain_counter(
             "leasepool_checkpoints_pinned_total",
             "Times that the write-ahead log was found to be held by an open transaction.",
             stats.checkpoints_pinned,

@@ -82,6 +82,9 @@ pub struct Stats {
     pub write_groups: u64,
     /// Checkpoints that the pool has run.
     pub checkpoints: u64,
+    /// Checkpoints that the pool has run though another process is to run them, since the log had become too long:
+    /// [`Builder::external_checkpoints`](crate::Builder::external_checkpoints).
+    pub emergency_checkpoints: u64,
     /// Times that the log was found to be held by somebody who reads from it.
     pub checkpoints_pinned: u64,
 
@@ -172,6 +175,7 @@ pub(crate) struct Counters {
     pub(crate) write_failures: AtomicU64,
     pub(crate) write_groups: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
+    pub(crate) emergency_checkpoints: AtomicU64,
     pub(crate) checkpoints_pinned: AtomicU64,
 }
 
@@ -242,6 +246,7 @@ impl Counters {
             write_failures: AtomicU64::default(),
             write_groups: AtomicU64::default(),
             checkpoints: AtomicU64::default(),
+            emergency_checkpoints: AtomicU64::default(),
             checkpoints_pinned: AtomicU64::default(),
         }
     }
@@ -287,6 +292,7 @@ impl Counters {
             write_failures: self.write_failures.load(Relaxed),
             write_groups: self.write_groups.load(Relaxed),
             checkpoints: self.checkpoints.load(Relaxed),
+            emergency_checkpoints: self.emergency_checkpoints.load(Relaxed),
             checkpoints_pinned: self.checkpoints_pinned.load(Relaxed),
             hold: self.hold.snapshot(),
             write: self.write.snapshot(),

@@ -14,7 +14,7 @@ use crate::core::{Core, Options};
 use crate::error::Error;
 use crate::observe::events;
 use crate::sqlite::{
-    Budget, Database, Kind, Passes, Place, Settings, Sharing, Sqlite, Synchronous,
+    Budget, Checkpoints, Database, Kind, Passes, Place, Settings, Sharing, Sqlite, Synchronous,
 };
 use crate::write::{Limits, Writer};
 
@@ -24,6 +24,8 @@ const ATTACHED: RangeInclusive<usize> = 0..=10;
 /// `SQLITE_MAX_MMAP_SIZE`, as SQLite is compiled unless told otherwise.
 const MMAP: RangeInclusive<u64> = 0..=0x7fff_0000;
 const WAL_SIZE: RangeInclusive<u32> = 1 << 16..=1 << 30;
+/// What Litestream's authors ask for.
+const PATIENT: Duration = Duration::from_secs(5);
 const QUEUE: RangeInclusive<usize> = 1..=1_000_000;
 const GROUP_MEMBERS: RangeInclusive<usize> = 1..=100_000;
 const GROUP_TIME: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
@@ -117,6 +119,7 @@ impl Builder {
                 attach_limit: 0,
                 mmap_size: 0,
                 wal_size: 4 << 20,
+                checkpoints: Checkpoints::Pool,
                 exclusive_locking: false,
                 pragmas: Vec::new(),
                 sqlite_version: rusqlite::version_number(),
@@ -304,8 +307,8 @@ impl Builder {
     /// stays open is reported as a `tracing` event, with the oldest lease.
     ///
     /// Commits of leases that do not use the queue run SQLite's own checkpoint once the log is half as long
-    /// again, or somewhat longer. A [`pragma`](Builder::pragma) `wal_autocheckpoint` brings SQLite's own
-    /// checkpoints back for all.
+    /// again, or up to three times as long. A [`pragma`](Builder::pragma) `wal_autocheckpoint` brings SQLite's own
+    /// checkpoints back for all; [`external_checkpoints`](Builder::external_checkpoints) leaves them to another process.
     ///
     /// SQLite before 3.51.3 can, rarely, [corrupt a database](https://sqlite.org/wal.html#walresetbug) when a second
     /// checkpoint follows a complete one while another connection commits. Where such a SQLite is linked, which a `tracing`
@@ -315,6 +318,36 @@ impl Builder {
     /// Defaults to 4 MiB, which is also when SQLite runs its own.
     pub fn wal_size(mut self, bytes: u32) -> Self {
         self.settings.wal_size = bytes;
+        self
+    }
+
+    /// Leaves checkpoints to another process, such as Litestream, which copies the write-ahead log and must have read
+    /// what a checkpoint lets be overwritten. Then no connection of the pool's runs one, neither by the pool, nor by
+    /// SQLite (`wal_autocheckpoint` is 0), nor as the last connection closes; and the file `-wal` is never cut or
+    /// removed. `wal_size` means nothing. Where agents have files of their own, that process must look after each of
+    /// them.
+    ///
+    /// If nobody runs them, the log grows without a bound. `emergency` bounds that, in bytes (for pages of the usual
+    /// 4,096); 65,536 to 1,073,741,824, or `None`: never. When the log has become so long, the pool copies what it
+    /// can into the database (a `PASSIVE` checkpoint, for which nobody waits), counts it in
+    /// [`Stats::emergency_checkpoints`](crate::Stats::emergency_checkpoints), and reports it as a `tracing` event. For
+    /// commits of leases that do not use the queue, and for agents' own files, that is so at the next power of two at
+    /// the latest. If the other process is not there at that moment, the log may then begin anew before it has been
+    /// read, and Litestream has to copy the whole database again; so choose a length that the log reaches only when
+    /// something is wrong.
+    ///
+    /// Not together with: [`exclusive_locking`](Builder::exclusive_locking), [`Database::memory`], and the pragmas
+    /// `wal_autocheckpoint` and `journal_size_limit`, all of which `build` refuses; nor with [`Pool::vacuum`] and
+    /// [`Pool::vacuum_agent`], which then fail. Within leases and `on_open`, a pragma that would bring SQLite's own
+    /// checkpoints back is refused as "not authorized". A `PRAGMA wal_checkpoint` of your own is not: nothing else in
+    /// the pool runs one. A [`busy_timeout`](Builder::busy_timeout) below 5 seconds is reported as an event,
+    /// as the other process takes the lock to write now and then.
+    ///
+    /// See the guide [on backup and replication](crate::guide::backup_and_replication).
+    ///
+    /// Defaults to not being called: the pool runs checkpoints itself.
+    pub fn external_checkpoints(mut self, emergency: Option<u32>) -> Self {
+        self.settings.checkpoints = Checkpoints::External { emergency };
         self
     }
 
@@ -413,7 +446,10 @@ impl Builder {
     ///
     /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an
     /// agent had the connection: a pool whose `on_open` sets one opens a new connection at each change
-    /// of agents. Trace and WAL hooks and busy handlers set here last until the first such change.
+    /// of agents. Trace hooks and busy handlers set here last until the first such change. A WAL hook set here is never
+    /// called: the pool sets its own in its place, as it runs checkpoints by what that notes, and reports so as a
+    /// `tracing` event, once. (A lease may set one for itself; the pool then looks at the length of the file, as
+    /// the lease is used and when it ends.)
     ///
     /// Defaults to doing nothing.
     pub fn on_open<F>(mut self, on_open: F) -> Self
@@ -484,6 +520,9 @@ impl Builder {
             group_members: members,
             group_time: time,
         };
+        if self.settings.is_external() && self.settings.busy_timeout < PATIENT {
+            events::short_busy_timeout(&options.name, self.settings.busy_timeout);
+        }
         let sqlite = Sqlite::new(database, self.settings, max_connections)?;
         let core = Core::new(sqlite, options)?;
         let writer = Writer::new(Arc::clone(&core), limits, threads);
@@ -525,6 +564,9 @@ impl Builder {
                 expected: "false, as connections to one database have to share it".to_owned(),
             });
         }
+        if let Checkpoints::External { emergency } = settings.checkpoints {
+            self.check_external(emergency)?;
+        }
         if let Kind::File(path) | Kind::Agents(Place::Folder(path)) = &self.database.0 {
             check_path(path)?;
         }
@@ -532,6 +574,36 @@ impl Builder {
             available,
             limited_by: "fd_budget",
         }))
+    }
+
+    /// What does not go with checkpoints that another process runs.
+    fn check_external(&self, emergency: Option<u32>) -> Result<(), Error> {
+        const OPTION: &str = "external_checkpoints";
+        let settings = &self.settings;
+        if let Some(bytes) = emergency {
+            within(OPTION, bytes, &WAL_SIZE)?;
+        }
+        let expected = if matches!(self.database.0, Kind::Memory) {
+            "a database in a file: one in memory has no log".to_owned()
+        } else if settings.exclusive_locking {
+            "a pool without exclusive_locking, which keeps the other process from the files"
+                .to_owned()
+        } else {
+            let mut pragmas = settings.pragmas.iter().map(|(name, _)| name);
+            let found = pragmas.find(|name| {
+                let also = ["wal_autocheckpoint", "journal_size_limit"];
+                also.iter().any(|other| name.eq_ignore_ascii_case(other))
+            });
+            match found {
+                Some(name) => format!("a pool without the pragma {name}, which the option sets"),
+                None => return Ok(()),
+            }
+        };
+        Err(Error::Config {
+            option: OPTION,
+            value: format!("{emergency:?}"),
+            expected,
+        })
     }
 }
 

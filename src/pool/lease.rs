@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use crate::core::guard::Checkout;
+use crate::observe::stats::count;
 #[cfg(feature = "tokio")]
 use crate::sqlite::Cancel;
-use crate::sqlite::Sqlite;
+use crate::sqlite::{Commits, Overlong, Sqlite};
 
 /// A lent connection. It dereferences to [`rusqlite::Connection`], and ends when it is dropped.
 ///
@@ -168,8 +169,39 @@ impl Lease {
 impl Lease {
     /// Tells the writer what the commits on this connection, and this thread, have noted.
     pub(super) fn note_commits(&mut self) {
-        if let Some(pages) = self.checkout_mut().connection_mut().take_noted() {
-            self.shared().writer.noted(pages);
+        match self.checkout_mut().connection_mut().take_noted() {
+            Commits::None => {}
+            Commits::Noted(noted) => self.shared().writer.noted(noted),
+            Commits::Unnoted => self.look_at_log(),
+        }
+    }
+
+    /// A borrower that has set a WAL hook of its own may go on for ever, so the log is looked at now and then.
+    #[inline]
+    fn used(&self) {
+        if self.checkout().connection().is_to_be_looked_at() {
+            self.look_if_unnoted();
+        }
+    }
+
+    #[cold]
+    fn look_if_unnoted(&self) {
+        if self.checkout().connection().has_unnoted_commits() {
+            self.look_at_log();
+        }
+    }
+
+    /// Looks at how long the log is, where commits have noted nothing, and sees to a checkpoint if it is too long.
+    fn look_at_log(&self) {
+        let shared = self.shared();
+        match shared
+            .core
+            .backend
+            .look_at_log(self.checkout().connection())
+        {
+            Overlong::No => {}
+            Overlong::Yes => shared.writer.overlong(),
+            Overlong::Done => count(&shared.core.counters.checkpoints),
         }
     }
 }
@@ -177,12 +209,21 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.revoke_interrupt();
-        if let Some(mut checkout) = self.checkout.take() {
-            let noted = checkout.connection_mut().take_noted();
-            let noted = noted.map(|pages| (pages, Arc::clone(checkout.handle())));
-            drop(checkout);
-            if let Some((pages, shared)) = noted {
-                shared.writer.noted(pages);
+        let commits = match &mut self.checkout {
+            Some(checkout) => checkout.connection_mut().take_noted(),
+            None => return,
+        };
+        if commits == Commits::Unnoted {
+            self.look_at_log();
+        }
+        if let Some(checkout) = self.checkout.take() {
+            match commits {
+                Commits::Noted(noted) => {
+                    let shared = Arc::clone(checkout.handle());
+                    drop(checkout);
+                    shared.writer.noted(noted);
+                }
+                Commits::None | Commits::Unnoted => drop(checkout),
             }
         }
     }
@@ -191,13 +232,17 @@ impl Drop for Lease {
 impl Deref for Lease {
     type Target = rusqlite::Connection;
 
+    #[inline]
     fn deref(&self) -> &rusqlite::Connection {
+        self.used();
         self.checkout().connection()
     }
 }
 
 impl DerefMut for Lease {
+    #[inline]
     fn deref_mut(&mut self) -> &mut rusqlite::Connection {
+        self.used();
         self.checkout_mut().connection_mut()
     }
 }

@@ -64,13 +64,15 @@ impl Pool {
     ///
     /// # Errors
     /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`]; [`Error::Config`] if agents have
-    /// files of their own.
+    /// files of their own, or if another process runs the checkpoints
+    /// ([`Builder::external_checkpoints`](crate::Builder::external_checkpoints)).
     ///
     /// # Blocking
     /// Like [`Pool::lease`], and then for as long as SQLite takes to write the whole database again.
     #[track_caller]
     pub fn vacuum(&self) -> Result<(), Error> {
         const AGENT: &str = "leasepool: vacuum";
+        self.shared.core.backend.check_vacuum()?;
         if self.shared.core.backend.is_per_agent() {
             return Err(Error::Config {
                 option: "database",
@@ -91,12 +93,14 @@ impl Pool {
     /// Like [`Pool::vacuum`], on the connection of `agent`, and so on its file if it has its own.
     ///
     /// # Errors
-    /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`].
+    /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`]; [`Error::Config`] if another process runs
+    /// the checkpoints ([`Builder::external_checkpoints`](crate::Builder::external_checkpoints)).
     ///
     /// # Blocking
     /// Like [`Pool::vacuum`].
     #[track_caller]
     pub fn vacuum_agent(&self, agent: impl AsRef<str>) -> Result<(), Error> {
+        self.shared.core.backend.check_vacuum()?;
         let lease = self.lease(agent)?;
         Sqlite::vacuum(&lease)
     }
@@ -303,7 +307,8 @@ impl Pool {
     /// idle connection, and waits until the lent ones have come back, for at most `lease_timeout`.
     /// May be called again, and from several threads; every call waits.
     ///
-    /// The last connection to a file runs a checkpoint and removes the `-wal` file as it closes.
+    /// The last connection to a file runs a checkpoint and removes the `-wal` file as it closes, unless another process
+    /// runs the checkpoints ([`Builder::external_checkpoints`](crate::Builder::external_checkpoints)).
     ///
     /// # Errors
     /// - [`Error::Exhausted`] if a connection was still lent at the end of the wait. The pool is

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use r2d2::ManageConnection;
 use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
 
 use super::connection::limit_attach;
 use super::open::{discard, open_error};
@@ -32,6 +33,10 @@ pub(super) fn connect(
 }
 
 fn begin(connection: &mut rusqlite::Connection, settings: &Settings) -> Result<(), Fault> {
+    if settings.is_external() {
+        // Once it has read the file, a connection that is closed may run a checkpoint.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    }
     limit_attach(connection, settings)?;
     call("on_connect", &settings.on_connect, connection, settings)?;
     pragmas::unlock(connection, settings)

@@ -1,6 +1,7 @@
 //! Connection: rusqlite's, with what the backend remembers of it; and how a new one is prepared.
 //! It runs no user code.
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -13,9 +14,9 @@ use super::agents::AgentFile;
 use super::database::Synchronous;
 use super::group::{Guard, is_busy, pause};
 use super::reset::Baseline;
-use super::wal;
+use super::wal::{self, Checkpointed, Commits, FileLength};
 use super::watch::ChangeTracker;
-use super::{Fault, Settings, pragmas};
+use super::{Checkpoints, Fault, Settings, pragmas};
 use crate::core::backend::Fate;
 
 /// A connection in a slot.
@@ -31,7 +32,14 @@ pub(crate) struct Connection {
     agent_file: Option<AgentFile>,
     /// Rows that it had changed when it was last asked what its commits noted.
     changes: u64,
+    /// How often a lease of it was used since its log was last looked at.
+    uses: Cell<u8>,
+    /// The log of the agent's own file, where commits note nothing.
+    wal_file: RefCell<FileLength>,
 }
+
+/// So many uses of a lease by one look at the log.
+const USES: u8 = 16;
 
 impl Connection {
     pub(super) fn new(
@@ -48,6 +56,8 @@ impl Connection {
             last_member: None,
             agent_file,
             changes: 0,
+            uses: Cell::default(),
+            wal_file: RefCell::default(),
         }
     }
 
@@ -116,14 +126,48 @@ impl Connection {
         self.baseline.end_group(&self.inner);
     }
 
-    /// How long the log was after the last commit on this thread, once, if this connection has changed anything since
-    /// it was asked last: what others have noted on the thread is not ours to take.
-    pub(crate) fn take_noted(&mut self) -> Option<u32> {
+    /// What this connection's commits on this thread have noted since it was asked last, once. What others have noted
+    /// on the thread is not ours to take.
+    pub(crate) fn take_noted(&mut self) -> Commits {
         let changes = self.inner.total_changes();
         if std::mem::replace(&mut self.changes, changes) == changes {
-            return None;
+            return Commits::None;
         }
-        wal::take_noted()
+        match wal::take_noted(self.baseline.watch.number()) {
+            Some(noted) => Commits::Noted(noted),
+            None => Commits::Unnoted,
+        }
+    }
+
+    /// A lease of it is used: whether to look, now and then, if its commits note anything. It costs next to nothing.
+    #[inline]
+    pub(crate) fn is_to_be_looked_at(&self) -> bool {
+        let uses = self.uses.get().wrapping_add(1);
+        self.uses.set(uses);
+        uses.is_multiple_of(USES)
+    }
+
+    /// Whether it has changed something since it was asked last what its commits noted, and none has noted anything.
+    pub(crate) fn has_unnoted_commits(&self) -> bool {
+        self.inner.total_changes() != self.changes
+            && !wal::has_noted(self.baseline.watch.number())
+            && self.inner.is_autocommit()
+    }
+
+    /// Whether it is the pool that runs checkpoints, and not SQLite by itself.
+    pub(super) fn counts_on_pool(&self) -> bool {
+        self.baseline.counts_on_pool()
+    }
+
+    /// The file `-wal` is so long: whether it wants a checkpoint.
+    pub(super) fn is_overlong(&self, length: u64, (first, longest): (u64, u64)) -> bool {
+        let mut file = self.wal_file.borrow_mut();
+        file.is_overlong(length, first, longest)
+    }
+
+    /// Copies what it can, and waits for nobody.
+    pub(super) fn checkpoint(&self) -> rusqlite::Result<Checkpointed> {
+        wal::checkpoint(&self.inner, wal::Mode::Passive)
     }
 
     /// Whether a reset could clean it, as far as that can be told at once.
@@ -176,6 +220,8 @@ impl Connection {
             last_member,
             agent_file,
             changes,
+            uses,
+            wal_file,
         } = self;
         inner.close().map_err(|(inner, error)| {
             let connection = Connection {
@@ -186,6 +232,8 @@ impl Connection {
                 last_member,
                 agent_file,
                 changes,
+                uses,
+                wal_file,
             };
             (Box::new(connection), error)
         })
@@ -212,6 +260,10 @@ pub(super) fn prepare(
     settings: &Settings,
     is_file: bool,
 ) -> Result<(), Fault> {
+    if settings.is_external() {
+        // Before the file is read for the first time: from then on a connection that is closed may run a checkpoint.
+        keep_log(connection)?;
+    }
     connection.busy_timeout(settings.busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(settings.statement_cache);
     // Temporary files would be descriptors that nobody has counted.
@@ -238,8 +290,11 @@ pub(super) fn prepare(
         Synchronous::Extra => "EXTRA",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
-    // Longer than it is under load: to cut the file and let it grow again costs more than to overwrite it.
-    let longest = i64::from(settings.wal_size) * WAL_FILE;
+    let longest = match settings.checkpoints {
+        Checkpoints::Pool => i64::from(settings.wal_size) * i64::from(wal::FILE),
+        // To whoever runs the checkpoints, a log that is shorter than what it has read is another log.
+        Checkpoints::External { .. } => -1,
+    };
     connection.pragma_update(None, "journal_size_limit", longest)?;
     connection.pragma_update(
         None,
@@ -249,8 +304,11 @@ pub(super) fn prepare(
     pragmas::finish(connection, settings)
 }
 
-/// The file `-wal` is cut to so many times the length at which the log wants a checkpoint.
-const WAL_FILE: i64 = 4;
+/// Sees to it that SQLite runs no checkpoint by itself on this connection.
+pub(super) fn keep_log(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)
+}
 
 /// Sees to it that the file is in WAL mode. Where it is already, this changes nothing and takes no
 /// lock; the first read of the file is here, so here a file that is no database shows.

@@ -28,6 +28,7 @@ mod watch;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -48,7 +49,7 @@ pub use database::{Database, Synchronous};
 pub(crate) use database::{Kind, Place};
 pub(crate) use group::{Group, Member, begin_immediate, same, until};
 pub use life::AgentIds;
-pub(crate) use wal::{Checkpointed, Mode, Passes, Wal, checkpoint};
+pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint};
 
 use agents::Agents;
 use file::File;
@@ -60,6 +61,16 @@ pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Callback =
     Box<dyn Fn(&mut rusqlite::Connection) -> Result<(), Fault> + Send + Sync>;
 
+/// Who runs checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checkpoints {
+    Pool,
+    /// Another process. The pool runs one only when the log has become so long, in bytes, if at all.
+    External {
+        emergency: Option<u32>,
+    },
+}
+
 /// What every connection gets.
 pub(crate) struct Settings {
     pub(crate) busy_timeout: Duration,
@@ -69,6 +80,7 @@ pub(crate) struct Settings {
     pub(crate) mmap_size: u64,
     /// In bytes: from which length on the write-ahead log is checkpointed.
     pub(crate) wal_size: u32,
+    pub(crate) checkpoints: Checkpoints,
     /// No other process may open a file while it is open here.
     pub(crate) exclusive_locking: bool,
     pub(crate) pragmas: Vec<(String, Value)>,
@@ -80,6 +92,11 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// Whether another process runs the checkpoints.
+    pub(crate) fn is_external(&self) -> bool {
+        matches!(self.checkpoints, Checkpoints::External { .. })
+    }
+
     /// What `n` connections can cost, see [`budget::ceiling`].
     pub(crate) fn fd_ceiling(&self, sharing: Sharing, n: usize) -> usize {
         budget::ceiling(sharing, n, self.attach_limit)
@@ -94,6 +111,8 @@ impl Settings {
 /// Connections to the [`Database`] given to [`Pool::builder`](crate::Pool::builder).
 pub(crate) struct Sqlite {
     settings: Settings,
+    /// The log of events knows that a WAL hook of `on_open` was replaced.
+    told_of_hook: AtomicBool,
     sharing: Sharing,
     source: Source,
 }
@@ -113,6 +132,16 @@ enum Source {
     },
 }
 
+/// What a look at a log whose commits have noted nothing has led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overlong {
+    No,
+    /// It wants a checkpoint.
+    Yes,
+    /// It had one.
+    Done,
+}
+
 /// An evicted agent's log may stay for its next connection, instead of being copied and made again, if it is
 /// no longer than this, in bytes.
 const SHORT_WAL: u64 = 256 * 1024;
@@ -124,6 +153,70 @@ impl Sqlite {
             Source::File { file, .. } => Some(&file.wal),
             Source::Agents(_) | Source::Memory { .. } => None,
         }
+    }
+
+    /// Looks at how long the log of this connection's file has become, where its commits have noted nothing. Where others
+    /// use the file, too, returns whether it wants a checkpoint; where nobody does, it gets one here. Returns
+    /// whether it did, too.
+    pub(crate) fn look_at_log(&self, connection: &Connection) -> Overlong {
+        if !connection.counts_on_pool() || self.settings.is_external() {
+            return Overlong::No;
+        }
+        let lengths = wal::file_lengths(self.settings.wal_size);
+        match (&self.source, connection.agent_file()) {
+            (Source::File { file, .. }, _) => {
+                match file
+                    .wal
+                    .is_overlong(agents::wal_length(&file.path), lengths)
+                {
+                    true => Overlong::Yes,
+                    false => Overlong::No,
+                }
+            }
+            (_, Some(agent_file)) if connection.is_autocommit() => {
+                let length = agents::wal_length(&agent_file.path);
+                match connection.is_overlong(length, lengths) && connection.checkpoint().is_ok() {
+                    true => Overlong::Done,
+                    false => Overlong::No,
+                }
+            }
+            _ => Overlong::No,
+        }
+    }
+
+    /// The same for nobody in particular, where all connections share one log: whether a lease that goes on, and whose
+    /// commits note nothing, has made it far longer than commits that note let it become.
+    pub(crate) fn is_log_far_too_long(&self) -> bool {
+        let Source::File { file, .. } = &self.source else {
+            return false;
+        };
+        if self.settings.is_external() || self.own_autocheckpoint() {
+            return false;
+        }
+        let (_, longest) = wal::file_lengths(self.settings.wal_size);
+        let length = agents::wal_length(&file.path);
+        length > longest && file.wal.is_overlong(length, (longest, longest))
+    }
+
+    /// A pragma of the builder's has SQLite run checkpoints of its own, or none.
+    fn own_autocheckpoint(&self) -> bool {
+        let mut pragmas = self.settings.pragmas.iter();
+        pragmas.any(|(name, _)| name.eq_ignore_ascii_case("wal_autocheckpoint"))
+    }
+
+    /// # Errors
+    /// [`Error::Config`] where another process runs the checkpoints: all of the database would go through the log.
+    pub(crate) fn check_vacuum(&self) -> Result<(), Error> {
+        if self.settings.is_external() {
+            return Err(Error::Config {
+                option: "external_checkpoints",
+                value: "in use".to_owned(),
+                expected: "a pool without it, to VACUUM: all of the database would go through the log that the \
+                           other process copies. Stop that process, and run VACUUM by another program"
+                    .to_owned(),
+            });
+        }
+        Ok(())
     }
 
     fn is_file(&self) -> bool {
@@ -266,6 +359,8 @@ impl Backend for Sqlite {
             .agent_file()
             .map(|agent_file| agent_file.path.clone());
         let leaves_log = match (mode, &path) {
+            // Whoever runs the checkpoints has not read all of it yet.
+            _ if self.settings.is_external() => true,
             (CloseMode::Abandon, _) => true,
             (CloseMode::Evict, Some(path)) => agents::wal_length(path) <= SHORT_WAL,
             _ => false,

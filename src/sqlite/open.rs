@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -43,16 +44,18 @@ impl Sqlite {
         match database.0 {
             Kind::Agents(place) => Ok(Sqlite {
                 settings,
+                told_of_hook: AtomicBool::new(false),
                 sharing,
                 source: Source::Agents(Agents::new(place, sharing, max_connections)?),
             }),
             Kind::File(path) => {
-                let wal = Wal::new(settings.wal_size);
+                let wal = Wal::new(&settings);
                 let file = Box::new(File::claim(&path, wal, max_connections)?);
                 file.check_path()?;
                 let opener = opener(&file.path);
                 let sqlite = Sqlite {
                     settings,
+                    told_of_hook: AtomicBool::new(false),
                     sharing,
                     source: Source::File { file, opener },
                 };
@@ -66,6 +69,7 @@ impl Sqlite {
                 let anchor = connect(&opener, &settings, target)?;
                 let sqlite = Sqlite {
                     settings,
+                    told_of_hook: AtomicBool::new(false),
                     sharing,
                     source: Source::Memory {
                         opener,
@@ -190,7 +194,11 @@ impl Sqlite {
         let mut opened = false;
         let mut version = None;
         let begun = (|| {
-            let watch = ChangeTracker::install(&connection, self.fixed_pragmas())?;
+            let watch = ChangeTracker::install(
+                &connection,
+                self.fixed_pragmas(),
+                self.settings.is_external(),
+            )?;
             self.prepare(&connection, &watch)?;
             version = connection::data_version(&connection);
             opened = self.try_on_open(&mut connection);
@@ -280,14 +288,23 @@ impl Sqlite {
         target: &str,
     ) -> Result<(rusqlite::Connection, Baseline), Error> {
         let settings = &self.settings;
-        let watch = ChangeTracker::install(&connection, self.fixed_pragmas());
+        let watch = ChangeTracker::install(
+            &connection,
+            self.fixed_pragmas(),
+            self.settings.is_external(),
+        );
         let opened = watch.map_err(Fault::from).and_then(|watch| {
             self.prepare(&connection, &watch)?;
             call("on_open", &settings.on_open, &mut connection, settings)?;
             Ok(Baseline::of(&connection, settings, watch)?)
         });
         match opened {
-            Ok(baseline) => Ok((connection, baseline)),
+            Ok(baseline) => {
+                if baseline.replaced_wal_hook() && !self.told_of_hook.swap(true, Relaxed) {
+                    events::wal_hook_replaced(target);
+                }
+                Ok((connection, baseline))
+            }
             Err(source) => {
                 discard(connection);
                 Err(Error::Open {

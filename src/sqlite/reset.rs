@@ -18,7 +18,7 @@
 //! | the authorizer itself replaced | ours being dropped | discard |
 //! | update hook, progress handler | nothing: removing one costs nanoseconds | removed |
 //! | commit and rollback hook | ours being dropped | removed; our own put back |
-//! | trace, WAL hook, busy handler | nothing, likewise | removed; our own put back |
+//! | trace, WAL hook, busy handler | nothing, likewise | removed; our own put back, also after `on_open` |
 //! | limits, `sqlite3_db_config` switches | reading them | put back |
 //! | size of the statement cache, default behaviour of transactions | nothing | put back |
 //! | `last_insert_rowid()` | reading it | overwritten by a row in a temporary table of ours |
@@ -40,11 +40,12 @@ use rusqlite::limits::Limit;
 use rusqlite::trace::TraceEventCodes;
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::Settings;
 use super::absent::{self, ABSENT};
+use super::connection;
 use super::registered::Registered;
 use super::wal;
 use super::watch::ChangeTracker;
+use super::{Checkpoints, Settings};
 use crate::core::backend::Fate;
 
 /// What a connection was like when it had just been opened.
@@ -57,11 +58,22 @@ pub(super) struct Baseline {
     statement_cache: usize,
     limits: Vec<(Limit, i32)>,
     switches: Vec<(DbConfig, bool)>,
-    autocheckpoint: i32,
+    autocheckpoint: AutoCheckpoint,
     wal_hook: wal::Hook,
+    /// `on_open` set a WAL hook, and the pool's took its place.
+    replaced_wal_hook: bool,
     identity: Option<usize>,
     registered: Registered,
     has_rowid_table: bool,
+}
+
+/// What keeps the log short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AutoCheckpoint {
+    /// The pool, as the WAL hook notes; or nobody here, where another process does.
+    Pool,
+    /// SQLite by itself, from so many pages on, as somebody asked for; below one: never.
+    Sqlite(i32),
 }
 
 const LIMITS: [Limit; 13] = [
@@ -125,6 +137,24 @@ impl Baseline {
             remove_marks(connection)?;
         }
         let _quiet = watch.quiet();
+        let asked = watch.autocheckpoint();
+        let now: i32 =
+            connection.pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?;
+        let autocheckpoint = match (settings.checkpoints, asked, now) {
+            (Checkpoints::External { .. }, _, _) => AutoCheckpoint::Pool,
+            (Checkpoints::Pool, Some(pages), _) => AutoCheckpoint::Sqlite(pages),
+            // A hook of somebody else's makes it read zero.
+            (Checkpoints::Pool, None, 0 | AUTOCHECKPOINT) => AutoCheckpoint::Pool,
+            (Checkpoints::Pool, None, pages) => AutoCheckpoint::Sqlite(pages),
+        };
+        let wal_hook = match settings.checkpoints {
+            Checkpoints::Pool => wal::hook(settings.wal_size),
+            Checkpoints::External { emergency } => {
+                // Whatever `on_open` has done about it.
+                connection::keep_log(connection)?;
+                wal::emergency_hook(emergency)
+            }
+        };
         // What `on_open` has cached would be run for agents without being seen.
         connection.flush_prepared_statement_cache();
         let baseline = Baseline {
@@ -143,15 +173,18 @@ impl Baseline {
             switches: switches()
                 .filter_map(|switch| Some((switch, connection.db_config(switch).ok()?)))
                 .collect(),
-            autocheckpoint: connection
-                .pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?,
-            wal_hook: wal::hook(settings.wal_size),
+            autocheckpoint,
+            wal_hook,
+            replaced_wal_hook: autocheckpoint == AutoCheckpoint::Pool
+                && settings.checkpoints == Checkpoints::Pool
+                && now == 0,
             identity: identity(connection),
             registered: Registered::on(connection)?,
             has_rowid_table: false,
             watch: Arc::clone(&watch),
         };
-        baseline.note_commits(connection, baseline.wal_hook);
+        // Whatever `on_open` has put in its place.
+        baseline.restore_wal_hook(connection)?;
         watch.forget();
         Ok(baseline)
     }
@@ -247,10 +280,10 @@ impl Baseline {
     /// another number of pages gets SQLite's own.
     fn restore_wal_hook(&self, connection: &Connection) -> rusqlite::Result<()> {
         match self.autocheckpoint {
-            AUTOCHECKPOINT => connection.wal_hook(Some(self.wal_hook)),
-            never if never <= 0 => connection.wal_hook(None),
+            AutoCheckpoint::Pool => connection.wal_hook(Some(self.wal_hook)),
+            AutoCheckpoint::Sqlite(never) if never <= 0 => connection.wal_hook(None),
             // Only SQLite's own hook can be told another number.
-            pages => {
+            AutoCheckpoint::Sqlite(pages) => {
                 let sql = format!("PRAGMA wal_autocheckpoint = {pages}");
                 connection.prepare_cached(&sql)?.query_row([], |_| Ok(()))?;
             }
@@ -294,9 +327,19 @@ impl Baseline {
 
     /// Sets the WAL hook, unless somebody asked for checkpoints of SQLite's own.
     fn note_commits(&self, connection: &Connection, hook: wal::Hook) {
-        if self.autocheckpoint == AUTOCHECKPOINT {
+        if self.counts_on_pool() {
             connection.wal_hook(Some(hook));
         }
+    }
+
+    /// Whether the pool's WAL hook is in force, unless a borrower has replaced it.
+    pub(super) fn counts_on_pool(&self) -> bool {
+        self.autocheckpoint == AutoCheckpoint::Pool
+    }
+
+    /// Whether `on_open` set a WAL hook, which is gone.
+    pub(super) fn replaced_wal_hook(&self) -> bool {
+        self.replaced_wal_hook
     }
 }
 

@@ -5,6 +5,12 @@
 //! for it. Here commits only note how long the log has become. A lease that writes by itself, without the
 //! pool's queue, could go on for ever without leaving a gap in which the log can begin anew; so its commits
 //! do as SQLite's, once the log is half as long again as it should be.
+//!
+//! A borrower may replace the hook by which commits note. So checkpoints do not hang on it alone: where a connection
+//! has changed something and noted nothing, the length of the file `-wal` tells.
+//!
+//! Where another process runs the checkpoints, such as Litestream, the pool runs none, but for one that waits for
+//! nobody when the log has become as long as it never should.
 
 use std::cell::Cell;
 use std::sync::atomic::{
@@ -17,19 +23,69 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal as WalHook;
 
+use super::{Checkpoints, Settings};
+
 thread_local! {
-    /// How many pages the log had after the last commit on this thread. rusqlite's hook is a plain
+    /// What the last commit on this thread has noted, and on which connection. rusqlite's hook is a plain
     /// function, and SQLite calls it on the thread that commits.
-    static NOTED: Cell<u32> = const { Cell::new(0) };
+    static NOTED: Cell<(u64, Noted)> = const { Cell::new((NOBODY, NOTHING)) };
+    /// The connection that is committing on this thread, if its commit hook is the pool's.
+    static COMMITTING: Cell<u64> = const { Cell::new(NOBODY) };
+    /// How long the log was when an emergency checkpoint was last tried on this thread, since it was short.
+    static TRIED: Cell<i32> = const { Cell::new(0) };
+}
+
+/// No connection has this number.
+const NOBODY: u64 = 0;
+const NOTHING: Noted = Noted {
+    pages: 0,
+    emergencies: 0,
+};
+
+/// What the commits of one connection on one thread have noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Noted {
+    /// How many pages the log had after the last one.
+    pub(crate) pages: u32,
+    /// Checkpoints that ran within them since another process did not.
+    pub(crate) emergencies: u32,
+}
+
+/// What a connection did, as far as the log is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commits {
+    /// Nothing.
+    None,
+    Noted(Noted),
+    /// It has changed something, and noted nothing: a borrower has replaced the hook, or has rolled back.
+    Unnoted,
 }
 
 /// A WAL hook of rusqlite's: a plain function, which SQLite calls after each commit.
 pub(super) type Hook = fn(&WalHook, i32) -> rusqlite::Result<()>;
 
+/// The connection of this number is about to commit on this thread.
+pub(super) fn committing(connection: u64) {
+    COMMITTING.set(connection);
+}
+
 /// The WAL hook of a connection within a group of writes.
 pub(super) fn note(_: &WalHook, pages: i32) -> rusqlite::Result<()> {
-    NOTED.set(u32::try_from(pages).unwrap_or(0));
+    add_note(pages, 0);
     Ok(())
+}
+
+fn add_note(pages: i32, emergencies: u32) {
+    let by = COMMITTING.replace(NOBODY);
+    let before = match NOTED.get() {
+        (noted_by, noted) if noted_by == by => noted.emergencies,
+        _ => 0,
+    };
+    let noted = Noted {
+        pages: u32::try_from(pages).unwrap_or(0),
+        emergencies: before.saturating_add(emergencies),
+    };
+    NOTED.set((by, noted));
 }
 
 /// The WAL hook of a lease's connection.
@@ -42,17 +98,69 @@ fn note_or_checkpoint<const PAGES: i32>(wal: &WalHook, pages: i32) -> rusqlite::
     Ok(())
 }
 
+/// The WAL hook of a connection whose log another process checkpoints. A checkpoint that finds frames which that
+/// process has not read leaves the log as long as it was, and the next commit would try in vain.
+fn note_or_relieve<const PAGES: i32>(wal: &WalHook, pages: i32) -> rusqlite::Result<()> {
+    let tried = TRIED.get();
+    let again = pages < tried || pages >= tried.saturating_add(PAGES / 4);
+    if pages < PAGES {
+        TRIED.set(0);
+    } else if tried == 0 || again {
+        TRIED.set(pages);
+        let _ = wal.checkpoint();
+        add_note(pages, 1);
+        return Ok(());
+    }
+    note(wal, pages)
+}
+
+/// The WAL hook of connections whose log another process checkpoints, and the pool from so many bytes on, or up to
+/// twice as many: there is one hook for each of some lengths.
+pub(super) fn emergency_hook(bytes: Option<u32>) -> Hook {
+    const HOOKS: [(u32, Hook); 15] = [
+        (16, note_or_relieve::<16>),
+        (32, note_or_relieve::<32>),
+        (64, note_or_relieve::<64>),
+        (128, note_or_relieve::<128>),
+        (256, note_or_relieve::<256>),
+        (512, note_or_relieve::<512>),
+        (1_024, note_or_relieve::<1_024>),
+        (2_048, note_or_relieve::<2_048>),
+        (4_096, note_or_relieve::<4_096>),
+        (8_192, note_or_relieve::<8_192>),
+        (16_384, note_or_relieve::<16_384>),
+        (32_768, note_or_relieve::<32_768>),
+        (65_536, note_or_relieve::<65_536>),
+        (131_072, note_or_relieve::<131_072>),
+        (262_144, note_or_relieve::<262_144>),
+    ];
+    let Some(bytes) = bytes else {
+        return note;
+    };
+    let found = HOOKS
+        .into_iter()
+        .find(|(length, _)| *length >= pages(bytes));
+    found.map_or(note_or_relieve::<262_144>, |(_, hook)| hook)
+}
+
 /// The WAL hook of leases' connections, where the log wants a checkpoint from so many bytes on. As a hook is
 /// told nothing but the length, there is one for each of some lengths.
 pub(super) fn hook(bytes: u32) -> Hook {
-    const HOOKS: [(u32, Hook); 8] = [
+    const HOOKS: [(u32, Hook); 15] = [
         (24, note_or_checkpoint::<24>),
+        (48, note_or_checkpoint::<48>),
         (96, note_or_checkpoint::<96>),
+        (192, note_or_checkpoint::<192>),
         (384, note_or_checkpoint::<384>),
+        (768, note_or_checkpoint::<768>),
         (1_536, note_or_checkpoint::<1_536>),
+        (3_072, note_or_checkpoint::<3_072>),
         (6_144, note_or_checkpoint::<6_144>),
+        (12_288, note_or_checkpoint::<12_288>),
         (24_576, note_or_checkpoint::<24_576>),
+        (49_152, note_or_checkpoint::<49_152>),
         (98_304, note_or_checkpoint::<98_304>),
+        (196_608, note_or_checkpoint::<196_608>),
         (393_216, note_or_checkpoint::<393_216>),
     ];
     let wanted = pages(bytes) + pages(bytes) / 2;
@@ -66,12 +174,55 @@ fn pages(bytes: u32) -> u32 {
     (bytes / PAGE).max(1)
 }
 
-/// What the last commit on this thread noted, once.
-pub(crate) fn take_noted() -> Option<u32> {
-    match NOTED.take() {
-        0 => None,
-        pages => Some(pages),
+/// Whether what the last commit on this thread noted is the connection's of this number, as far as is known.
+pub(super) fn has_noted(connection: u64) -> bool {
+    let (by, noted) = NOTED.get();
+    noted != NOTHING && (by == connection || by == NOBODY)
+}
+
+/// What the last commit on this thread noted, once, if it was the connection's of this number.
+pub(super) fn take_noted(connection: u64) -> Option<Noted> {
+    if !has_noted(connection) {
+        return None;
     }
+    let (_, noted) = NOTED.replace((NOBODY, NOTHING));
+    Some(noted)
+}
+
+/// So many times as long as it should be, the file `-wal` is cut. Longer than it is under load: to cut the file and
+/// let it grow again costs more than to overwrite it.
+pub(super) const FILE: u32 = 4;
+
+/// The length of a file `-wal`, where commits note nothing. The file is as long as the log has ever been since it was
+/// cut, so only one that grows tells that the log is long.
+#[derive(Debug, Default)]
+pub(super) struct FileLength {
+    /// When it was last looked at.
+    seen: u64,
+    /// From which length on the log wants the next checkpoint, if later than the first.
+    due_at: u64,
+}
+
+impl FileLength {
+    /// The file is so long now, and the log wants a checkpoint from `first` bytes on: whether it does, once. `longest`
+    /// is what the file is cut to.
+    pub(super) fn is_overlong(&mut self, now: u64, first: u64, longest: u64) -> bool {
+        if now < self.seen {
+            self.due_at = 0;
+        }
+        self.seen = now;
+        if now < self.due_at.max(first) {
+            return false;
+        }
+        self.due_at = now.min(longest) + longest / 8;
+        true
+    }
+}
+
+/// From which length on a file `-wal`, whose commits note nothing, wants a checkpoint, and what it is cut to.
+pub(super) fn file_lengths(wal_size: u32) -> (u64, u64) {
+    let bytes = u64::from(wal_size);
+    (bytes + bytes / 2, bytes * u64::from(FILE))
 }
 
 /// So many times as long as it should be is far too long.
@@ -81,6 +232,9 @@ const FAR: u32 = 3;
 pub(crate) struct Wal {
     /// Pages from which on it wants one.
     limit: u32,
+    /// Another process runs the checkpoints, and the pool only an emergency's.
+    external: bool,
+    file: Mutex<FileLength>,
     /// Pages from which on it wants the next one: `limit`, or more after one that changed nothing.
     due_at: AtomicU32,
     /// Pages after the last commit that was told.
@@ -105,12 +259,17 @@ pub(crate) struct Checkpointed {
 pub(crate) struct Running<'a>(&'a Wal);
 
 impl Wal {
-    /// For a log that wants a checkpoint when it has so many bytes of pages, as far as pages are as long as
-    /// SQLite makes them by itself.
-    pub(super) fn new(bytes: u32) -> Self {
-        let limit = pages(bytes);
+    /// For a log that wants a checkpoint when it is as long as the settings say, as far as pages are as long as SQLite
+    /// makes them by itself.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let (limit, external) = match settings.checkpoints {
+            Checkpoints::Pool => (pages(settings.wal_size), false),
+            Checkpoints::External { emergency } => (emergency.map_or(u32::MAX, pages), true),
+        };
         Wal {
             limit,
+            external,
+            file: Mutex::default(),
             due_at: AtomicU32::new(limit),
             pages: AtomicU32::new(0),
             running: Mutex::new(false),
@@ -128,6 +287,16 @@ impl Wal {
         pages >= self.due_at.load(Relaxed)
     }
 
+    /// Whether another process runs the checkpoints.
+    pub(crate) fn is_external(&self) -> bool {
+        self.external
+    }
+
+    /// The file is so long, and commits may have noted nothing: whether it wants a checkpoint for that.
+    pub(super) fn is_overlong(&self, length: u64, (first, longest): (u64, u64)) -> bool {
+        self.file.lock().is_overlong(length, first, longest)
+    }
+
     /// Whether a checkpoint that could not finish should be tried again.
     pub(crate) fn wants_another_try(&self) -> bool {
         self.pinned.load(Acquire)
@@ -135,7 +304,7 @@ impl Wal {
 
     /// Whether writers had better wait than let it grow on.
     pub(crate) fn is_far_too_long(&self, pages: u32) -> bool {
-        pages >= self.limit.saturating_mul(FAR)
+        !self.external && pages >= self.limit.saturating_mul(FAR)
     }
 
     /// How many pages it had after the last commit that was told.

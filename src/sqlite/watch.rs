@@ -4,14 +4,22 @@
 //! notes that the transaction is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization, TransactionOperation};
 
+use super::wal;
+
 /// Sees, through the authorizer and hooks on a connection, what its borrowers do to it.
 pub(super) struct ChangeTracker {
+    /// Which connection it is on. No other has the same number.
+    number: u64,
+    /// Another process runs the checkpoints: borrowers may not bring SQLite's own back.
+    external: bool,
+    /// The value that the pragma `wal_autocheckpoint` was last given, or [`NOT_ASKED`].
+    autocheckpoint: AtomicI64,
     touched: AtomicU32,
     mode: AtomicU8,
     /// A transaction of the pool's was rolled back while a borrower worked in it.
@@ -21,6 +29,9 @@ pub(super) struct ChangeTracker {
     /// What was forbidden first, in words, since somebody asked.
     refused: Mutex<Option<String>>,
 }
+
+/// Nobody has given a value to the pragma: none of SQLite's is so large.
+const NOT_ASKED: i64 = i64::MAX;
 
 /// A borrower is at work: what it does is noted.
 const WATCHING: u8 = 0;
@@ -61,8 +72,13 @@ impl ChangeTracker {
     pub(super) fn install(
         connection: &Connection,
         fixed: &'static [&'static str],
+        external: bool,
     ) -> rusqlite::Result<Arc<ChangeTracker>> {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
         let watch = Arc::new(ChangeTracker {
+            number: NUMBER.fetch_add(1, Relaxed),
+            external,
+            autocheckpoint: AtomicI64::new(NOT_ASKED),
             touched: AtomicU32::new(UNGUARDED),
             mode: AtomicU8::new(WATCHING),
             rolled_back: AtomicBool::new(false),
@@ -100,6 +116,15 @@ impl ChangeTracker {
         Ok(())
     }
 
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// What the pragma `wal_autocheckpoint` was last given, if anything.
+    pub(super) fn autocheckpoint(&self) -> Option<i32> {
+        i32::try_from(self.autocheckpoint.load(Relaxed)).ok()
+    }
+
     /// Whether a borrower has replaced one of these hooks.
     pub(super) fn is_unguarded(&self) -> bool {
         self.touched.load(Relaxed) & UNGUARDED != 0
@@ -108,6 +133,7 @@ impl ChangeTracker {
     /// Whether SQLite has asked to commit while a borrower works in a transaction of the pool's. Then SQLite rolls
     /// back.
     fn forbids_commit(&self) -> bool {
+        wal::committing(self.number);
         let forbids = matches!(self.mode.load(Relaxed), FENCING | GUARDING | PROBING);
         if forbids {
             self.rolled_back.store(true, Relaxed);
@@ -215,7 +241,11 @@ impl ChangeTracker {
             _ if sets_one_of(context, self.fixed) || sets_cipher_default(context) => {
                 Authorization::Deny
             }
+            _ if self.external && brings_checkpoints_back(context) => Authorization::Deny,
             _ => {
+                if let Some(pages) = pragma_number(context, "wal_autocheckpoint") {
+                    self.autocheckpoint.store(pages.into(), Relaxed);
+                }
                 if shuts_out(context) {
                     self.touched.fetch_or(SHUTS_OUT | CHANGED, Relaxed);
                 } else if ends_transactions(context) {
@@ -333,6 +363,23 @@ fn sets_cipher_default(context: &AuthContext<'_>) -> bool {
             .get(..PREFIX.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX)),
         _ => false,
+    }
+}
+
+/// What would make SQLite run checkpoints, or cut the log, where another process is to.
+fn brings_checkpoints_back(context: &AuthContext<'_>) -> bool {
+    pragma_number(context, "wal_autocheckpoint").is_some_and(|pages| pages > 0)
+        || pragma_number(context, "journal_size_limit").is_some_and(|bytes| bytes >= 0)
+}
+
+/// The number that a pragma of this name is given; what is no number is zero to SQLite.
+fn pragma_number(context: &AuthContext<'_>, pragma: &str) -> Option<i32> {
+    match context.action {
+        AuthAction::Pragma {
+            pragma_name,
+            pragma_value: Some(value),
+        } if pragma_name.eq_ignore_ascii_case(pragma) => Some(value.trim().parse().unwrap_or(0)),
+        _ => None,
     }
 }
 

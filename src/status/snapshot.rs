@@ -84,6 +84,7 @@ struct Counters {
     write_failures: u64,
     write_groups: u64,
     checkpoints: u64,
+    emergency_checkpoints: u64,
     checkpoints_pinned: u64,
 }
 
@@ -190,6 +191,7 @@ impl Counters {
             write_failures: stats.write_failures,
             write_groups: stats.write_groups,
             checkpoints: stats.checkpoints,
+            emergency_checkpoints: stats.emergency_checkpoints,
             checkpoints_pinned: stats.checkpoints_pinned,
         }
     }

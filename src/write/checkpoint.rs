@@ -1,6 +1,7 @@
 //! Checkpoints beside the commits: a connection of the pool's copies the log into the database.
 //! It takes the write lock only for what is left then, so that the log can begin anew; or for all of it, where SQLite is
-//! too old for more.
+//! too old for more. Where another process runs the
+//! checkpoints, it does so only in an emergency, and never takes that lock.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use crate::core::request::Request;
 use crate::error::Error;
 use crate::observe::claim::Claim;
 use crate::observe::events;
-use crate::observe::stats::count;
-use crate::sqlite::{Checkpointed, Mode, Passes, Wal, checkpoint};
+use crate::observe::stats::{add, count};
+use crate::sqlite::{Checkpointed, Mode, Noted, Passes, Wal, checkpoint};
 
 /// As which agent the pool itself borrows a connection for it.
 pub(super) const AGENT: &str = "leasepool: checkpoint";
@@ -28,18 +29,31 @@ const PAUSE: Duration = Duration::from_micros(50);
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Looks at how long a commit has left the log, and sees to a checkpoint if that is too long.
-pub(super) fn noted(writer: &Arc<Writer>, pages: u32) {
+pub(super) fn noted(writer: &Arc<Writer>, noted: Noted) {
+    if noted.emergencies > 0 {
+        let counters = &writer.core.counters;
+        add(&counters.emergency_checkpoints, noted.emergencies.into());
+        events::emergency_checkpoint(&writer.core.options.name, noted.pages);
+    }
     if let Some(wal) = writer.core.backend.wal()
-        && wal.grew_to(pages)
+        && wal.grew_to(noted.pages)
     {
         begin(writer, wal);
     }
 }
 
-/// Tries again, if the last one could not finish.
+/// Sees to a checkpoint of a log that has become too long, though commits have noted nothing.
+pub(super) fn overlong(writer: &Arc<Writer>) {
+    if let Some(wal) = writer.core.backend.wal() {
+        begin(writer, wal);
+    }
+}
+
+/// Tries again, if the last one could not finish, or if a lease that goes on notes nothing.
 pub(super) fn retry(writer: &Arc<Writer>) {
-    if let Some(wal) = writer.core.backend.wal()
-        && wal.wants_another_try()
+    let backend = &writer.core.backend;
+    if let Some(wal) = backend.wal()
+        && (wal.wants_another_try() || backend.is_log_far_too_long())
     {
         begin(writer, wal);
     }
@@ -68,6 +82,17 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     let request = Request::new(AGENT, Some(WAIT), Location::caller());
     let checkout = core.checkout(core, &request)?;
     let connection: &rusqlite::Connection = checkout.connection();
+    if wal.is_external() {
+        let result = checkpoint(connection, Mode::Passive)?;
+        count(&core.counters.emergency_checkpoints);
+        running.ended(Checkpointed {
+            // Whoever reads from the log is the one who is to run the checkpoints.
+            busy: false,
+            ..result
+        });
+        events::emergency_checkpoint(&core.options.name, result.log);
+        return Ok(());
+    }
     let passes = core.backend.passes();
     if passes == Passes::Several {
         copy(connection, wal)?;

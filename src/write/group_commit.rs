@@ -17,7 +17,7 @@ use crate::core::request::Request;
 use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
 use crate::observe::stats::{add, count};
-use crate::sqlite::{Group, Member, Sqlite, same, until};
+use crate::sqlite::{Commits, Group, Member, Sqlite, same, until};
 use crate::sync::semaphore::{Closed, Held};
 use crate::sync::wait::{await_until, block_until};
 
@@ -133,8 +133,8 @@ impl QueueHandle {
         }
         members.outcome = outcome;
         drop(members);
-        if let Some(pages) = noted {
-            self.writer.noted(pages);
+        if let Commits::Noted(noted) = noted {
+            self.writer.noted(noted);
         }
         next
     }

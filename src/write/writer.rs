@@ -15,7 +15,7 @@ use crate::core::Core;
 use crate::core::backend::Backend;
 use crate::error::Error;
 use crate::observe::stats::Stats;
-use crate::sqlite::Sqlite;
+use crate::sqlite::{Noted, Sqlite};
 use crate::sync::keyed_map::{KeyedEntry, KeyedMap};
 use crate::sync::workers::WorkerPool;
 
@@ -93,9 +93,14 @@ impl Writer {
         checkpoint::retry(self);
     }
 
-    /// A commit has left the log so many pages long.
-    pub(crate) fn noted(self: &Arc<Self>, pages: u32) {
-        checkpoint::noted(self, pages);
+    /// What commits have noted of the log.
+    pub(crate) fn noted(self: &Arc<Self>, noted: Noted) {
+        checkpoint::noted(self, noted);
+    }
+
+    /// The log that all agents share has become too long, though commits have noted nothing.
+    pub(crate) fn overlong(self: &Arc<Self>) {
+        checkpoint::overlong(self);
     }
 
     pub(super) fn all_queues(&self) -> Vec<Queue> {

@@ -3,6 +3,7 @@
 mod awaiting;
 mod backup;
 mod cap;
+mod checkpoints;
 mod clean;
 mod close;
 mod common;

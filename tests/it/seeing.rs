@@ -486,6 +486,56 @@ mod events {
         });
     }
 
+    #[test]
+    fn what_is_wrong_with_checkpoints_is_told() {
+        in_child(
+            "seeing::events::what_is_wrong_with_checkpoints_is_told",
+            || {
+                let log = Log::install();
+                for mode in [Mode::Shared, Mode::PerAgent] {
+                    let fixture = mode.fixture();
+                    let on_open = |conn: &mut leasepool::rusqlite::Connection| {
+                        conn.wal_hook(Some(|_, _| Ok(())));
+                        Ok(())
+                    };
+                    let pool = fixture.builder(2).on_open(on_open).build().unwrap();
+                    for agent in ["a", "b", "c"] {
+                        drop(pool.lease(agent).unwrap());
+                    }
+                    let told = log.take();
+                    let hooks = told.iter().filter(|line| line.contains("WAL hook"));
+                    assert_eq!(hooks.count(), 1, "{told:?}");
+                    drop(pool);
+
+                    let fixture = mode.fixture();
+                    let pool = fixture
+                        .builder(2)
+                        .name("chat")
+                        .busy_timeout(Duration::from_millis(1))
+                        .external_checkpoints(Some(64 << 10))
+                        .build()
+                        .unwrap();
+                    let told = log.take();
+                    assert!(
+                        told.iter().any(|line| line.starts_with("WARN")
+                            && line.contains("busy_timeout is short")
+                            && line.contains("busy_timeout=1ms")),
+                        "{told:?}"
+                    );
+                    eventually("an emergency", || {
+                        write_much(&pool);
+                        pool.stats().emergency_checkpoints > 0
+                    });
+                    log.until("emergency checkpoint");
+                    let told = log.take();
+                    let line = told.iter().find(|line| line.contains("emergency"));
+                    let line = line.unwrap();
+                    assert!(line.starts_with("WARN") && line.contains("pool=\"chat\""));
+                }
+            },
+        );
+    }
+
     /// Two threads, each with a lease, wait for another one: told once, with all of them.
     #[test]
     fn a_deadlock_is_told_with_all_who_are_in_it() {

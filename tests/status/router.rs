@@ -290,6 +290,7 @@ fn prometheus_is_told_what_was_written() {
         ("leasepool_wal_pages", (wal.len() - 32) / (4096 + 24)),
         ("leasepool_files", 1),
         ("leasepool_checkpoints_total", 0),
+        ("leasepool_emergency_checkpoints_total", 0),
         ("leasepool_checkpoints_pinned_total", 0),
     ] {
         assert_eq!(value(&server, series), wanted as f64, "{series}");
