@@ -15,6 +15,7 @@ mod fairness;
 mod hostile;
 mod in_time;
 mod kill;
+mod litestream;
 mod model;
 mod opening;
 mod options;
