@@ -28,7 +28,7 @@ mod watch;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -113,6 +113,8 @@ pub(crate) struct Sqlite {
     settings: Settings,
     /// The log of events knows that a WAL hook of `on_open` was replaced.
     told_of_hook: AtomicBool,
+    /// A pragma, be it the builder's or `on_open`'s, has SQLite run checkpoints of its own, or none.
+    own_checkpoints: AtomicBool,
     sharing: Sharing,
     source: Source,
 }
@@ -190,18 +192,12 @@ impl Sqlite {
         let Source::File { file, .. } = &self.source else {
             return false;
         };
-        if self.settings.is_external() || self.own_autocheckpoint() {
+        if self.settings.is_external() || self.own_checkpoints.load(Relaxed) {
             return false;
         }
         let (_, longest) = wal::file_lengths(self.settings.wal_size);
         let length = agents::wal_length(&file.path);
         length > longest && file.wal.is_overlong(length, (longest, longest))
-    }
-
-    /// A pragma of the builder's has SQLite run checkpoints of its own, or none.
-    fn own_autocheckpoint(&self) -> bool {
-        let mut pragmas = self.settings.pragmas.iter();
-        pragmas.any(|(name, _)| name.eq_ignore_ascii_case("wal_autocheckpoint"))
     }
 
     /// # Errors

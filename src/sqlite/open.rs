@@ -45,6 +45,7 @@ impl Sqlite {
             Kind::Agents(place) => Ok(Sqlite {
                 settings,
                 told_of_hook: AtomicBool::new(false),
+                own_checkpoints: AtomicBool::new(false),
                 sharing,
                 source: Source::Agents(Agents::new(place, sharing, max_connections)?),
             }),
@@ -56,6 +57,7 @@ impl Sqlite {
                 let sqlite = Sqlite {
                     settings,
                     told_of_hook: AtomicBool::new(false),
+                    own_checkpoints: AtomicBool::new(false),
                     sharing,
                     source: Source::File { file, opener },
                 };
@@ -70,6 +72,7 @@ impl Sqlite {
                 let sqlite = Sqlite {
                     settings,
                     told_of_hook: AtomicBool::new(false),
+                    own_checkpoints: AtomicBool::new(false),
                     sharing,
                     source: Source::Memory {
                         opener,
@@ -140,6 +143,7 @@ impl Sqlite {
                 source,
             }),
         };
+        self.leave_log(&connection);
         match set_up {
             Ok(()) => Ok(connection),
             Err(error) => {
@@ -167,7 +171,16 @@ impl Sqlite {
             // What it could not finish is not `setup`'s.
             let _ = connection.execute_batch("ROLLBACK");
         }
+        self.leave_log(connection);
         opened
+    }
+
+    /// Where another process runs the checkpoints: no callback brings SQLite's own back.
+    fn leave_log(&self, connection: &rusqlite::Connection) {
+        if self.settings.is_external() {
+            // It fails only where there is no log either.
+            let _ = connection::keep_log(connection);
+        }
     }
 
     fn run_setup_only(
@@ -216,6 +229,7 @@ impl Sqlite {
         match set_up {
             Ok(mut baseline) => {
                 if opened && matches!(baseline.restore(&mut connection), Ok(Fate::Reuse)) {
+                    self.note(&baseline, target);
                     return Ok(Some((connection, baseline)));
                 }
                 // The next connection goes on with this one's log.
@@ -232,6 +246,16 @@ impl Sqlite {
                 discard(connection);
                 Err(error)
             }
+        }
+    }
+
+    /// Who runs checkpoints is decided by what callbacks did to a connection.
+    fn note(&self, baseline: &Baseline, target: &str) {
+        if !baseline.counts_on_pool() {
+            self.own_checkpoints.store(true, Relaxed);
+        }
+        if baseline.replaced_wal_hook() && !self.told_of_hook.swap(true, Relaxed) {
+            events::wal_hook_replaced(target);
         }
     }
 
@@ -300,9 +324,7 @@ impl Sqlite {
         });
         match opened {
             Ok(baseline) => {
-                if baseline.replaced_wal_hook() && !self.told_of_hook.swap(true, Relaxed) {
-                    events::wal_hook_replaced(target);
-                }
+                self.note(&baseline, target);
                 Ok((connection, baseline))
             }
             Err(source) => {

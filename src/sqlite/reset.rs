@@ -331,7 +331,6 @@ impl Baseline {
             connection.wal_hook(Some(hook));
         }
     }
-
     /// Whether the pool's WAL hook is in force, unless a borrower has replaced it.
     pub(super) fn counts_on_pool(&self) -> bool {
         self.autocheckpoint == AutoCheckpoint::Pool

@@ -494,6 +494,14 @@ mod events {
                 let log = Log::install();
                 for mode in [Mode::Shared, Mode::PerAgent] {
                     let fixture = mode.fixture();
+                    let pool = fixture.builder(2).on_open(|_| Ok(())).build().unwrap();
+                    drop(pool.lease("a").unwrap());
+                    drop(pool.lease("b").unwrap());
+                    drop(pool);
+                    let told = log.take();
+                    assert!(!told.iter().any(|line| line.contains("hook")), "{told:?}");
+
+                    let fixture = mode.fixture();
                     let on_open = |conn: &mut leasepool::rusqlite::Connection| {
                         conn.wal_hook(Some(|_, _| Ok(())));
                         Ok(())
