@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rusqlite::ErrorCode;
+
 use crate::observe::stats::Holder;
 
 /// Everything that can go wrong between asking for a connection and giving it back.
@@ -43,6 +45,11 @@ pub enum Error {
     /// The pool was closed. Nothing will be lent again.
     #[error("the pool is closed")]
     Closed,
+
+    /// The pool takes no more writes, since [`Pool::close_writes`](crate::Pool::close_writes) was called. Leases that
+    /// only read go on.
+    #[error("the pool takes no more writes")]
+    WritesClosed,
 
     /// The database could not be opened or prepared. The source says why.
     #[error("cannot open {target}")]
@@ -219,7 +226,79 @@ pub enum Error {
     Sqlite(#[from] rusqlite::Error),
 }
 
+/// What a client that is told to come again should wait.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 impl Error {
+    /// Whether the same call may well succeed a moment later, with nothing changed but what others do: every connection
+    /// was lent or the turn did not come ([`Exhausted`](Error::Exhausted)), another connection or process held a lock
+    /// (`SQLITE_BUSY` or `SQLITE_LOCKED`, also as the cause of [`Open`](Error::Open) and [`Setup`](Error::Setup)), a
+    /// transaction was rolled back ([`RolledBack`](Error::RolledBack)), or the time was too short
+    /// ([`Interrupted`](Error::Interrupted)). Nothing of the failed call was kept, so that it can be made again.
+    ///
+    /// After `SQLITE_BUSY` from a statement within a transaction of your own, begin that transaction again.
+    ///
+    /// ```
+    /// use leasepool::{Error, Pool};
+    ///
+    /// fn write_twice(pool: &Pool) -> Result<(), Error> {
+    ///     let write = || pool.write("alice", |tx| Ok::<_, Error>(tx.execute_batch("DELETE FROM note")?));
+    ///     match write() {
+    ///         Err(error) if error.is_retryable() => write(),
+    ///         result => result,
+    ///     }
+    /// }
+    /// ```
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::Exhausted { .. }
+            | Error::NoDescriptors { .. }
+            | Error::RolledBack { .. }
+            | Error::Interrupted { .. } => true,
+            Error::Sqlite(error) => is_locked(error),
+            Error::Open { source, .. }
+            | Error::Setup { source, .. }
+            | Error::Backup { source, .. } => is_locked(&**source),
+            _ => false,
+        }
+    }
+
+    /// Whether what was wanted did not come free in time: [`Error::Exhausted`].
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Error::Exhausted { .. })
+    }
+
+    /// The status that tells a client of this error over HTTP: 503 if it [is retryable](Error::is_retryable) or the pool
+    /// (or its writer) is closed, 400 if the agent's id cannot be used, 500 otherwise. It is what the features `axum`
+    /// and `actix` answer; use it where there is another framework, or none.
+    ///
+    /// ```
+    /// use leasepool::Error;
+    ///
+    /// fn head(error: &Error) -> String {
+    ///     let mut head = format!("HTTP/1.1 {}\r\n", error.http_status());
+    ///     if let Some(wait) = error.retry_after() {
+    ///         head += &format!("Retry-After: {}\r\n", wait.as_secs());
+    ///     }
+    ///     head
+    /// }
+    /// # assert_eq!(head(&Error::Closed), "HTTP/1.1 503\r\n");
+    /// ```
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Error::Closed | Error::WritesClosed => 503,
+            Error::InvalidAgent { .. } => 400,
+            error if error.is_retryable() => 503,
+            _ => 500,
+        }
+    }
+
+    /// How long a client should wait before it tries again, for errors that [are retryable](Error::is_retryable); whole
+    /// seconds, as the header `Retry-After` wants them. `None`: to try again is of no use.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.is_retryable().then_some(RETRY_AFTER)
+    }
+
     pub(crate) fn no_thread(source: std::io::Error) -> Error {
         Error::NoThread { source }
     }
@@ -237,6 +316,25 @@ impl Error {
     }
 }
 
+/// Whether SQLite has returned BUSY or LOCKED: as the error itself, or as what caused it.
+fn is_locked(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let code = match error.downcast_ref::<rusqlite::Error>() {
+            Some(error) => error.sqlite_error_code(),
+            None => None,
+        };
+        if matches!(
+            code,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+        ) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 /// What somebody waited for in vain: [`Error::Exhausted`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -251,6 +349,8 @@ pub enum Wanted {
     Opening,
     /// The return of every lease, so that the pool can be closed.
     Close,
+    /// The end of every write, so that the pool takes no more.
+    CloseWrites,
 }
 
 impl fmt::Display for Wanted {
@@ -261,6 +361,7 @@ impl fmt::Display for Wanted {
             Wanted::Agent => "for this agent's connection",
             Wanted::Opening => "for a connection to be opened",
             Wanted::Close => "for every lease to be returned",
+            Wanted::CloseWrites => "for every write to end",
         })
     }
 }

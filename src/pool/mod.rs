@@ -344,6 +344,64 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Refuses writes from now on ([`Pool::write`] and its kin, [`Lease::write`]) with [`Error::WritesClosed`], and waits
+    /// until those that were asked for before are done, for at most `lease_timeout`. Leases and reads go on, until
+    /// [`Pool::close`]: for those who must read after the writer has closed. What a borrower writes on a lease by itself,
+    /// without [`Lease::write`], is not seen and not refused.
+    ///
+    /// May be called again, and from several threads; every call waits. There is no way back.
+    ///
+    /// ```
+    /// use leasepool::{Database, Error, Pool};
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder(Database::memory())
+    ///     .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS note (agent, body)"))
+    ///     .build()?;
+    /// pool.close_writes()?;
+    /// let refused = pool.write("alice", |tx| Ok::<_, Error>(tx.execute_batch("DELETE FROM note")?));
+    /// assert!(matches!(refused, Err(Error::WritesClosed)));
+    /// let lease = pool.lease("alice")?;
+    /// let notes: i64 = lease.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?;
+    /// # drop(lease);
+    /// pool.close()
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// - [`Error::Exhausted`] if a write was not done at the end of the wait. Those that had not begun are refused; one that
+    ///   had goes on.
+    /// - [`Error::Reentrant`] within a write of the same pool, or a callback of the builder's.
+    ///
+    /// # Blocking
+    /// For as long as writes take, at most `lease_timeout`.
+    pub fn close_writes(&self) -> Result<(), Error> {
+        self.close_writes_timeout(self.shared.core.options.lease_timeout)
+    }
+
+    /// Like [`Pool::close_writes`], but waits for at most `timeout`.
+    ///
+    /// # Errors
+    /// Those of [`Pool::close_writes`].
+    ///
+    /// # Blocking
+    /// Like [`Pool::close_writes`].
+    pub fn close_writes_timeout(&self, timeout: Duration) -> Result<(), Error> {
+        self.shared.close_writes(at_most(timeout))
+    }
+
+    /// Like [`Pool::close_writes`], for async code. Writes are refused from when the future is first polled, also if it
+    /// is dropped.
+    ///
+    /// # Errors
+    /// Those of [`Pool::close_writes`].
+    pub async fn close_writes_async(&self) -> Result<(), Error> {
+        let timeout = self.shared.core.options.lease_timeout;
+        self.shared.close_writes_async(timeout).await
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         self.0.close_now();

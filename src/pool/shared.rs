@@ -115,6 +115,31 @@ impl Shared {
         answer.received().await
     }
 
+    pub(super) fn close_writes(&self, timeout: Duration) -> Result<(), Error> {
+        self.core.check_reentrancy()?;
+        block_on(self.closing_writes(timeout))
+    }
+
+    async fn closing_writes(&self, timeout: Duration) -> Result<(), Error> {
+        let asked_at = Instant::now();
+        let deadline = asked_at + timeout;
+        self.writer.close_to_writes(asked_at, deadline).await
+    }
+
+    /// Dropping the future leaves the writer closing.
+    pub(super) async fn close_writes_async(
+        self: &Arc<Self>,
+        timeout: Duration,
+    ) -> Result<(), Error> {
+        self.core.check_reentrancy()?;
+        let (shared, answer) = (Arc::clone(self), Arc::new(Oneshot::new()));
+        let theirs = Arc::clone(&answer);
+        self.core.workers().spawn(async move {
+            theirs.answer(shared.closing_writes(timeout).await);
+        });
+        answer.received().await
+    }
+
     /// The last handle is gone: closes what is idle, on this thread.
     pub(super) fn close_now(&self) {
         self.writer.refuse();

@@ -16,8 +16,9 @@
 //! drops it as soon as it sees that the client has gone; actix-web when it next writes. So a stream
 //! that may be silent for long should not hold a lease.
 //!
-//! An error becomes a response: 503 with `Retry-After` if no connection came free or no turn to write
-//! came, 503 if the pool is closed, 400 if the request names no agent or one that cannot be, 500 for
+//! An error becomes a response, of the status that [`Error::http_status`] says: 503 with `Retry-After` if the same may
+//! well succeed a moment later ([`Error::is_retryable`]: no connection came free, no turn to write came, another process
+//! holds a lock), 503 if the pool, or its writer, is closed, 400 if the request names no agent or one that cannot be, 500 for
 //! everything else. Bodies are fixed texts: what went wrong is for the log, where the event goes with
 //! the feature `tracing`.
 
@@ -277,25 +278,23 @@ struct Answer {
     status: u16,
     body: &'static str,
     /// In seconds.
-    retry_after: Option<u32>,
+    retry_after: Option<u64>,
 }
 
 #[cfg(any(feature = "axum", feature = "actix"))]
 impl Answer {
     fn of(error: &Error) -> Answer {
-        let (status, body, retry_after) = match error {
-            Error::Exhausted { .. } => (503, "the database is busy, try again", Some(1)),
-            Error::Closed => (503, "the server is shutting down", None),
-            Error::InvalidAgent { reason } if *reason == MISSING => {
-                (400, "the request names no agent", None)
-            }
-            Error::InvalidAgent { .. } => (400, "the request names an invalid agent", None),
-            _ => (500, "internal error", None),
+        let body = match error {
+            Error::Closed | Error::WritesClosed => "the server is shutting down",
+            Error::InvalidAgent { reason } if *reason == MISSING => "the request names no agent",
+            Error::InvalidAgent { .. } => "the request names an invalid agent",
+            error if error.is_retryable() => "the database is busy, try again",
+            _ => "internal error",
         };
         Answer {
-            status,
+            status: error.http_status(),
             body,
-            retry_after,
+            retry_after: error.retry_after().map(|wait| wait.as_secs()),
         }
     }
 

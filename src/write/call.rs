@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{DropBehavior, Savepoint, Transaction};
 
-use super::group_commit::{Company, QueueHandle};
+use super::group_commit::{Company, Led, QueueHandle};
 use super::job::{Answer, Job, Write};
 use super::queue::{Joined, Refused};
 use super::writer::Writer;
@@ -53,6 +53,7 @@ impl Writer {
         F: FnOnce(&mut Transaction<'_>) -> Result<T, E>,
     {
         self.check_nesting()?;
+        let _let_in = self.let_lease_write()?;
         let core = &self.core;
         let deadline = asked_at + core.options.lease_timeout;
         let handle = QueueHandle::of(self, checkout.agent())?;
@@ -140,10 +141,7 @@ impl Writer {
 
     fn check_open(&self) -> Result<(), Error> {
         self.check_nesting()?;
-        if self.is_closed() {
-            return Err(Error::Closed);
-        }
-        Ok(())
+        self.check_takes_writes()
     }
 
     fn check_nesting(&self) -> Result<(), Error> {
@@ -196,8 +194,10 @@ where
         let mut answer = pin!(poll_fn(|cx| job.oneshot.poll(cx)));
         let mut answered = None;
         if let Some(first) = self.join()? {
-            let next = block_on(self.handle.lead_once(Some(first), Company::None));
-            if next.is_some() || !self.handle.queue.step_down() {
+            let led = block_on(self.handle.lead_once(Some(first), Company::None));
+            if let Led::Next(next) = led
+                && (next.is_some() || !self.handle.queue.step_down())
+            {
                 self.handle.clone().hand_over(next);
             }
         } else {
@@ -243,11 +243,14 @@ where
     /// Joins the queue. Returns the job if there is no leader: then the caller sees to that.
     fn join(&self) -> Result<Option<super::job::PendingJob>, Error> {
         let job = Arc::clone(&self.job);
-        let limit = self.handle.writer.limits.queue;
+        let writer = &self.handle.writer;
+        let limit = writer.limits.queue;
+        // A queue that is made after all have been closed is not closed.
+        writer.check_takes_writes()?;
         match self.handle.queue.join(job, limit) {
             Ok(Joined::Leads(job)) => Ok(Some(job)),
             Ok(Joined::Queued) => Ok(None),
-            Err(Refused::Closed) => Err(Error::Closed),
+            Err(Refused::Closed) => Err(writer.refusal()),
             Err(Refused::Full(waiting)) => Err(self.handle.exhausted(self.job.claim(), waiting)),
         }
     }

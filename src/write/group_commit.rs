@@ -61,7 +61,10 @@ impl QueueHandle {
     /// Leads until no job waits.
     async fn lead(self, mut first: Option<PendingJob>) {
         loop {
-            first = self.lead_once(first.take(), Company::Welcome).await;
+            match self.lead_once(first.take(), Company::Welcome).await {
+                Led::SteppedDown => return,
+                Led::Next(next) => first = next,
+            }
             if first.is_none() && self.queue.step_down() {
                 return;
             }
@@ -74,27 +77,24 @@ impl QueueHandle {
         workers.spawn(self.lead(first));
     }
 
-    /// Leads one group, which begins with `first` or with the first of the queue. Returns the job that the next one begins
-    /// with, if there is one that could not work on this group's connection.
-    pub(super) async fn lead_once(
-        &self,
-        first: Option<PendingJob>,
-        company: Company,
-    ) -> Option<PendingJob> {
+    /// Leads one group, which begins with `first` or with the first of the queue.
+    pub(super) async fn lead_once(&self, first: Option<PendingJob>, company: Company) -> Led {
         let mut group = pin!(self.group(first, company));
         // Nothing is known to panic within. If it does, that must not end the queue, and members that have no
         // answer yet get one as the group is dropped.
         poll_fn(|cx| {
             let polled = catch_unwind(AssertUnwindSafe(|| group.as_mut().poll(cx)));
-            polled.unwrap_or(Poll::Ready(None))
+            polled.unwrap_or(Poll::Ready(Led::Next(None)))
         })
         .await
     }
 
-    async fn group(&self, first: Option<PendingJob>, company: Company) -> Option<PendingJob> {
-        let first = first.or_else(|| self.queue.next())?;
+    async fn group(&self, first: Option<PendingJob>, company: Company) -> Led {
+        let Some(first) = first.or_else(|| self.queue.next()) else {
+            return Led::Next(None);
+        };
         if first.is_cancelled() {
-            return None;
+            return Led::Next(None);
         }
         let core = &self.writer.core;
         if let Some(wal) = core.backend.wal() {
@@ -102,18 +102,29 @@ impl QueueHandle {
         }
         let mut checkout = match self.connection(&first).await {
             Ok(checkout) => checkout,
-            Err(error) => return answered(first, error),
+            Err(error) => return self.answered(first, error),
         };
         let lock = match self.write_lock(first.claim(), first.deadline()).await {
             Ok(lock) => lock,
-            Err(error) => return answered(first, error),
+            Err(error) => {
+                drop(checkout);
+                return self.answered(first, error);
+            }
         };
         // From here on nothing is awaited. Members reply when this is dropped: after the lock and the connection.
         let mut members = Members::default();
         let mut next = None;
-        let outcome = match self.begin(&mut checkout, &first) {
-            Ok(group) => self.fill(group, first, company, &mut members, &mut next),
-            Err(error) => return answered(first, error.into()),
+        let begun = match self.begin(&mut checkout, &first) {
+            Ok(group) => Ok(self.fill(group, first, company, &mut members, &mut next)),
+            Err(error) => Err((first, error)),
+        };
+        let outcome = match begun {
+            Ok(outcome) => outcome,
+            Err((first, error)) => {
+                drop(lock);
+                drop(checkout);
+                return self.answered(first, error.into());
+            }
         };
         let noted = checkout.connection_mut().take_noted();
         let clean = checkout.connection().is_clean();
@@ -132,11 +143,27 @@ impl QueueHandle {
             add(&counters.writes, members.jobs.len() as u64);
         }
         members.outcome = outcome;
+        let led = self.after(next);
         drop(members);
         if let Commits::Noted(noted) = noted {
             self.writer.noted(noted);
         }
-        next
+        led
+    }
+
+    /// The end of a group, which may be the end of the leader's time. Members are told only then: who is told finds the
+    /// writer idle, if it is, and need not wait for a leader that has nothing left to do.
+    fn after(&self, next: Option<PendingJob>) -> Led {
+        if next.is_none() && self.queue.step_down() {
+            return Led::SteppedDown;
+        }
+        Led::Next(next)
+    }
+
+    fn answered(&self, job: PendingJob, error: Error) -> Led {
+        let led = self.after(None);
+        job.reply(Err(error));
+        led
     }
 
     fn begin<'a>(
@@ -273,9 +300,12 @@ impl QueueHandle {
     }
 }
 
-fn answered(job: PendingJob, error: Error) -> Option<PendingJob> {
-    job.reply(Err(error));
-    None
+/// How a leader goes on after a group.
+pub(super) enum Led {
+    /// It leads no more: nobody waited.
+    SteppedDown,
+    /// With this job, which could not work on the group's connection, or with the first of the queue.
+    Next(Option<PendingJob>),
 }
 
 /// Whether others may join a group.

@@ -1,22 +1,26 @@
 //! Writer: the queues of writes, one for all agents or one for each agent's file, and the threads that serve them.
 //! Nothing is written here.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Acquire, Release},
+    AtomicBool, AtomicUsize,
+    Ordering::{Acquire, Release, SeqCst},
 };
 use std::time::{Duration, Instant};
+
+use event_listener::Event;
 
 use super::checkpoint;
 use super::group_commit::QueueHandle;
 use super::queue::WriteQueue;
 use crate::core::Core;
 use crate::core::backend::Backend;
-use crate::error::Error;
+use crate::error::{Error, Wanted};
 use crate::observe::stats::Stats;
 use crate::sqlite::{Noted, Sqlite};
 use crate::sync::keyed_map::{KeyedEntry, KeyedMap};
+use crate::sync::wait::await_until;
 use crate::sync::workers::WorkerPool;
 
 /// The queue of those who write to one database.
@@ -40,7 +44,16 @@ pub(crate) struct Writer {
     /// Where all agents share one database: its queue, and as which agent the pool borrows the connection.
     shared: Option<(Queue, Arc<str>)>,
     closed: AtomicBool,
+    /// Only writes are refused: the pool itself may be open.
+    closed_to_writes: AtomicBool,
+    /// Writes of leases that have been let in, and are not over.
+    of_leases: AtomicUsize,
+    /// Told when the last of them is over, once no more are let in.
+    leases_done: Event,
 }
+
+/// A write of a lease, from when it is let in until it is over.
+pub(super) struct OfLease<'a>(&'a Writer);
 
 const WRITER: &str = "leasepool: writer";
 
@@ -58,6 +71,9 @@ impl Writer {
             queues,
             shared,
             closed: AtomicBool::new(false),
+            closed_to_writes: AtomicBool::new(false),
+            of_leases: AtomicUsize::new(0),
+            leases_done: Event::new(),
             core,
         })
     }
@@ -107,13 +123,73 @@ impl Writer {
         self.queues.all()
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Acquire)
+    /// # Errors
+    /// Why the pool takes no writes, if it takes none.
+    pub(super) fn check_takes_writes(&self) -> Result<(), Error> {
+        if self.closed.load(Acquire) {
+            return Err(Error::Closed);
+        }
+        self.check_closed_to_writes()
+    }
+
+    fn check_closed_to_writes(&self) -> Result<(), Error> {
+        match self.closed_to_writes.load(SeqCst) {
+            true => Err(Error::WritesClosed),
+            false => Ok(()),
+        }
+    }
+
+    /// Lets a lease write. A pool that is being closed waits for its leases, and lets them.
+    pub(super) fn let_lease_write(&self) -> Result<OfLease<'_>, Error> {
+        // Counted before it looks: whoever closes sees it, or it sees that it is closed.
+        self.of_leases.fetch_add(1, SeqCst);
+        let counted = OfLease(self);
+        self.check_closed_to_writes()?;
+        Ok(counted)
+    }
+
+    /// Why a queue that is closed takes no job.
+    pub(super) fn refusal(&self) -> Error {
+        self.check_takes_writes().err().unwrap_or(Error::Closed)
     }
 
     /// Refuses new writes, and waits until those that are queued are done.
     pub(crate) async fn drain(&self) {
         self.closed.store(true, Release);
+        self.drain_queues().await;
+    }
+
+    /// Refuses new writes, those of leases too, and waits until all that were let in are done, until `deadline` at most.
+    /// Those that have not begun by then are refused.
+    pub(crate) async fn close_to_writes(
+        &self,
+        asked_at: Instant,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        self.closed_to_writes.store(true, SeqCst);
+        let drained = async {
+            self.drain_queues().await;
+            self.drain_leases().await;
+        };
+        if await_until(deadline, pin!(drained)).await.is_some() {
+            return Ok(());
+        }
+        let waiting = self.refuse_queued(|| Error::WritesClosed);
+        let core = &self.core;
+        Err(core.exhausted_for(None, None, Wanted::CloseWrites, asked_at, waiting))
+    }
+
+    async fn drain_leases(&self) {
+        loop {
+            let done = self.leases_done.listen();
+            if self.of_leases.load(SeqCst) == 0 {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    async fn drain_queues(&self) {
         for queue in self.queues.all() {
             queue.close();
             queue.idle().await;
@@ -123,16 +199,33 @@ impl Writer {
     /// Refuses new writes, and those that are queued.
     pub(crate) fn refuse(&self) {
         self.closed.store(true, Release);
+        self.refuse_queued(|| Error::Closed);
+    }
+
+    /// Refuses those that are queued. Returns how many.
+    fn refuse_queued(&self, error: impl Fn() -> Error) -> usize {
+        let mut refused = 0;
         for queue in self.queues.all() {
             queue.close();
             for job in queue.take_out(|_| true) {
-                job.reply(Err(Error::Closed));
+                job.reply(Err(error()));
+                refused += 1;
             }
         }
+        refused
     }
 
     pub(crate) fn observe(&self, stats: &mut Stats) {
         let queues = self.queues.all();
         stats.writes_waiting = queues.iter().map(|queue| queue.waiting()).sum();
+    }
+}
+
+impl Drop for OfLease<'_> {
+    fn drop(&mut self) {
+        let writer = self.0;
+        if writer.of_leases.fetch_sub(1, SeqCst) == 1 && writer.closed_to_writes.load(SeqCst) {
+            writer.leases_done.notify(usize::MAX);
+        }
     }
 }

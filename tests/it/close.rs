@@ -14,6 +14,9 @@ in_both_modes! {
     it_waits_no_longer_than_it_may,
     it_wakes_those_who_wait_for_one_agent,
     it_wakes_those_who_wait,
+    writes_alone_can_be_closed,
+    closing_the_writes_waits_no_longer_than_it_may,
+    closing_the_writes_waits_for_those_of_leases,
     under_load
 }
 
@@ -178,4 +181,144 @@ fn a_pool_in_memory_closes_too() {
     drop(pool.lease("a").unwrap());
     pool.close().unwrap();
     pool.close().unwrap();
+}
+
+fn writes_alone_can_be_closed(mode: Mode) {
+    let fixture = mode.fixture();
+    let pool = fixture.builder(4).lease_timeout(LONG).build().unwrap();
+    let add = |agent: &str| {
+        pool.write(agent, |tx| {
+            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+        })
+    };
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (tell, began) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            pool.write("a", move |tx| {
+                tell.send(()).unwrap();
+                let _ = wait.recv();
+                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+            })
+        });
+        began.recv().unwrap();
+        let queued = scope.spawn(|| add("a"));
+        eventually("it is queued", || pool.stats().writes_waiting == 1);
+        // In the shared file it waits for the same turn.
+        let mut of_lease = pool.lease("b").unwrap();
+        let (asked, asks) = std::sync::mpsc::channel();
+        let on_lease = scope.spawn(move || {
+            let result = leasepool::Lease::write(&mut of_lease, |tx| {
+                asked.send(()).unwrap();
+                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+            });
+            (result, of_lease)
+        });
+        if mode == Mode::PerAgent {
+            asks.recv().unwrap();
+        }
+        let closers: Vec<_> = (0..3)
+            .map(|i| match i {
+                0 => scope.spawn(|| smol::block_on(pool.close_writes_async())),
+                _ => scope.spawn(|| pool.close_writes()),
+            })
+            .collect();
+        eventually("they are refused", || {
+            matches!(
+                pool.write_timeout("c", Duration::ZERO, |_| Ok::<_, Error>(())),
+                Err(Error::WritesClosed)
+            )
+        });
+        assert!(closers.iter().all(|closer| !closer.is_finished()));
+        let reader = pool.lease(mode.reader_of("d")).unwrap();
+        assert_eq!(count(&reader), 0);
+        drop(reader);
+        go_on.send(()).unwrap();
+        working.join().unwrap().unwrap();
+        queued.join().unwrap().unwrap();
+        for closer in closers {
+            closer.join().unwrap().unwrap();
+        }
+        let (result, mut lease) = on_lease.join().unwrap();
+        // It may have come after.
+        let on_lease = match result {
+            Ok(added) => added,
+            Err(Error::WritesClosed) if mode == Mode::Shared => 0,
+            Err(error) => panic!("{error}"),
+        };
+        let late = leasepool::Lease::write(&mut lease, |_| Ok::<_, Error>(()));
+        assert!(matches!(late, Err(Error::WritesClosed)), "{late:?}");
+        drop(lease);
+        assert_eq!(fixture.count_all(&pool), 2 + on_lease as i64);
+    });
+    let refused = smol::block_on(pool.write_async("new", |_| Ok::<_, Error>(())));
+    assert!(matches!(refused, Err(Error::WritesClosed)), "{refused:?}");
+    pool.close_writes().unwrap();
+    assert_whole(&pool);
+    pool.close().unwrap();
+    assert!(matches!(add("a"), Err(Error::Closed)));
+    assert_eq!(fixture.descriptors().all(), 0);
+}
+
+fn closing_the_writes_waits_no_longer_than_it_may(mode: Mode) {
+    let fixture = mode.fixture();
+    let pool = fixture.builder(2).lease_timeout(LONG).build().unwrap();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (tell, began) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        let inner = pool.clone();
+        let working = scope.spawn(|| {
+            pool.write("a", move |tx| {
+                // It would wait for itself.
+                let nested = inner.close_writes();
+                assert!(matches!(nested, Err(Error::Reentrant { .. })), "{nested:?}");
+                tell.send(()).unwrap();
+                let _ = wait.recv();
+                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+            })
+        });
+        began.recv().unwrap();
+        let queued = scope.spawn(|| pool.write("a", |_| Ok::<_, Error>(())));
+        eventually("it is queued", || pool.stats().writes_waiting == 1);
+        let timeout = Duration::from_millis(100);
+        let start = Instant::now();
+        let error = pool.close_writes_timeout(timeout).unwrap_err();
+        assert!(start.elapsed() >= timeout);
+        let wanted = match &error {
+            Error::Exhausted { wanted, .. } => *wanted,
+            other => panic!("{other}"),
+        };
+        assert_eq!(wanted, leasepool::Wanted::CloseWrites);
+        let told = queued.join().unwrap();
+        assert!(matches!(told, Err(Error::WritesClosed)), "{told:?}");
+        go_on.send(()).unwrap();
+        working.join().unwrap().unwrap();
+    });
+    pool.close_writes().unwrap();
+    assert_eq!(fixture.count_all(&pool), 1);
+}
+
+fn closing_the_writes_waits_for_those_of_leases(mode: Mode) {
+    let fixture = mode.fixture();
+    let pool = fixture.builder(2).lease_timeout(LONG).build().unwrap();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (tell, began) = std::sync::mpsc::channel();
+    let mut lease = pool.lease("a").unwrap();
+    thread::scope(|scope| {
+        let working = scope.spawn(move || {
+            leasepool::Lease::write(&mut lease, |tx| {
+                tell.send(()).unwrap();
+                let _ = wait.recv();
+                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+            })
+        });
+        began.recv().unwrap();
+        let told = pool.close_writes_timeout(Duration::from_millis(50));
+        let closing = scope.spawn(|| pool.close_writes());
+        go_on.send(()).unwrap();
+        working.join().unwrap().unwrap();
+        closing.join().unwrap().unwrap();
+        assert!(told.unwrap_err().is_exhausted());
+    });
+    assert_eq!(fixture.count_all(&pool), 1);
 }

@@ -546,3 +546,66 @@ mod tracing_events {
         recorder.0.lock().unwrap().clone()
     }
 }
+
+/// D12, B10: what an error says of itself, wherever SQLite's BUSY is in it.
+#[test]
+fn what_may_succeed_a_moment_later_says_so() {
+    let second = Some(Duration::from_secs(1));
+    let told = |error: &Error| {
+        (
+            error.is_retryable(),
+            error.http_status(),
+            error.retry_after(),
+        )
+    };
+    let busy = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+    for code in [
+        rusqlite::ffi::SQLITE_BUSY,
+        rusqlite::ffi::SQLITE_BUSY_SNAPSHOT,
+        rusqlite::ffi::SQLITE_LOCKED,
+    ] {
+        assert_eq!(told(&busy(code).into()), (true, 503, second));
+    }
+    assert_eq!(
+        told(&busy(rusqlite::ffi::SQLITE_FULL).into()),
+        (false, 500, None)
+    );
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let held = pool.lease("a").unwrap();
+    let exhausted = pool.try_lease("b").unwrap_err();
+    assert!(exhausted.is_exhausted());
+    assert_eq!(told(&exhausted), (true, 503, second));
+    let invalid = pool.lease("").unwrap_err();
+    assert_eq!(told(&invalid), (false, 400, None));
+    drop(held);
+    pool.close().unwrap();
+    let closed = pool.lease("a").unwrap_err();
+    assert!(!closed.is_exhausted());
+    assert_eq!(told(&closed), (false, 503, None));
+    // Another has the file for itself, while it is opened, and while it is set up.
+    let setup = |conn: &mut rusqlite::Connection| {
+        conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)")
+    };
+    for (exclusive, from_setup) in [(true, false), (false, true)] {
+        let fixture = Fixture::new();
+        drop(fixture.pool(1));
+        let other = rusqlite::Connection::open(&fixture.path).unwrap();
+        if exclusive {
+            let sql = "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; INSERT INTO t VALUES (1)";
+            other.execute_batch(sql).unwrap();
+        } else {
+            other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        }
+        let builder = Pool::builder(Database::file(&fixture.path))
+            .busy_timeout(Duration::ZERO)
+            .setup(setup);
+        let error = builder.build().unwrap_err();
+        assert_eq!(
+            matches!(error, Error::Setup { .. }),
+            from_setup,
+            "{error:?}"
+        );
+        assert_eq!(told(&error), (true, 503, second), "{error:?}");
+    }
+}

@@ -13,6 +13,8 @@ use leasepool::{Database, Error, Lease, Pool, Wanted};
 
 use crate::common::*;
 
+in_both_modes! { an_idle_writer_begins_at_once }
+
 /// A write that adds one row.
 fn add(x: i64) -> impl FnOnce(&mut Savepoint<'_>) -> Result<i64, Error> + Send + 'static {
     move |tx| {
@@ -947,4 +949,31 @@ fn a_log_that_cannot_shrink_is_noticed_and_shrinks_when_it_can() {
         fill();
         pool.stats().wal_pages < before
     });
+}
+
+fn an_idle_writer_begins_at_once(mode: Mode) {
+    let fixture = mode.fixture();
+    let pool = fixture
+        .builder(2)
+        .lease_timeout(Duration::ZERO)
+        .build()
+        .unwrap();
+    // Each as soon as the one before was answered: nobody else is at work then.
+    for i in 0..200 {
+        let told = match i % 5 {
+            0 => pool.write("a", add(i)),
+            1 => pool.write_timeout("a", Duration::ZERO, add(i)),
+            2 => smol::block_on(async { pool.write_async("a", add(i)).await }),
+            3 => smol::block_on(async {
+                pool.write_timeout_async("a", Duration::ZERO, add(i)).await
+            }),
+            _ => Lease::write(&mut pool.lease("a").unwrap(), |tx| {
+                tx.execute("INSERT INTO t VALUES (?1)", [i])?;
+                Ok::<_, Error>(i)
+            }),
+        };
+        assert_eq!(told.unwrap(), i);
+    }
+    assert_eq!(fixture.count_all(&pool), 200);
+    assert_whole(&pool);
 }

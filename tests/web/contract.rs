@@ -1,7 +1,8 @@
 //! What both frameworks must do with one request, or a few.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use leasepool::{Builder, Database, Pool};
@@ -132,6 +133,45 @@ fn exhaustion_is_a_503_that_says_when_to_come_again() {
 }
 
 #[test]
+fn a_foreign_lock_is_a_503_that_says_when_to_come_again() {
+    for framework in FRAMEWORKS {
+        let fixture = Fixture::new();
+        let pool = fixture
+            .builder(2)
+            .lease_timeout(Duration::from_millis(200))
+            .busy_timeout(Duration::from_millis(200))
+            .build()
+            .unwrap();
+        let server = Server::start(framework, &pool, Named::BySegment);
+        let mut shell = Command::new("sqlite3")
+            .arg(&fixture.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let sql = b"BEGIN IMMEDIATE; SELECT 'locked';\n";
+        shell.stdin.as_mut().unwrap().write_all(sql).unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line.trim(), "locked");
+        // In the queue, and on a lease by itself.
+        for path in ["/agents/bob/write", "/agents/bob/visit"] {
+            let refused = get(server.address, path);
+            assert_eq!(refused.status, 503, "{refused:?}");
+            assert!(refused.head.contains("retry-after: 1"), "{refused:?}");
+            assert_eq!(refused.body, "the database is busy, try again");
+        }
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        assert_eq!(get(server.address, "/agents/bob/write").body, "bob 1");
+        server.stop();
+        pool.close().unwrap();
+    }
+}
+
+#[test]
 fn what_is_written_is_committed_and_shares_commits() {
     on_each(4, Named::BySegment, |_, pool, server| {
         assert_eq!(get(server.address, "/agents/alice/write").body, "alice 1");
@@ -258,7 +298,6 @@ fn slow_clients_hold_nothing_but_their_own_streams() {
             .map(|_| std::net::TcpStream::connect(server.address).unwrap())
             .collect();
         for connection in &mut slow {
-            use std::io::Write;
             connection.write_all(b"GET /agents/a/visit HTT").unwrap();
         }
         let unread = ask(server.address, "/agents/reader/stream?n=1000000", b"");
