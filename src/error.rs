@@ -51,6 +51,16 @@ pub enum Error {
     #[error("the pool takes no more writes")]
     WritesClosed,
 
+    /// The pool only reads: it was built with [`Builder::reads_only`](crate::Builder::reads_only), or on
+    /// [`Database::read_only`](crate::Database::read_only).
+    #[error("the pool only reads")]
+    ReadOnly,
+
+    /// The work given to [`Pool::read`](crate::Pool::read) ended its transaction, so that not all of its statements saw one
+    /// snapshot, or took off what keeps it from that. The connection is not used again.
+    #[error("the work given to read ended its transaction")]
+    SnapshotLost,
+
     /// The database could not be opened or prepared. The source says why.
     #[error("cannot open {target}")]
     #[non_exhaustive]
@@ -169,7 +179,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// The pool was to be closed from within one of its own calls, which would wait for itself.
+    /// The pool, or its writer, was to be closed from within one of its own calls, which would wait for itself.
     #[error("close was called within {within} of the same pool: call it after that")]
     #[non_exhaustive]
     Reentrant {

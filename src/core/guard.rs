@@ -47,7 +47,6 @@ pub(crate) enum Verdict {
     /// It is parked for its agent.
     Park,
     /// It is reset before anybody gets it, also the same agent.
-    #[cfg(feature = "tokio")]
     Free,
 }
 
@@ -106,7 +105,6 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     }
 
     /// At its end, the connection is reset before anybody gets it, also the same agent.
-    #[cfg(feature = "tokio")]
     pub(crate) fn free_at_end(&mut self) {
         self.verdict = Verdict::Free;
     }

@@ -13,6 +13,8 @@ pub(crate) struct Within(());
 
 /// A write.
 pub(crate) const WRITE: &str = "a write";
+/// A read.
+pub(crate) const READ: &str = "a read";
 /// `setup`, `on_open`, and everything else that is called while a connection is opened.
 pub(crate) const OPENING: &str = "the opening of a connection";
 

@@ -58,6 +58,7 @@ impl Pool {
     /// - [`Error::Exhausted`] if the connection was still lent then.
     /// - [`Error::Open`] with `SQLITE_BUSY` inside if another process still had the file open then.
     /// - [`Error::AlreadyPooled`] if another pool of this process has it open.
+    /// - [`Error::ReadOnly`] if the pool only reads.
     /// - [`Error::Config`] if agents have no files of their own; [`Error::Open`] if a file cannot be deleted.
     /// - [`Error::Closed`], [`Error::InvalidAgent`] as for [`Pool::lease`].
     ///
@@ -201,6 +202,7 @@ impl Pool {
         wait: Duration,
         place: &'static Location<'static>,
     ) -> Result<bool, Error> {
+        self.shared().core.backend.check_writable()?;
         check_agent(agent)?;
         let core = &self.shared().core;
         let request = Request::new(agent, Some(wait), place);

@@ -14,7 +14,8 @@ use crate::core::{Core, Options};
 use crate::error::Error;
 use crate::observe::events;
 use crate::sqlite::{
-    Budget, Checkpoints, Database, Kind, Passes, Place, Settings, Sharing, Sqlite, Synchronous,
+    Access, Budget, Checkpoints, Database, Kind, Passes, Place, Settings, Sharing, Sqlite,
+    Synchronous,
 };
 use crate::write::{Limits, Writer};
 
@@ -59,7 +60,7 @@ const RESERVED: [(&str, &str); 19] = [
     ),
     ("hexrekey", REKEY),
     ("mmap_size", "use Builder::mmap_size"),
-    ("query_only", "connections are shared by agents that write"),
+    ("query_only", "use Builder::reads_only"),
     ("rekey", REKEY),
     ("soft_heap_limit", "it is the whole process's"),
     ("synchronous", "use Builder::synchronous"),
@@ -113,6 +114,7 @@ impl Builder {
             write_queue: 1024,
             write_group: (256, Duration::from_millis(5)),
             settings: Settings {
+                access: Access::ReadWrite,
                 busy_timeout: Duration::from_secs(5),
                 synchronous: Synchronous::default(),
                 statement_cache: 32,
@@ -275,6 +277,44 @@ impl Builder {
     /// Defaults to `false`.
     pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
         self.settings.exclusive_locking = exclusive;
+        self
+    }
+
+    /// Whether the pool only reads. Every lease then has `PRAGMA query_only` on: a statement that would change anything,
+    /// temporary tables included, fails with SQLite's error for a read-only database (`SQLITE_READONLY`), and the pragma
+    /// that would turn it off is refused, as is another `journal_mode` or `locking_mode`. [`Pool::write`],
+    /// [`Lease::write`](crate::Lease::write), [`Pool::vacuum`] and [`Pool::remove_agent`] fail with [`Error::ReadOnly`]. A
+    /// lease is not one transaction: each statement sees what has been committed by then. For one snapshot, use
+    /// [`Pool::read`], or begin a transaction.
+    ///
+    /// `setup` and `on_open` may write, and the file is created if there is none. For a file that others set up and write,
+    /// see [`Database::read_only`].
+    ///
+    /// It guards against mistakes: Rust code that takes both the pool's authorizer and its commit hook off the connection,
+    /// or copies another database over it with SQLite's backup, is not kept from writing; [`Database::read_only`] keeps
+    /// that, too, from the file.
+    ///
+    /// ```
+    /// use leasepool::{Database, Error, Pool};
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder(Database::memory())
+    ///     .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS note (agent, body)"))
+    ///     .reads_only(true)
+    ///     .build()?;
+    /// let lease = pool.lease("alice")?;
+    /// assert!(lease.execute("DELETE FROM note", []).is_err());
+    /// assert!(lease.execute_batch("PRAGMA query_only = OFF").is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Defaults to `false`.
+    pub fn reads_only(mut self, reads_only: bool) -> Self {
+        self.settings.access = match reads_only {
+            true => Access::Reads,
+            false => Access::ReadWrite,
+        };
         self
     }
 
@@ -464,7 +504,7 @@ impl Builder {
     /// to it, so that what can fail fails now.
     ///
     /// # Errors
-    /// - [`Error::Config`] for an option out of its range.
+    /// - [`Error::Config`] for an option out of its range, or one that the database cannot have.
     /// - [`Error::Budget`] if the pool could need more descriptors than it may use.
     /// - [`Error::NoThread`] if the pool's threads cannot be started.
     /// - [`Error::AlreadyPooled`] if another pool of this process has the file.
@@ -472,8 +512,11 @@ impl Builder {
     ///
     /// # Blocking
     /// For as long as `setup` takes, and for `busy_timeout` if other processes hold locks.
-    pub fn build(self) -> Result<Pool, Error> {
+    pub fn build(mut self) -> Result<Pool, Error> {
         let limit = self.check()?;
+        if let Kind::ReadOnly(_) = self.database.0 {
+            self.settings.access = Access::ReadOnlyFile;
+        }
         let Builder {
             database,
             max_connections,
@@ -567,7 +610,18 @@ impl Builder {
         if let Checkpoints::External { emergency } = settings.checkpoints {
             self.check_external(emergency)?;
         }
-        if let Kind::File(path) | Kind::Agents(Place::Folder(path)) = &self.database.0 {
+        if let Kind::ReadOnly(_) = self.database.0
+            && settings.setup.is_some()
+        {
+            return Err(Error::Config {
+                option: "setup",
+                value: "a function".to_owned(),
+                expected: "none, as others write the file of Database::read_only".to_owned(),
+            });
+        }
+        if let Kind::File(path) | Kind::ReadOnly(path) | Kind::Agents(Place::Folder(path)) =
+            &self.database.0
+        {
             check_path(path)?;
         }
         Ok(self.fd_budget.map(|available| Budget {

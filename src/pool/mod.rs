@@ -4,6 +4,7 @@
 mod agent_files;
 pub(crate) mod builder;
 pub(crate) mod lease;
+mod reads;
 #[cfg(feature = "tokio")]
 mod run;
 mod shared;
@@ -65,7 +66,8 @@ impl Pool {
     /// # Errors
     /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`]; [`Error::Config`] if agents have
     /// files of their own, or if another process runs the checkpoints
-    /// ([`Builder::external_checkpoints`](crate::Builder::external_checkpoints)).
+    /// ([`Builder::external_checkpoints`](crate::Builder::external_checkpoints)); [`Error::ReadOnly`] if the pool
+    /// only reads.
     ///
     /// # Blocking
     /// Like [`Pool::lease`], and then for as long as SQLite takes to write the whole database again.
@@ -80,6 +82,7 @@ impl Pool {
                 expected: "one database, or Pool::vacuum_agent".to_owned(),
             });
         }
+        self.shared.core.backend.check_writable()?;
         let wait = Some(self.shared.core.options.lease_timeout);
         let request = Request::new(AGENT, wait, Location::caller());
         let vacuumed = self
@@ -93,14 +96,14 @@ impl Pool {
     /// Like [`Pool::vacuum`], on the connection of `agent`, and so on its file if it has its own.
     ///
     /// # Errors
-    /// Those of [`Pool::lease`], and those of `VACUUM` as [`Error::Sqlite`]; [`Error::Config`] if another process runs
-    /// the checkpoints ([`Builder::external_checkpoints`](crate::Builder::external_checkpoints)).
+    /// Those of [`Pool::vacuum`].
     ///
     /// # Blocking
     /// Like [`Pool::vacuum`].
     #[track_caller]
     pub fn vacuum_agent(&self, agent: impl AsRef<str>) -> Result<(), Error> {
         self.shared.core.backend.check_vacuum()?;
+        self.shared.core.backend.check_writable()?;
         let lease = self.lease(agent)?;
         Sqlite::vacuum(&lease)
     }

@@ -20,12 +20,15 @@ use crate::sqlite::Sqlite;
 use crate::sync::oneshot::Oneshot;
 use crate::sync::ticker::Ticker;
 use crate::sync::wait::{await_until, block_on};
+use crate::sync::workers::WorkerPool;
 use crate::write::Writer;
 
 /// What all handles and leases of a pool have in common.
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core<Sqlite>>,
     pub(crate) writer: Arc<Writer>,
+    /// They do reads for callers that await: each has a connection already, so that there is a thread for each.
+    pub(super) readers: Arc<WorkerPool>,
     #[cfg(feature = "metrics")]
     published: parking_lot::Mutex<Published>,
     /// What must be interrupted until it ends.
@@ -61,6 +64,7 @@ impl Shared {
             interrupts: parking_lot::Mutex::default(),
             maintained: parking_lot::Mutex::new(Instant::now()),
             ticker: Ticker::default(),
+            readers: WorkerPool::new("leasepool-reader", core.options.max_connections),
             core,
             writer,
         });

@@ -62,7 +62,8 @@ impl Pool {
     /// What `work` returns; or, as its error type:
     /// - [`Error::Exhausted`] if its turn did not come within `lease_timeout`, or if
     ///   [`Builder::write_queue`](crate::Builder::write_queue) others are waiting.
-    /// - [`Error::Closed`] if the pool is closed, [`Error::WritesClosed`] after [`Pool::close_writes`].
+    /// - [`Error::Closed`] if the pool is closed, [`Error::WritesClosed`] after [`Pool::close_writes`],
+    ///   [`Error::ReadOnly`] if the pool only reads.
     /// - [`Error::NestedWrite`] within another write of the same pool.
     /// - [`Error::NotInWrite`], [`Error::RolledBack`]: see above. [`Error::Panicked`] if `work` panics.
     /// - [`Error::Sqlite`] if the commit fails, or if another process holds the lock until the deadline;
@@ -225,7 +226,7 @@ impl Lease {
     ///
     /// # Errors
     /// What `work` returns; or, as its error type: [`Error::Exhausted`] if its turn did not come within
-    /// `lease_timeout`, [`Error::WritesClosed`] after [`Pool::close_writes`], [`Error::NestedWrite`] within another write of the same pool, [`Error::RolledBack`],
+    /// `lease_timeout`, [`Error::WritesClosed`] and [`Error::ReadOnly`] as for [`Pool::write`], [`Error::NestedWrite`] within another write of the same pool, [`Error::RolledBack`],
     /// [`Error::Sqlite`] if
     /// the transaction cannot begin (another process holds the lock, or one is open on this lease) or the
     /// commit fails.

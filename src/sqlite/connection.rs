@@ -16,7 +16,7 @@ use super::group::{Guard, is_busy, pause};
 use super::reset::Baseline;
 use super::wal::{self, Checkpointed, Commits, FileLength};
 use super::watch::ChangeTracker;
-use super::{Checkpoints, Fault, Settings, pragmas};
+use super::{Access, Checkpoints, Fault, Settings, pragmas, read};
 use crate::core::backend::Fate;
 
 /// A connection in a slot.
@@ -121,6 +121,14 @@ impl Connection {
         Guard::begin(self.watch(), &self.inner)
     }
 
+    /// Whether `PRAGMA query_only` is on: `on_open` or the borrower may have set it.
+    pub(super) fn is_query_only(&self) -> rusqlite::Result<bool> {
+        match self.baseline.watch.is_touched() {
+            true => read::query_only(&self.inner),
+            false => Ok(self.baseline.query_only),
+        }
+    }
+
     /// After a group of writes.
     pub(super) fn leave_group(&mut self) {
         self.baseline.end_group(&self.inner);
@@ -186,7 +194,9 @@ impl Connection {
 
     /// Rolls back what the lease left open, so that it holds no lock while it is parked. `Discard`: it would, all the same.
     pub(super) fn settle(&mut self) -> Fate {
-        if self.baseline.watch.shuts_out() {
+        // Without the authorizer of the pool's, the borrower may have turned on writing.
+        let watch = &self.baseline.watch;
+        if watch.shuts_out() || (watch.only_reads() && watch.is_blind()) {
             return Fate::Discard;
         }
         if self.inner.is_autocommit() {
@@ -274,7 +284,10 @@ pub(super) fn prepare(
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     }
     pragmas::begin_file(connection, settings)?;
-    if is_file {
+    if settings.access == Access::ReadOnlyFile {
+        // Whatever is wrong with the file shows now.
+        read::first_read(connection).map_err(why_not_read)?;
+    } else if is_file {
         if connection.is_readonly("main")? {
             return Err(Box::new(io::Error::new(
                 io::ErrorKind::PermissionDenied,
@@ -308,6 +321,21 @@ pub(super) fn prepare(
 pub(super) fn keep_log(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)
+}
+
+/// Why a file that is opened for reading only cannot be read, in words where SQLite's leave one to guess.
+fn why_not_read(error: rusqlite::Error) -> Fault {
+    use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
+    match error.sqlite_error_code() {
+        Some(CannotOpen | ReadOnly) => Box::new(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "the file cannot be read without writing beside it: in WAL mode, -wal and -shm must be there and be \
+                 readable, or the folder be writable; in rollback mode, no -journal of a crash may be left ({error})"
+            ),
+        )),
+        _ => error.into(),
+    }
 }
 
 /// Sees to it that the file is in WAL mode. Where it is already, this changes nothing and takes no

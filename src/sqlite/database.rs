@@ -16,6 +16,8 @@ pub struct Database(pub(crate) Kind);
 pub(crate) enum Kind {
     /// One file for all agents.
     File(PathBuf),
+    /// One file for all agents, which others write.
+    ReadOnly(PathBuf),
     /// A file for each agent.
     Agents(Place),
     /// One database in memory for all agents.
@@ -67,6 +69,35 @@ impl Database {
         Database(Kind::File(path.as_ref().to_path_buf()))
     }
 
+    /// One file that all agents read, and that another process writes. It is opened for reading only
+    /// (`SQLITE_OPEN_READONLY`): the pool never creates it, never changes its journal mode, whatever that is, and runs no
+    /// checkpoint. Leases are as with [`Builder::reads_only`](crate::Builder::reads_only), and writes are refused with
+    /// [`Error::ReadOnly`]. A [`setup`](crate::Builder::setup) is refused by `build`.
+    ///
+    /// In WAL mode, a reader needs the files `-wal` and `-shm`, which the writer's connection keeps. While no writer has
+    /// the file open, SQLite makes them anew, and leaves them there, if the folder may be written; otherwise `build` or the
+    /// lease fails with [`Error::Open`], and the source says what is needed
+    /// ([sqlite.org/wal.html](https://sqlite.org/wal.html#read_only_databases)). In rollback mode, a read keeps the writer
+    /// from committing for as long as it lasts.
+    ///
+    /// A file that is replaced is noticed as with [`Database::file`]; and so is a second pool of this process on the same
+    /// file, which fails with [`Error::AlreadyPooled`], whether it writes or not.
+    ///
+    /// ```no_run
+    /// use leasepool::{Database, Error, Pool};
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder(Database::read_only("/var/lib/app/app.db")).build()?;
+    /// let notes: i64 = pool.read("report", |tx| {
+    ///     Ok::<_, Error>(tx.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?)
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn read_only(path: impl AsRef<Path>) -> Self {
+        Database(Kind::ReadOnly(path.as_ref().to_path_buf()))
+    }
+
     /// A file for each agent, in `folder`: any number of agents, and never more than `max_connections` files
     /// open. A file is created when its agent is first lent a connection (readable by nobody but the user),
     /// and so is the folder when the pool is built.
@@ -110,7 +141,7 @@ impl Kind {
     /// What connections to it share.
     pub(crate) fn sharing(&self, synchronous: Synchronous) -> Sharing {
         match (self, synchronous) {
-            (Kind::File(_), _) => Sharing::OneFile,
+            (Kind::File(_) | Kind::ReadOnly(_), _) => Sharing::OneFile,
             (Kind::Memory, _) => Sharing::NoFile,
             (Kind::Agents(_), Synchronous::Off) => Sharing::UnsyncedFileEach,
             (Kind::Agents(_), _) => Sharing::FileEach,
@@ -120,10 +151,12 @@ impl Kind {
     /// A short name for it.
     pub(crate) fn name(&self) -> String {
         match self {
-            Kind::File(path) | Kind::Agents(Place::Folder(path)) => match path.file_name() {
-                Some(name) => name.to_string_lossy().into_owned(),
-                None => "file".to_owned(),
-            },
+            Kind::File(path) | Kind::ReadOnly(path) | Kind::Agents(Place::Folder(path)) => {
+                match path.file_name() {
+                    Some(name) => name.to_string_lossy().into_owned(),
+                    None => "file".to_owned(),
+                }
+            }
             Kind::Agents(Place::Function(_)) => "agents".to_owned(),
             Kind::Memory => "memory".to_owned(),
         }

@@ -113,6 +113,23 @@ impl File {
         })
     }
 
+    /// Whether there is a database at the path, as far as can be told without opening it.
+    pub(super) fn check_readable(&self) -> Result<(), Error> {
+        self.check_path()?;
+        let fault = match std::fs::metadata(&self.path) {
+            Ok(metadata) if metadata.len() < SHORTEST => io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file is too short for a database",
+            ),
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        Err(Error::Open {
+            target: self.target(),
+            source: Box::new(fault),
+        })
+    }
+
     pub(crate) fn target(&self) -> String {
         self.path.display().to_string()
     }
@@ -195,7 +212,9 @@ impl File {
                 }
                 continue;
             }
-            value.lost_log |= value.settled > 0 && value.beside.log != log;
+            // One that is only read may have no log: who writes it decides.
+            value.lost_log |=
+                value.settled > 0 && value.beside.log.is_some() && value.beside.log != log;
             if value.lost_log {
                 found = Some(FileState::LogRemoved);
             }

@@ -168,6 +168,17 @@ pub(crate) fn begin_immediate(
     }
 }
 
+/// Makes SQLite wait for no lock on this connection: the pool waits by itself. Returns how long it would have waited,
+/// which the borrower may have set.
+pub(crate) fn without_busy_timeout(
+    connection: &rusqlite::Connection,
+) -> rusqlite::Result<Duration> {
+    let mut asked = connection.prepare_cached("PRAGMA busy_timeout")?;
+    let milliseconds: u32 = asked.query_row([], |row| row.get(0))?;
+    connection.busy_timeout(Duration::ZERO)?;
+    Ok(Duration::from_millis(milliseconds.into()))
+}
+
 /// Waits until `deadline` at most.
 pub(crate) fn until(deadline: Instant) -> impl FnMut() -> bool {
     move || Instant::now() < deadline

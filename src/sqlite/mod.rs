@@ -20,6 +20,7 @@ mod life;
 mod open;
 mod open_files;
 mod pragmas;
+mod read;
 mod registered;
 mod reset;
 mod set_up_lock;
@@ -47,7 +48,7 @@ pub(crate) use busy::Cancel;
 pub(crate) use connection::Connection;
 pub use database::{Database, Synchronous};
 pub(crate) use database::{Kind, Place};
-pub(crate) use group::{Group, Member, begin_immediate, same, until};
+pub(crate) use group::{Group, Member, begin_immediate, same, until, without_busy_timeout};
 pub use life::AgentIds;
 pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint};
 
@@ -71,8 +72,20 @@ pub(crate) enum Checkpoints {
     },
 }
 
+/// What may be done on leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Everything.
+    ReadWrite,
+    /// Reading. The file is opened for writing, and set up.
+    Reads,
+    /// Reading, of a file that is opened for nothing else.
+    ReadOnlyFile,
+}
+
 /// What every connection gets.
 pub(crate) struct Settings {
+    pub(crate) access: Access,
     pub(crate) busy_timeout: Duration,
     pub(crate) synchronous: Synchronous,
     pub(crate) statement_cache: usize,
@@ -217,6 +230,20 @@ impl Sqlite {
 
     fn is_file(&self) -> bool {
         self.sharing != Sharing::NoFile
+    }
+
+    /// Whether anything may be written through the pool.
+    pub(crate) fn takes_writes(&self) -> bool {
+        self.settings.access == Access::ReadWrite
+    }
+
+    /// # Errors
+    /// [`Error::ReadOnly`] if nothing may be written through the pool.
+    pub(crate) fn check_writable(&self) -> Result<(), Error> {
+        match self.takes_writes() {
+            true => Ok(()),
+            false => Err(Error::ReadOnly),
+        }
     }
 
     pub(crate) fn passes(&self) -> Passes {

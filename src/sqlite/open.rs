@@ -23,7 +23,7 @@ use super::reset::Baseline;
 use super::set_up_lock::SetUpLock;
 use super::wal::Wal;
 use super::watch::ChangeTracker;
-use super::{Fault, Settings, Source, Sqlite};
+use super::{Access, Fault, Settings, Source, Sqlite};
 use crate::core::backend::{Fate, Patience};
 use crate::error::Error;
 use crate::observe::events;
@@ -49,11 +49,20 @@ impl Sqlite {
                 sharing,
                 source: Source::Agents(Agents::new(place, sharing, max_connections)?),
             }),
-            Kind::File(path) => {
+            Kind::File(path) | Kind::ReadOnly(path) => {
                 let wal = Wal::new(&settings);
                 let file = Box::new(File::claim(&path, wal, max_connections)?);
-                file.check_path()?;
-                let opener = opener(&file.path);
+                let flags = match settings.access {
+                    Access::ReadOnlyFile => {
+                        file.check_readable()?;
+                        READ_ONLY
+                    }
+                    _ => {
+                        file.check_path()?;
+                        FLAGS
+                    }
+                };
+                let opener = SqliteConnectionManager::file(&file.path).with_flags(flags);
                 let sqlite = Sqlite {
                     settings,
                     told_of_hook: AtomicBool::new(false),
@@ -100,7 +109,11 @@ impl Sqlite {
             let _lock = self.set_up_lock(&file.path)?;
             let creator = SqliteConnectionManager::file(&file.path)
                 .with_flags(FLAGS | OpenFlags::SQLITE_OPEN_CREATE);
-            let connection = connect(&creator, &self.settings, &target)?;
+            let first = match self.settings.access {
+                Access::ReadOnlyFile => opener,
+                _ => &creator,
+            };
+            let connection = connect(first, &self.settings, &target)?;
             if let Err(error) = file.claim_identity() {
                 discard(connection);
                 return Err(error);
@@ -126,7 +139,11 @@ impl Sqlite {
 
     /// The right to make a database and to set it up, of all processes.
     fn set_up_lock(&self, path: &Path) -> Result<Option<SetUpLock>, Error> {
-        SetUpLock::acquire(path, Instant::now() + self.settings.busy_timeout)
+        match self.settings.access {
+            // Whoever writes it does that.
+            Access::ReadOnlyFile => Ok(None),
+            _ => SetUpLock::acquire(path, Instant::now() + self.settings.busy_timeout),
+        }
     }
 
     /// Turns WAL on and runs `setup`. The connection may be left in any state: it is to be closed.
@@ -228,8 +245,10 @@ impl Sqlite {
             });
         match set_up {
             Ok(mut baseline) => {
-                if opened && matches!(baseline.restore(&mut connection), Ok(Fate::Reuse)) {
-                    self.note(&baseline, target);
+                if opened
+                    && matches!(baseline.restore(&mut connection), Ok(Fate::Reuse))
+                    && self.finish(&mut baseline, &connection, target).is_ok()
+                {
                     return Ok(Some((connection, baseline)));
                 }
                 // The next connection goes on with this one's log.
@@ -249,14 +268,23 @@ impl Sqlite {
         }
     }
 
-    /// Who runs checkpoints is decided by what callbacks did to a connection.
-    fn note(&self, baseline: &Baseline, target: &str) {
+    /// Makes a connection that callbacks have been on ready to be lent, and notes what they decided about checkpoints.
+    fn finish(
+        &self,
+        baseline: &mut Baseline,
+        connection: &rusqlite::Connection,
+        target: &str,
+    ) -> rusqlite::Result<()> {
+        if !self.takes_writes() {
+            baseline.only_read(connection)?;
+        }
         if !baseline.counts_on_pool() {
             self.own_checkpoints.store(true, Relaxed);
         }
         if baseline.replaced_wal_hook() && !self.told_of_hook.swap(true, Relaxed) {
             events::wal_hook_replaced(target);
         }
+        Ok(())
     }
 
     fn prepare(
@@ -320,13 +348,12 @@ impl Sqlite {
         let opened = watch.map_err(Fault::from).and_then(|watch| {
             self.prepare(&connection, &watch)?;
             call("on_open", &settings.on_open, &mut connection, settings)?;
-            Ok(Baseline::of(&connection, settings, watch)?)
+            let mut baseline = Baseline::of(&connection, settings, watch)?;
+            self.finish(&mut baseline, &connection, target)?;
+            Ok(baseline)
         });
         match opened {
-            Ok(baseline) => {
-                self.note(&baseline, target);
-                Ok((connection, baseline))
-            }
+            Ok(baseline) => Ok((connection, baseline)),
             Err(source) => {
                 discard(connection);
                 Err(Error::Open {
@@ -513,6 +540,9 @@ impl Sqlite {
 }
 
 const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+
+const READ_ONLY: OpenFlags =
+    OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 /// Opens the file if it is there.
 pub(super) fn opener(path: &Path) -> SqliteConnectionManager {

@@ -42,6 +42,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::absent::{self, ABSENT};
 use super::connection;
+use super::read;
 use super::registered::Registered;
 use super::wal;
 use super::watch::ChangeTracker;
@@ -65,6 +66,8 @@ pub(super) struct Baseline {
     identity: Option<usize>,
     registered: Registered,
     has_rowid_table: bool,
+    /// `PRAGMA query_only` is on for all.
+    pub(super) query_only: bool,
 }
 
 /// What keeps the log short.
@@ -181,12 +184,22 @@ impl Baseline {
             identity: identity(connection),
             registered: Registered::on(connection)?,
             has_rowid_table: false,
+            query_only: read::query_only(connection)?,
             watch: Arc::clone(&watch),
         };
         // Whatever `on_open` has put in its place.
         baseline.restore_wal_hook(connection)?;
         watch.forget();
         Ok(baseline)
+    }
+
+    /// From now on the connection only reads, whatever its borrowers do.
+    pub(super) fn only_read(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let _quiet = self.watch.quiet();
+        read::set_query_only(connection, true)?;
+        self.query_only = true;
+        self.watch.only_read();
+        Ok(())
     }
 
     /// Puts the connection back to what it was, or says that this cannot be done. The cheap checks
@@ -254,7 +267,8 @@ impl Baseline {
 
     /// The only way to change `last_insert_rowid()` is to insert a row.
     fn forget_rowid(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        if connection.last_insert_rowid() == 0 {
+        // Where nobody writes, it is what it was.
+        if self.query_only || connection.last_insert_rowid() == 0 {
             return Ok(());
         }
         self.make_rowid_table(connection)?;

@@ -1,7 +1,7 @@
 //! ChangeTracker: sees, through the authorizer and hooks on a connection, what its borrowers do to it.
 //! It forbids nothing in a lease, and in a group of writes whatever would reach beyond one member of it. While a
 //! borrower works within a transaction of the pool's, its commit hook lets nothing be committed, and its rollback hook
-//! notes that the transaction is lost.
+//! notes that the transaction is lost. Where it may only read, the commit hook lets nothing be committed either.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -26,6 +26,8 @@ pub(super) struct ChangeTracker {
     rolled_back: AtomicBool,
     /// Pragmas that borrowers may not set.
     fixed: &'static [&'static str],
+    /// Borrowers may only read.
+    only_reads: AtomicBool,
     /// What was forbidden first, in words, since somebody asked.
     refused: Mutex<Option<String>>,
 }
@@ -43,6 +45,8 @@ const FENCING: u8 = 2;
 const GUARDING: u8 = 3;
 /// The pool looks whether a transaction may write: one that may asks the commit hook, and is not committed.
 const PROBING: u8 = 4;
+/// A borrower is at work in a snapshot of the pool's, which it may not end, and where it may only read.
+const READING: u8 = 5;
 
 /// The savepoint of a member of a group. A member may roll back to it, but not end or hide it.
 pub(super) const MEMBER: &str = "leasepool_member";
@@ -83,6 +87,7 @@ impl ChangeTracker {
             mode: AtomicU8::new(WATCHING),
             rolled_back: AtomicBool::new(false),
             fixed,
+            only_reads: AtomicBool::new(false),
             refused: Mutex::default(),
         });
         let tripwire = |bit| Tripwire(Arc::clone(&watch), bit);
@@ -134,11 +139,24 @@ impl ChangeTracker {
     /// back.
     fn forbids_commit(&self) -> bool {
         wal::committing(self.number);
-        let forbids = matches!(self.mode.load(Relaxed), FENCING | GUARDING | PROBING);
-        if forbids {
-            self.rolled_back.store(true, Relaxed);
+        match self.mode.load(Relaxed) {
+            QUIET => false,
+            FENCING | GUARDING | PROBING => {
+                self.rolled_back.store(true, Relaxed);
+                true
+            }
+            READING => true,
+            _ => self.only_reads(),
         }
-        forbids
+    }
+
+    /// From now on borrowers may only read.
+    pub(super) fn only_read(&self) {
+        self.only_reads.store(true, Relaxed);
+    }
+
+    pub(super) fn only_reads(&self) -> bool {
+        self.only_reads.load(Relaxed)
     }
 
     fn note_rollback(&self) {
@@ -181,6 +199,11 @@ impl ChangeTracker {
     /// [`take_rolled_back`](ChangeTracker::take_rolled_back) tells.
     pub(super) fn probe(self: &Arc<Self>) -> ModeGuard {
         self.enter(PROBING)
+    }
+
+    /// A borrower is at work in a snapshot of the pool's, until the guard is dropped.
+    pub(super) fn read(self: &Arc<Self>) -> ModeGuard {
+        self.enter(READING)
     }
 
     /// A member of a group is at work, until the guard is dropped. Statements that were prepared before
@@ -228,7 +251,12 @@ impl ChangeTracker {
             QUIET | PROBING => Authorization::Allow,
             // What runs now would be committed by itself.
             FENCING | GUARDING if self.rolled_back.load(Relaxed) => Authorization::Deny,
-            GUARDING if matches!(context.action, AuthAction::Transaction { .. }) => {
+            GUARDING | READING if matches!(context.action, AuthAction::Transaction { .. }) => {
+                Authorization::Deny
+            }
+            // Nothing is left that keeps it from committing.
+            READING if self.is_unguarded() => Authorization::Deny,
+            mode if (mode == READING || self.only_reads()) && turns_on_writing(context) => {
                 Authorization::Deny
             }
             FENCING => match self.refuses(context) {
@@ -381,6 +409,11 @@ fn pragma_number(context: &AuthContext<'_>, pragma: &str) -> Option<i32> {
         } if pragma_name.eq_ignore_ascii_case(pragma) => Some(value.trim().parse().unwrap_or(0)),
         _ => None,
     }
+}
+
+/// What would let a connection write that may only read, or changes the file beside SQLite's transactions.
+fn turns_on_writing(context: &AuthContext<'_>) -> bool {
+    sets_one_of(context, &["query_only", "journal_mode", "locking_mode"])
 }
 
 fn sets_one_of(context: &AuthContext<'_>, pragmas: &[&str]) -> bool {

@@ -115,6 +115,25 @@ impl Agent {
         async move { self.pool.run_at(self.id()?, None, place, work).await }
     }
 
+    /// Runs `work` in one read transaction, on a thread of the pool's: [`Pool::read_async`].
+    ///
+    /// # Errors
+    /// Those of [`Pool::read_async`], as `work`'s error type.
+    #[track_caller]
+    pub fn read<T, E, F>(&self, work: F) -> impl Future<Output = Result<T, E>>
+    where
+        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let place = Location::caller();
+        async move {
+            let wait = self.pool.shared().core.options.lease_timeout;
+            let id = self.id()?;
+            self.pool.read_async_within(id, wait, place, work).await?
+        }
+    }
+
     /// Runs `work` in a transaction that writes, in one queue with all who write: [`Pool::write_async`].
     ///
     /// ```

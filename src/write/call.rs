@@ -18,7 +18,7 @@ use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
 use crate::observe::claim::Claim;
 use crate::observe::stats::count;
-use crate::sqlite::{Sqlite, begin_immediate, until};
+use crate::sqlite::{Sqlite, begin_immediate, until, without_busy_timeout};
 use crate::sync::wait::{await_until, block_on, block_until};
 
 /// How long after its time has passed a caller leaves it to the leader of its group to say what was waited for in
@@ -150,15 +150,6 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-/// Makes SQLite wait for no lock on this connection: the pool waits by itself. Returns how long it would have waited,
-/// which the borrower may have set.
-fn without_busy_timeout(connection: &rusqlite::Connection) -> rusqlite::Result<Duration> {
-    let mut asked = connection.prepare_cached("PRAGMA busy_timeout")?;
-    let milliseconds: u32 = asked.query_row([], |row| row.get(0))?;
-    connection.busy_timeout(Duration::ZERO)?;
-    Ok(Duration::from_millis(milliseconds.into()))
 }
 
 /// One call of `write`. Dropping it cancels what has not begun.

@@ -129,6 +129,7 @@ impl Writer {
         if self.closed.load(Acquire) {
             return Err(Error::Closed);
         }
+        self.core.backend.check_writable()?;
         self.check_closed_to_writes()
     }
 
@@ -141,6 +142,7 @@ impl Writer {
 
     /// Lets a lease write. A pool that is being closed waits for its leases, and lets them.
     pub(super) fn let_lease_write(&self) -> Result<OfLease<'_>, Error> {
+        self.core.backend.check_writable()?;
         // Counted before it looks: whoever closes sees it, or it sees that it is closed.
         self.of_leases.fetch_add(1, SeqCst);
         let counted = OfLease(self);

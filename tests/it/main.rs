@@ -22,6 +22,7 @@ mod options;
 mod panics;
 mod per_agent;
 mod processes;
+mod reads;
 mod regression;
 mod replaced;
 #[cfg(feature = "tokio")]

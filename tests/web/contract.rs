@@ -176,6 +176,7 @@ fn what_is_written_is_committed_and_shares_commits() {
     on_each(4, Named::BySegment, |_, pool, server| {
         assert_eq!(get(server.address, "/agents/alice/write").body, "alice 1");
         assert_eq!(get(server.address, "/agents/alice/visit").body, "alice 2");
+        assert_eq!(get(server.address, "/agents/alice/read").body, "alice 2");
         // So many requests wait for a lock that they all are written when it goes.
         let mut lease = pool.lease("slow").unwrap();
         let transaction = lease.transaction().unwrap();
@@ -197,6 +198,19 @@ fn what_is_written_is_committed_and_shares_commits() {
         assert_eq!(after.writes - before.writes, 20);
         assert_eq!(after.write_groups - before.write_groups, 1);
         assert_eq!(get(server.address, "/agents/bob/write").body, "bob 21");
+    });
+}
+
+#[test]
+fn once_the_writes_are_closed_reads_go_on() {
+    on_each(2, Named::BySegment, |_, pool, server| {
+        assert_eq!(get(server.address, "/agents/alice/write").body, "alice 1");
+        pool.close_writes().unwrap();
+        let refused = get(server.address, "/agents/alice/write");
+        let told = (refused.status, refused.body.as_str());
+        assert_eq!(told, (503, "the server is shutting down"));
+        assert!(!refused.head.contains("retry-after"), "{refused:?}");
+        assert_eq!(get(server.address, "/agents/alice/read").body, "alice 1");
     });
 }
 

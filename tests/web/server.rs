@@ -146,6 +146,17 @@ async fn write(agent: Agent) -> Result<String, Error> {
         .await
 }
 
+async fn read(agent: Agent) -> Result<String, Error> {
+    let id = agent.id()?.to_owned();
+    agent
+        .read(move |tx| {
+            let count = "SELECT count(*) FROM visit WHERE agent = ?1";
+            let visits: i64 = tx.query_row(count, [&id], |row| row.get(0))?;
+            Ok(format!("{id} {visits}"))
+        })
+        .await
+}
+
 /// Ways to fail in a write, and one more: to panic.
 pub(crate) const WRONG: [&str; 3] = [
     "INSERT INTO visit VALUES (secret_column)",
@@ -192,6 +203,7 @@ fn serve_axum(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot:
         )
         .route("/agents/{agent}/work", get(work))
         .route("/agents/{agent}/write", get(write))
+        .route("/agents/{agent}/read", get(read))
         .route(
             "/agents/{agent}/write-wrong",
             get(|agent: Agent, size: Query<Size>| write_wrong(agent, size.n)),
@@ -252,6 +264,7 @@ fn serve_actix(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot
                 )
                 .route("/agents/{agent}/work", get().to(work))
                 .route("/agents/{agent}/write", get().to(write))
+                .route("/agents/{agent}/read", get().to(read))
                 .route(
                     "/agents/{agent}/write-wrong",
                     get().to(|agent: Agent, size: Query<Size>| write_wrong(agent, size.n)),
