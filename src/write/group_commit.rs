@@ -143,11 +143,12 @@ impl QueueHandle {
             add(&counters.writes, members.jobs.len() as u64);
         }
         members.outcome = outcome;
-        let led = self.after(next);
-        drop(members);
+        // Before another may lead: lengths of the log are noted in the order of the commits.
         if let Commits::Noted(noted) = noted {
             self.writer.noted(noted);
         }
+        let led = self.after(next);
+        drop(members);
         led
     }
 
