@@ -28,6 +28,8 @@ mod replaced;
 #[cfg(feature = "tokio")]
 mod run;
 mod seeing;
+#[cfg(feature = "sqlcipher")]
+mod sqlcipher;
 mod starts;
 mod stress;
 mod write;

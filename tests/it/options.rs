@@ -304,6 +304,7 @@ mod pragmas {
         what_a_new_file_has_is_decided_first,
         another_page_size_than_the_files_is_refused,
         pragmas_that_write_do_so_once,
+        a_key_is_refused_where_sqlite_cannot_encrypt,
         foreign_keys_are_on_unless_told_otherwise,
     );
 
@@ -457,6 +458,31 @@ mod pragmas {
             .build()
             .unwrap();
         drop(pool.lease("a").unwrap());
+    }
+
+    /// C14: or page 1 would be in plain text, and nobody the wiser.
+    fn a_key_is_refused_where_sqlite_cannot_encrypt(mode: Mode) {
+        let plain = leasepool::rusqlite::Connection::open_in_memory().unwrap();
+        let version =
+            plain.pragma_query_value(None, "cipher_version", |row| row.get::<_, String>(0));
+        let can_encrypt = version.is_ok();
+        for (name, value) in [("key", "rosebud"), ("cipher_page_size", "8192")] {
+            for (fixture, builder) in builders(mode) {
+                // SQLCipher wants a key before it does anything.
+                let builder = match can_encrypt {
+                    true => builder.pragma("key", "another"),
+                    false => builder,
+                };
+                let built = open(builder.pragma(name, value));
+                if can_encrypt {
+                    assert!(built.is_ok(), "{built:?}");
+                    continue;
+                }
+                assert!(!format!("{built:?}").contains("rosebud"), "{built:?}");
+                assert_told(built, name);
+                assert_eq!(fixture.descriptors().all(), 0);
+            }
+        }
     }
 
     /// What SQLite was compiled with does not count.
