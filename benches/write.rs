@@ -442,8 +442,52 @@ impl Stage {
                 }),
             );
         }
+        {
+            let name = "the limit: one thread, 256 in a group";
+            let mut connection = Connection::open(self.file(name)).unwrap();
+            configure(&mut connection, self.sync).unwrap();
+            let connection = std::sync::Mutex::new(connection);
+            add(
+                name,
+                Box::new(move |shape| grouped(&mut connection.lock().unwrap(), shape)),
+            );
+        }
         contenders
     }
+}
+
+/// What a queue that costs nothing would leave of one thread's time: transactions of 256 writes, each in a savepoint, as
+/// a group of the pool's is. However many clients there are.
+fn grouped(connection: &mut Connection, shape: Shape) -> Round {
+    const MEMBERS: usize = 256;
+    let mut rng = SmallRng::seed_from_u64(0);
+    let mut latencies = Vec::with_capacity(1 << 20);
+    let start = Instant::now();
+    let turn_is = match shape.what {
+        What::Write => 1,
+        What::Turn => 2,
+    };
+    while start.elapsed() < shape.length {
+        let begun = Instant::now();
+        let mut transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .unwrap();
+        let agents: Vec<_> = (0..MEMBERS).map(|_| rng.random_range(0..AGENTS)).collect();
+        for agent in &agents {
+            let savepoint = transaction.savepoint().unwrap();
+            work(&savepoint, *agent).unwrap();
+            savepoint.commit().unwrap();
+        }
+        transaction.commit().unwrap();
+        let took = begun.elapsed().as_nanos() as u64;
+        latencies.extend((0..MEMBERS / turn_is).map(|_| took));
+        if shape.what == What::Turn {
+            for agent in agents.iter().step_by(turn_is) {
+                read(connection, *agent).unwrap();
+            }
+        }
+    }
+    Round::new(latencies, start.elapsed(), None)
 }
 
 fn main() {

@@ -484,6 +484,8 @@ impl Builder {
     /// table that `setup` is about to make, that does not count: it runs again on the next connection. It never runs
     /// twice on one.
     ///
+    /// Temporary tables made here are read at each change of agents, to see that they are as they were: keep them small.
+    ///
     /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an
     /// agent had the connection: a pool whose `on_open` sets one opens a new connection at each change
     /// of agents. Trace hooks and busy handlers set here last until the first such change. A WAL hook set here is never

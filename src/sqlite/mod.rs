@@ -24,6 +24,7 @@ mod read;
 mod registered;
 mod reset;
 mod set_up_lock;
+mod temporary;
 mod wal;
 mod watch;
 

@@ -8,6 +8,7 @@
 //! | open transaction | `sqlite3_get_autocommit` | rolled back, already at the end of the lease |
 //! | statement still running | `sqlite3_stmt_busy` over `sqlite3_next_stmt` | discard |
 //! | temporary tables, views, triggers, rows in them | the authorizer: any write to `temp` | discard |
+//! | the same by the backup API or a blob handle, which the authorizer does not see | reading the temporary schema, and the rows of `on_open`'s temporary tables | discard |
 //! | attached or detached databases | the authorizer: ATTACH, DETACH | discard |
 //! | changed pragmas | the authorizer: a PRAGMA with a value, but for those that only read or only change the file | discard |
 //! | loaded extensions | the authorizer: the function `load_extension` | discard |
@@ -44,6 +45,7 @@ use super::absent::{self, ABSENT};
 use super::connection;
 use super::read;
 use super::registered::Registered;
+use super::temporary::Temporary;
 use super::wal;
 use super::watch::ChangeTracker;
 use super::{Checkpoints, Settings};
@@ -65,6 +67,7 @@ pub(super) struct Baseline {
     replaced_wal_hook: bool,
     identity: Option<usize>,
     registered: Registered,
+    temporary: Temporary,
     has_rowid_table: bool,
     /// `PRAGMA query_only` is on for all.
     pub(super) query_only: bool,
@@ -183,6 +186,7 @@ impl Baseline {
                 && now == 0,
             identity: identity(connection),
             registered: Registered::on(connection)?,
+            temporary: Temporary::on(connection)?,
             has_rowid_table: false,
             query_only: read::query_only(connection)?,
             watch: Arc::clone(&watch),
@@ -226,6 +230,9 @@ impl Baseline {
     fn clean(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
         self.restore_settings(connection)?;
         if self.registered.check(connection)? == Fate::Discard {
+            return Ok(Fate::Discard);
+        }
+        if self.temporary.check(connection)? == Fate::Discard {
             return Ok(Fate::Discard);
         }
         self.forget_rowid(connection)?;
@@ -286,6 +293,7 @@ impl Baseline {
         let _quiet = self.watch.quiet();
         connection.execute_batch("CREATE TEMP TABLE leasepool_rowid (x)")?;
         self.has_rowid_table = true;
+        self.temporary.expect_change(connection)?;
         self.registered.expect_invalidation(connection)
     }
 

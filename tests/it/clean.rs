@@ -690,3 +690,95 @@ fn collations() {
         |conn| assert!(!one::<bool>(conn, "SELECT 'a' = 'b' COLLATE NOCASE")),
     );
 }
+
+/// What the authorizer does not see: the backup API, and blob handles.
+mod unseen {
+    use leasepool::rusqlite::backup::Backup;
+
+    use super::*;
+
+    in_both_modes! {
+        a_backup_into_the_temporary_schema,
+        a_blob_of_a_temporary_table_of_on_opens,
+        the_same_between_writes,
+    }
+
+    fn a_backup_into_the_temporary_schema(mode: Mode) {
+        let fixture = mode.fixture();
+        let pool = fixture.pool(1);
+        let secret = Connection::open_in_memory().unwrap();
+        secret
+            .execute_batch("CREATE TABLE secret (x); INSERT INTO secret VALUES (7)")
+            .unwrap();
+        // Before and after the pool has made its own table there.
+        for inserts in [0, 1, 0] {
+            let mut lease = pool.lease("a").unwrap();
+            (0..inserts).for_each(|_| insert(&lease));
+            {
+                let backup = Backup::new_with_names(&secret, "main", &mut lease, "temp").unwrap();
+                backup
+                    .run_to_completion(100, std::time::Duration::ZERO, None)
+                    .unwrap();
+            }
+            assert_eq!(one::<i64>(&lease, "SELECT x FROM secret"), 7);
+            drop(lease);
+            let next = pool.lease(mode.either("b", "a-other")).unwrap();
+            assert!(next.prepare("SELECT x FROM secret").is_err());
+            insert(&next);
+        }
+        assert_whole(&pool);
+    }
+
+    fn a_blob_of_a_temporary_table_of_on_opens(mode: Mode) {
+        let fixture = mode.fixture();
+        let pool = fixture
+            .builder(1)
+            .on_open(|conn| {
+                conn.execute_batch(
+                    "CREATE TEMP TABLE ctx (x); INSERT INTO ctx VALUES (zeroblob(4))",
+                )
+            })
+            .build()
+            .unwrap();
+        let lease = pool.lease("a").unwrap();
+        let mut blob = lease.blob_open("temp", "ctx", "x", 1, false).unwrap();
+        blob.write_at(b"mine", 0).unwrap();
+        blob.close().unwrap();
+        drop(lease);
+        let next = pool.lease(mode.either("b", "a-other")).unwrap();
+        assert_eq!(one::<Vec<u8>>(&next, "SELECT x FROM ctx"), [0; 4]);
+        drop(next);
+        // What changes nothing costs no connection.
+        let before = pool.stats().opens;
+        if mode == Mode::Shared {
+            for agent in ["a", "b", "a"] {
+                insert(&pool.lease(agent).unwrap());
+            }
+            assert_eq!(pool.stats().opens, before);
+        }
+    }
+
+    fn the_same_between_writes(mode: Mode) {
+        let fixture = mode.fixture();
+        let pool = fixture
+            .builder(1)
+            .on_open(|conn| {
+                conn.execute_batch(
+                    "CREATE TEMP TABLE ctx (x); INSERT INTO ctx VALUES (zeroblob(4))",
+                )
+            })
+            .build()
+            .unwrap();
+        pool.write("a", |tx| {
+            let mut blob = tx.blob_open("temp", "ctx", "x", 1, false)?;
+            blob.write_at(b"mine", 0)?;
+            Ok::<_, leasepool::Error>(())
+        })
+        .unwrap();
+        let found = pool.write(mode.either("b", "a-other"), |tx| {
+            let found: Vec<u8> = tx.query_row("SELECT x FROM ctx", [], |row| row.get(0))?;
+            Ok::<_, leasepool::Error>(found)
+        });
+        assert_eq!(found.unwrap(), [0; 4]);
+    }
+}
