@@ -187,6 +187,11 @@ pub enum Error {
         within: &'static str,
     },
 
+    /// This process is a fork of the one that has built the pool. SQLite's locks, and the pool's threads, are the
+    /// other's: build a pool here.
+    #[error("the pool belongs to the process that this one was forked from")]
+    Forked,
+
     /// No thread can be started. Raise the limit on threads or processes (`ulimit -u`), and try again.
     #[error("no thread can be started")]
     #[non_exhaustive]

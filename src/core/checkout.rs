@@ -150,6 +150,7 @@ impl<B: Backend> Core<B> {
         request: &Request<'_>,
         now: Instant,
     ) -> Result<Option<Step<B, H>>, Error> {
+        self.check_origin()?;
         let (entry, lock) = if self.locks.is_none() {
             (None, None)
         } else {

@@ -20,8 +20,9 @@ const OWN_CLOSING: Duration = Duration::from_millis(40);
 
 impl<B: Backend> Core<B> {
     /// # Errors
-    /// On a thread that is in a call of this core's: closing would wait for it.
+    /// In a fork; and on a thread that is in a call of this core's: closing would wait for it.
     pub(crate) fn check_reentrancy(&self) -> Result<(), Error> {
+        self.check_origin()?;
         reentrancy::check(self.address()).map_err(|within| Error::Reentrant { within })
     }
 

@@ -158,6 +158,11 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
 
 impl<B: Backend, H: Handle<B>> Drop for Checkout<B, H> {
     fn drop(&mut self) {
+        if self.core().is_forked() {
+            // The connection is the other process's, and so is all that would be told of its end.
+            std::mem::forget((self.lent.take(), self.lock.take(), self.handle.clone()));
+            return;
+        }
         if let Some(Lent { slot, entry }) = self.lent.take() {
             self.core().check_in(entry, slot, self.verdict);
         }

@@ -73,6 +73,7 @@ use crate::observe::events;
 use crate::observe::slow_waits::{SlowWait, SlowWaits};
 use crate::observe::stats::{Counters, Holder, Stats, Waiting, count};
 use crate::sync::keyed_map::KeyedMap;
+use crate::sync::origin::Origin;
 use crate::sync::semaphore::Semaphore;
 use crate::sync::workers::WorkerPool;
 use agent_lock::AgentLock;
@@ -99,6 +100,8 @@ pub(crate) struct Core<B: Backend> {
     pub(crate) backend: B,
     pub(crate) options: Options,
     pub(crate) counters: Arc<Counters>,
+    /// In a fork of this process, nothing of the pool may be touched.
+    origin: Origin,
     permits: Semaphore<Claim>,
     /// Where agents have connections of their own, the locks of those in use.
     locks: Option<KeyedMap<AgentLock>>,
@@ -151,6 +154,7 @@ impl<B: Backend> Core<B> {
             Arc::clone(&counters),
         )?;
         Ok(Arc::new_cyclic(|this| Core {
+            origin: Origin::here(),
             permits: Semaphore::new(options.max_connections, overtaking),
             locks: backend.is_per_agent().then(KeyedMap::new),
             opening: Semaphore::new(2 * cores, Duration::ZERO),
@@ -185,6 +189,9 @@ impl<B: Backend> Core<B> {
 
     /// Evicts an agent. Returns whether a connection was parked for it.
     pub(crate) fn evict(&self, agent: &str) -> bool {
+        if self.is_forked() {
+            return false;
+        }
         let was_parked = self.parking.evict(agent);
         if was_parked {
             self.after_eviction();
@@ -193,11 +200,31 @@ impl<B: Backend> Core<B> {
     }
 
     pub(crate) fn slowest_waits(&self) -> Vec<SlowWait> {
+        if self.is_forked() {
+            return Vec::new();
+        }
         self.slow_waits.slowest(Instant::now())
+    }
+
+    /// # Errors
+    /// In a fork of the process that has built the pool.
+    #[inline]
+    pub(crate) fn check_origin(&self) -> Result<(), Error> {
+        match self.is_forked() {
+            true => Err(Error::Forked),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this is a fork of the process that has built the pool: another thread of that may have had any lock.
+    #[inline]
+    pub(crate) fn is_forked(&self) -> bool {
+        self.origin.is_elsewhere()
     }
 
     /// Whether a lease could be had at once.
     pub(crate) fn ready(&self) -> Result<(), Error> {
+        self.check_origin()?;
         if self.permits.is_closed() {
             return Err(Error::Closed);
         }
@@ -208,6 +235,9 @@ impl<B: Backend> Core<B> {
     }
 
     pub(crate) fn waiting(&self) -> Vec<Waiting> {
+        if self.is_forked() {
+            return Vec::new();
+        }
         let now = Instant::now();
         let claims = self.waiting_claims();
         claims.iter().map(|claim| claim.waiting(now)).collect()
@@ -223,6 +253,9 @@ impl<B: Backend> Core<B> {
 
     /// Who has a connection, or was granted one and has not taken it; the oldest first.
     pub(crate) fn holders(&self) -> Vec<Holder> {
+        if self.is_forked() {
+            return Vec::new();
+        }
         self.holders_and_threads(Instant::now()).0
     }
 

@@ -36,6 +36,7 @@ impl<B: Backend> Core<B> {
         rooms: usize,
         closed: bool,
     ) -> Result<SetAside<'_, B>, Error> {
+        self.check_origin()?;
         let taken = {
             let taking = pin!(async {
                 let lock = if closed {

@@ -47,6 +47,10 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// # }
 /// ```
 ///
+/// A pool does not follow a fork: in the child, every call fails with [`Error::Forked`], and dropping the pool and its
+/// leases leaves all to the parent. Use no lease there. Build a pool in the child instead, for other files or after the
+/// parent has ended.
+///
 /// When the last handle is dropped, the pool closes as by [`Pool::close`], but without waiting: what
 /// is still lent closes when it comes back.
 #[derive(Clone)]
@@ -407,6 +411,11 @@ impl Pool {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        if self.0.core.is_forked() {
+            // To close a connection here would remove the log under the process that uses it.
+            std::mem::forget(Arc::clone(&self.0));
+            return;
+        }
         self.0.close_now();
     }
 }

@@ -187,6 +187,9 @@ impl Shared {
     }
 
     pub(crate) fn stats(&self) -> Stats {
+        if self.core.is_forked() {
+            return Stats::default();
+        }
         let mut stats = self.core.stats();
         self.writer.observe(&mut stats);
         stats

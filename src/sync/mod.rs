@@ -3,6 +3,7 @@
 
 pub(crate) mod keyed_map;
 pub(crate) mod oneshot;
+pub(crate) mod origin;
 pub(crate) mod prim;
 pub(crate) mod semaphore;
 pub(crate) mod thread;

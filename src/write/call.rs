@@ -145,6 +145,7 @@ impl Writer {
     }
 
     fn check_nesting(&self) -> Result<(), Error> {
+        self.core.check_origin()?;
         if reentrancy::is_in_write(self.core.address()) {
             return Err(Error::NestedWrite);
         }

@@ -223,11 +223,7 @@ fn a_setup_that_fails_removes_nothing_of_others(mode: Mode) {
 #[test]
 fn no_file_is_removed_under_another_process() {
     let fixture = Mode::PerAgent.fixture();
-    let pool = fixture
-        .builder(2)
-        .lease_timeout(Duration::from_millis(200))
-        .build()
-        .unwrap();
+    let pool = fixture.pool(2);
     insert(&pool.lease("a").unwrap());
     pool.release("a");
     let mut other = Command::new("sqlite3")
@@ -244,7 +240,7 @@ fn no_file_is_removed_under_another_process() {
     )
     .unwrap();
     assert_eq!(lines.next().unwrap().unwrap(), "done");
-    let refused = |pool: &Pool| match pool.remove_agent("a") {
+    let refused = |pool: &Pool| match pool.remove_agent_timeout("a", Duration::from_millis(200)) {
         Err(Error::Open { source, .. }) => {
             let source = source.downcast::<rusqlite::Error>().unwrap();
             assert_eq!(
@@ -346,4 +342,107 @@ fn leases_of_an_agent_undo_nothing_of_another_process() {
     });
     other.wait().unwrap();
     assert_eq!(count(&pool.lease("a").unwrap()), COMMITS);
+}
+
+/// C20: a pool does not follow a fork. The child is told so, and harms nothing, whichever of the two ends first.
+#[test]
+fn a_pool_does_not_follow_a_fork() {
+    in_child("starts::a_pool_does_not_follow_a_fork", || {
+        for parent_first in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            for mode in [Mode::Shared, Mode::PerAgent] {
+                let path = folder.path().join(mode.either("agents.db", "agents"));
+                let (told, go) = (folder.path().join("told"), folder.path().join("go"));
+                let pool = Pool::builder(mode.database(&path))
+                    .max_connections(3)
+                    .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
+                    .build()
+                    .unwrap();
+                let lease = pool.lease("a").unwrap();
+                insert(&lease);
+                drop(pool.lease(mode.either("b", "b")).unwrap());
+                match fork::fork().unwrap() {
+                    fork::Fork::Child => {
+                        if parent_first {
+                            eventually("the parent has closed the pool", || go.exists());
+                        }
+                        let found = forked(pool, lease);
+                        std::fs::write(&told, found).unwrap();
+                        std::process::exit(0);
+                    }
+                    fork::Fork::Parent(child) => {
+                        if !parent_first {
+                            fork::waitpid(child).unwrap();
+                        }
+                        // All goes on as before.
+                        insert(&lease);
+                        assert_eq!(count(&lease), 2);
+                        drop(lease);
+                        pool.write("a", |tx| {
+                            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (2)", ())?)
+                        })
+                        .unwrap();
+                        assert_whole(&pool);
+                        pool.close().unwrap();
+                        if parent_first {
+                            std::fs::write(&go, "").unwrap();
+                            fork::waitpid(child).unwrap();
+                        }
+                        assert_eq!(std::fs::read_to_string(&told).unwrap(), "as expected");
+                        let _ = std::fs::remove_file(&told);
+                        let _ = std::fs::remove_file(&go);
+                        let file = mode.either(path.clone(), path.join("a.db"));
+                        let kept = Connection::open(file).unwrap();
+                        assert_eq!(count(&kept), 3);
+                        let checked: String = kept
+                            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+                            .unwrap();
+                        assert_eq!(checked, "ok");
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// What the calls of a forked process return.
+fn forked(pool: Pool, mut lease: leasepool::Lease) -> String {
+    let work = |tx: &mut rusqlite::Savepoint<'_>| {
+        Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (9)", ())?)
+    };
+    let copy = std::env::temp_dir().join("never-made.db");
+    let results = [
+        pool.lease("a").map(drop),
+        pool.try_lease("c").map(drop),
+        smol::block_on(pool.lease_async("b")).map(drop),
+        pool.write("a", work).map(drop),
+        smol::block_on(pool.write_async("a", work)).map(drop),
+        leasepool::Lease::write(&mut lease, |tx| {
+            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (9)", ())?)
+        })
+        .map(drop),
+        pool.read("a", |_| Ok::<_, Error>(())),
+        pool.vacuum_agent("a"),
+        pool.ready(),
+        pool.close_writes(),
+        pool.close(),
+        smol::block_on(pool.close_async()),
+        match pool.fd_ceiling() {
+            // One file, or one for each agent.
+            11 => pool.backup(&copy),
+            _ => pool.backup_agent("a", &copy),
+        },
+    ];
+    let nothing = !pool.release("a") && pool.holders().is_empty() && pool.stats().lent == 0;
+    drop(lease);
+    drop(pool);
+    for result in results {
+        if !matches!(result, Err(Error::Forked)) {
+            return format!("{result:?}");
+        }
+    }
+    match nothing {
+        true => "as expected".to_owned(),
+        false => "something was told of the pool".to_owned(),
+    }
 }

@@ -310,13 +310,18 @@ fn events_come_while_somebody_watches_and_end_with_the_server() {
     assert!(
         events
             .by_ref()
-            .take(4)
+            .take(40)
             .any(|event| event["holders"][0]["agent"] == "holder")
     );
     drop(held);
-    assert!(events.by_ref().take(4).any(|event| event["lent"] == 0));
+    assert!(events.by_ref().take(40).any(|event| event["lent"] == 0));
     pool.close().unwrap();
-    assert!(events.by_ref().take(4).any(|event| event["closed"] == true));
+    assert!(
+        events
+            .by_ref()
+            .take(40)
+            .any(|event| event["closed"] == true)
+    );
     server.stop();
     assert_eq!(events.take(3).count(), 0);
 }

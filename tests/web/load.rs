@@ -138,8 +138,10 @@ fn a_flood_of_agents_stays_under_the_ceiling() {
 fn exhaustion_under_load_ends_when_connections_come_back() {
     for framework in FRAMEWORKS {
         let fixture = Fixture::new();
-        let builder = fixture.builder(2).lease_timeout(Duration::from_millis(100));
+        let builder = fixture.builder(2).lease_timeout(Duration::from_millis(500));
         let pool = builder.build().unwrap();
+        // Both are open, so that no stream waits for that.
+        drop(["x", "y"].map(|agent| pool.lease_timeout(agent, Duration::from_secs(30)).unwrap()));
         let server = Server::start(framework, &pool, Named::BySegment);
         // Streams hold every connection.
         let mut streams = ["a", "b"].map(|agent| {

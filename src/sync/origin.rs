@@ -1,0 +1,38 @@
+//! Origin: the process in which something was made. A fork of it has the same memory, but neither its threads nor the
+//! locks that it holds on files.
+
+use std::fmt;
+
+/// The process in which this was made.
+#[derive(Clone)]
+pub(crate) struct Origin(Option<Guard>);
+
+#[cfg(unix)]
+type Guard = forkguard::atfork::Guard;
+#[cfg(not(unix))]
+type Guard = forkguard::noop::Guard;
+
+impl Origin {
+    pub(crate) fn here() -> Self {
+        #[cfg(unix)]
+        let guard = Guard::try_new().ok();
+        #[cfg(not(unix))]
+        let guard = None;
+        Origin(guard)
+    }
+
+    /// Whether this is a fork of the process in which it was made. One load from memory.
+    #[inline]
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        // A guard tells each fork once; a copy of it tells it again.
+        self.0
+            .as_ref()
+            .is_some_and(|guard| guard.clone().detected_fork())
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Origin")
+    }
+}
