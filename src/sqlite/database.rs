@@ -64,7 +64,7 @@ impl Database {
     ///
     /// One process may have one pool on a file at a time, whatever the file is called: symbolic and
     /// hard links and relative paths all count as the same. A second `build` fails with
-    /// [`Error::AlreadyPooled`]; clone the first pool instead.
+    /// [`Error::AlreadyPooled`](crate::Error::AlreadyPooled); clone the first pool instead.
     pub fn file(path: impl AsRef<Path>) -> Self {
         Database(Kind::File(path.as_ref().to_path_buf()))
     }
@@ -72,16 +72,16 @@ impl Database {
     /// One file that all agents read, and that another process writes. It is opened for reading only
     /// (`SQLITE_OPEN_READONLY`): the pool never creates it, never changes its journal mode, whatever that is, and runs no
     /// checkpoint. Leases are as with [`Builder::reads_only`](crate::Builder::reads_only), and writes are refused with
-    /// [`Error::ReadOnly`]. A [`setup`](crate::Builder::setup) is refused by `build`.
+    /// [`Error::ReadOnly`](crate::Error::ReadOnly). A [`setup`](crate::Builder::setup) is refused by `build`.
     ///
     /// In WAL mode, a reader needs the files `-wal` and `-shm`, which the writer's connection keeps. While no writer has
     /// the file open, SQLite makes them anew, and leaves them there, if the folder may be written; otherwise `build` or the
-    /// lease fails with [`Error::Open`], and the source says what is needed
+    /// lease fails with [`Error::Open`](crate::Error::Open), and the source says what is needed
     /// ([sqlite.org/wal.html](https://sqlite.org/wal.html#read_only_databases)). In rollback mode, a read keeps the writer
     /// from committing for as long as it lasts.
     ///
     /// A file that is replaced is noticed as with [`Database::file`]; and so is a second pool of this process on the same
-    /// file, which fails with [`Error::AlreadyPooled`], whether it writes or not.
+    /// file, which fails with [`Error::AlreadyPooled`](crate::Error::AlreadyPooled), whether it writes or not.
     ///
     /// ```no_run
     /// use leasepool::{Database, Error, Pool};
@@ -107,7 +107,7 @@ impl Database {
     /// hexadecimal digits. So no id leads out of the folder, no two ids have one file, also on file systems
     /// that do not tell capitals, and each id can be read back. Ids whose name would be longer than 255
     /// bytes with what SQLite adds to it, and the names of devices (`con`, `nul`, ...), are refused
-    /// with [`Error::InvalidAgent`].
+    /// with [`Error::InvalidAgent`](crate::Error::InvalidAgent).
     ///
     /// A connection serves its agent only, and an agent has one at a time: a second borrower of the same agent
     /// waits until the first returns it, and takes no other agent's place meanwhile.

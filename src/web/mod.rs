@@ -40,6 +40,7 @@ pub use self::actix::LeaseData;
 #[cfg(feature = "tower")]
 pub use self::tower::{LeaseLayer, LeaseService};
 
+use crate::core::backend::Backend;
 use crate::error::Error;
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::observe::events;
@@ -131,6 +132,23 @@ impl Agent {
             let wait = self.pool.shared().core.options.lease_timeout;
             let id = self.id()?;
             self.pool.read_async_within(id, wait, place, work).await?
+        }
+    }
+
+    /// Copies the agent's database to the file `to`: [`Pool::backup_agent`], or [`Pool::backup`] where all agents share
+    /// one database.
+    ///
+    /// # Errors
+    /// Those of [`Pool::backup`].
+    ///
+    /// # Blocking
+    /// For as long as the copy takes: call it off the async threads.
+    #[track_caller]
+    pub fn backup(&self, to: impl AsRef<std::path::Path>) -> Result<(), Error> {
+        let id = self.id()?;
+        match self.pool.shared().core.backend.is_per_agent() {
+            true => self.pool.backup_agent(id, to),
+            false => self.pool.backup(to),
         }
     }
 

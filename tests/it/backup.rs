@@ -376,7 +376,12 @@ fn backups_of_agents_in_use_stay_below_the_ceiling() {
     );
 }
 
-const KILLS: u64 = 50;
+/// So many processes are killed, unless `LEASEPOOL_KILLS` says how many.
+fn kills() -> u64 {
+    let asked = std::env::var("LEASEPOOL_KILLS").ok();
+    asked.and_then(|kills| kills.parse().ok()).unwrap_or(50)
+}
+
 const PATH: &str = "LEASEPOOL_TEST_BACKUP";
 
 /// Makes one backup after the other until it is killed.
@@ -416,7 +421,7 @@ fn a_process_killed_within_leaves_the_old_one_or_the_new(mode: Mode) {
     back_up(mode, &pool, &copy, Backup::new()).unwrap();
     pool.close().unwrap();
     let mut partial = 0;
-    for kill in 0..KILLS {
+    for kill in 0..kills() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", &name, "--nocapture", "--test-threads=1"])
             .env(PATH, folder.path())

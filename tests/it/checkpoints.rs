@@ -26,7 +26,7 @@ in_both_modes!(
 
 const WAL_SIZE: u32 = 256 << 10;
 /// What the file `-wal` is cut to, and as much again: with checkpoints, it is never longer for long.
-// While the pool's thread runs a checkpoint, no other can; and that thread may have to wait for the processor.
+/// While the pool's thread runs a checkpoint, no other can; and that thread may have to wait for the processor.
 const LONGEST: u64 = 12 * WAL_SIZE as u64;
 /// As in the case that these tests are for.
 const ROW: usize = 20_000;

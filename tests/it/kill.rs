@@ -16,7 +16,12 @@ use rand::{Rng, SeedableRng};
 
 use crate::common::*;
 
-const KILLS: u64 = 50;
+/// So many processes are killed, unless `LEASEPOOL_KILLS` says how many.
+fn kills() -> u64 {
+    let asked = std::env::var("LEASEPOOL_KILLS").ok();
+    asked.and_then(|kills| kills.parse().ok()).unwrap_or(50)
+}
+
 const THREADS: i64 = 6;
 const PATH: &str = "LEASEPOOL_TEST_KILLED";
 /// Of agents that have a file each: the writes of a thread that go to the same.
@@ -126,7 +131,7 @@ fn every_acknowledged_write_survives_kill_9(mode: Mode) {
     let name = mode.test("kill", "every_acknowledged_write_survives_kill_9");
     let mut rng = SmallRng::seed_from_u64(15);
     let mut acknowledged = HashSet::new();
-    for kill in 0..KILLS {
+    for kill in 0..kills() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", &name, "--nocapture", "--test-threads=1"])
             .env(PATH, &fixture.path)
@@ -174,7 +179,7 @@ fn every_acknowledged_write_survives_kill_9(mode: Mode) {
         assert!(lost.is_empty(), "after kill {kill}: {lost:?}");
     }
     assert!(
-        acknowledged.len() as u64 > KILLS * 10,
+        acknowledged.len() as u64 > kills() * 10,
         "{}",
         acknowledged.len()
     );
