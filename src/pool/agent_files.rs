@@ -196,6 +196,16 @@ impl Pool {
             .backup_agent(agent, to.as_ref(), &mut how, &patience)
     }
 
+    /// Copies the database that the agent uses.
+    #[cfg(any(feature = "tower", feature = "actix"))]
+    #[track_caller]
+    pub(crate) fn backup_database_of(&self, agent: &str, to: &Path) -> Result<(), Error> {
+        match self.shared().core.backend.is_per_agent() {
+            true => self.backup_agent(agent, to),
+            false => self.backup(to),
+        }
+    }
+
     fn remove_agent_within(
         &self,
         agent: &str,

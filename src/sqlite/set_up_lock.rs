@@ -37,19 +37,21 @@ impl SetUpLock {
                 Err(_) => return Ok(None),
                 Ok(()) => {}
             }
-            let before = Identity::at(&path);
+            let identity = || Identity::at(&path).ok().map(|(identity, _)| identity);
+            let before = identity();
             let connection = match opener(&path).connect() {
                 Ok(connection) => connection,
-                // It was removed meanwhile.
-                Err(_) if !path.exists() => continue,
+                // It may have been removed meanwhile, and made again by another process.
+                Err(_)
+                    if (before.is_none() || before != identity()) && Instant::now() < deadline =>
+                {
+                    continue;
+                }
                 Err(error) => return Err(failed(error)),
             };
             let locked = lock(&connection, deadline);
             // One that was removed locks nobody out. While it is open, its number is given to no other file.
-            let is_there = match (before, Identity::at(&path)) {
-                (Ok((before, _)), Ok((now, _))) => before == now,
-                _ => false,
-            };
+            let is_there = before.is_some() && before == identity();
             match locked {
                 Ok(()) if is_there => {
                     let connection = Some(connection);

@@ -40,7 +40,6 @@ pub use self::actix::LeaseData;
 #[cfg(feature = "tower")]
 pub use self::tower::{LeaseLayer, LeaseService};
 
-use crate::core::backend::Backend;
 use crate::error::Error;
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::observe::events;
@@ -145,11 +144,7 @@ impl Agent {
     /// For as long as the copy takes: call it off the async threads.
     #[track_caller]
     pub fn backup(&self, to: impl AsRef<std::path::Path>) -> Result<(), Error> {
-        let id = self.id()?;
-        match self.pool.shared().core.backend.is_per_agent() {
-            true => self.pool.backup_agent(id, to),
-            false => self.pool.backup(to),
-        }
+        self.pool.backup_database_of(self.id()?, to.as_ref())
     }
 
     /// Runs `work` in a transaction that writes, in one queue with all who write: [`Pool::write_async`].

@@ -160,7 +160,7 @@ fn several_processes_migrate_one_database(mode: Mode) {
             .setup(move |conn| {
                 migrations
                     .to_latest(conn)
-                    .map_err(|error| rusqlite::Error::UserFunctionError(error.into()))
+                    .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
             })
             .build()
             .and_then(|pool| pool.lease("a").map(drop).map(|()| pool))
