@@ -98,8 +98,8 @@ fn a_slow_callback_of_ones_own_keeps_nobody_beyond_their_time() {
     let pool = fixture
         .builder(2)
         .on_open(move |_| {
-            if is_slow.load(SeqCst) {
-                thread::sleep(Duration::from_millis(400));
+            while is_slow.load(SeqCst) {
+                thread::sleep(Duration::from_millis(1));
             }
             Ok(())
         })
