@@ -24,6 +24,8 @@ pub(crate) struct Connection {
     inner: rusqlite::Connection,
     baseline: Baseline,
     generation: u64,
+    /// Its file was told that it shuts others out.
+    shuts_out: bool,
     /// No statement is cached that was prepared outside of a group of writes.
     grouped: bool,
     /// Whose work was the last in a group of writes, since the connection was reset.
@@ -52,6 +54,7 @@ impl Connection {
             inner,
             baseline,
             generation,
+            shuts_out: false,
             grouped: false,
             last_member: None,
             agent_file,
@@ -63,6 +66,18 @@ impl Connection {
 
     pub(super) fn agent_file(&self) -> Option<&AgentFile> {
         self.agent_file.as_ref()
+    }
+
+    /// Whether a borrower keeps others from the file for as long as it is open, and nobody was told yet.
+    pub(super) fn tells_that_it_shuts_out(&mut self) -> bool {
+        let tells = self.baseline.watch.shuts_out() && !self.shuts_out;
+        self.shuts_out |= tells;
+        tells
+    }
+
+    /// Whether that was told.
+    pub(super) fn has_told_that_it_shuts_out(&self) -> bool {
+        self.shuts_out
     }
 
     pub(super) fn agent_file_mut(&mut self) -> Option<&mut AgentFile> {
@@ -226,6 +241,7 @@ impl Connection {
             inner,
             baseline,
             generation,
+            shuts_out,
             grouped,
             last_member,
             agent_file,
@@ -238,6 +254,7 @@ impl Connection {
                 inner,
                 baseline,
                 generation,
+                shuts_out,
                 grouped,
                 last_member,
                 agent_file,

@@ -262,6 +262,15 @@ impl File {
         }
     }
 
+    /// A borrower has given it another journal mode or locked the file for itself, so that it is to be closed, and that
+    /// its log may be gone is nobody else's doing.
+    pub(super) fn shut_out(&self, generation: u64) {
+        if let Some(file) = self.open.lock().get_mut(&generation) {
+            file.value.settled -= 1;
+            file.value.lost_log &= file.value.settled > 0;
+        }
+    }
+
     /// It could not be closed.
     pub(super) fn not_closed(&self, generation: u64) {
         if let Some(file) = self.open.lock().get_mut(&generation) {

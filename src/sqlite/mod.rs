@@ -363,6 +363,11 @@ impl Backend for Sqlite {
     }
 
     fn settle(&self, connection: &mut Connection) -> Fate {
+        if let Source::File { file, .. } = &self.source
+            && connection.tells_that_it_shuts_out()
+        {
+            file.shut_out(connection.generation());
+        }
         match (connection.settle(), &self.source, connection.agent_file()) {
             (Fate::Reuse, Source::Agents(agents), Some(file))
                 if agents.open.keeps_closed(&file.path) =>
@@ -399,7 +404,11 @@ impl Backend for Sqlite {
         {
             agents.remember(&file.path, news);
         }
-        if let Source::File { file, .. } = &self.source {
+        // One that shuts others out was taken off the list when that was noticed.
+        let is_listed = !connection.has_told_that_it_shuts_out();
+        if let Source::File { file, .. } = &self.source
+            && is_listed
+        {
             file.closing(generation);
         }
         // Closing drops the hooks that a borrower has set, and what is in those may panic; the connection is then
@@ -412,7 +421,7 @@ impl Backend for Sqlite {
                 }
             }
             (Ok(()), Source::File { file, .. }) => file.closed(generation),
-            (Err(_), Source::File { file, .. }) => file.not_closed(generation),
+            (Err(_), Source::File { file, .. }) if is_listed => file.not_closed(generation),
             _ => {}
         }
         closed.map_err(|(connection, source)| NotClosed {
