@@ -117,7 +117,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The pool is closed, and so is its last connection.
+    /// The pool is closed, and so is its last connection. May be called more than once.
     fn closed(&self) {}
 }
 

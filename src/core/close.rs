@@ -137,8 +137,9 @@ impl<B: Backend> Core<B> {
     }
 
     fn all_closed(&self) {
+        // Before anybody is told: who returns from `close` may build the next pool at once.
+        self.backend.closed();
         if !self.told_closed.swap(true, AcqRel) {
-            self.backend.closed();
             events::closed(&self.options.name);
         }
     }
