@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use rusqlite::Connection;
 use rusqlite::backup::StepResult;
-use rusqlite::{Connection, limits::Limit};
 
 use super::agents::{make_private_file, no_descriptors, open_fault, remove_files};
 use super::connect::connect;
@@ -16,7 +16,7 @@ use super::identity::{Identity, beside, is_claimed, resolve};
 use super::open::{discard, opener};
 use super::open_files::NoRoom;
 use super::set_up_lock::SetUpLock;
-use super::{Fault, Source, Sqlite, budget};
+use super::{Fault, Source, Sqlite, attaching_one, budget, read};
 use crate::core::backend::Patience;
 use crate::error::Error;
 
@@ -186,8 +186,7 @@ impl Sqlite {
         target.pragma_update(None, "synchronous", "OFF")?;
         // What is read in one transaction does not change, so that writers never make the backup begin again. In WAL
         // mode it keeps nobody from writing.
-        let snapshot = source.unchecked_transaction()?;
-        snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        let snapshot = read::try_snapshot(source)?;
         let backup = rusqlite::backup::Backup::new(source, &mut target)?;
         loop {
             let step = backup.step(i32::from(how.pages_per_step))?;
@@ -222,10 +221,7 @@ fn compacted(source: &Connection, to: &Path, how: &mut Backup<'_>) -> Result<(),
     if (how.progress)(BackupProgress { copied: 0, pages }).is_break() {
         return Err(stopped());
     }
-    let limit = source.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 1)?;
-    let vacuumed = source.execute("VACUUM INTO ?1", [to]);
-    source.set_limit(Limit::SQLITE_LIMIT_ATTACHED, limit)?;
-    vacuumed?;
+    attaching_one(source, || source.execute("VACUUM INTO ?1", [to]))?;
     match (how.progress)(BackupProgress {
         copied: pages,
         pages,

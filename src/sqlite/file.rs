@@ -9,7 +9,9 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::budget::{Sharing, for_files, per_connection};
+use super::connection::Connection;
 use super::identity::{Beside, BesidePaths, Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
+use super::open::discard;
 use super::open_files::{NoRoom, OpenFile, OpenFiles};
 use super::wal::Wal;
 use crate::core::backend::Patience;
@@ -206,7 +208,7 @@ impl File {
         for OpenFile { value, .. } in open.values_mut() {
             if value.file != Some(file) {
                 if is_left(value.beside.log, log)
-                    || is_left(value.beside.index, self.beside.now().index)
+                    || is_left(value.beside.index, self.beside.index_now())
                 {
                     found = Some(FileState::LogLeft);
                 }
@@ -278,9 +280,11 @@ impl File {
         }
     }
 
-    /// It was opened, and is closed again without having been lent.
-    pub(super) fn unopened(&self, generation: u64) {
+    /// Closes a connection that was opened and never lent.
+    pub(super) fn close_unlent(&self, connection: Connection) {
+        let generation = connection.generation();
         self.closing(generation);
+        discard(connection.into_inner());
         self.closed(generation);
     }
 

@@ -96,8 +96,13 @@ impl BesidePaths {
     pub(super) fn now(&self) -> Beside {
         Beside {
             log: self.log_now(),
-            index: identity_of(&self.index),
+            index: self.index_now(),
         }
+    }
+
+    /// Of that, the index.
+    pub(super) fn index_now(&self) -> Option<Identity> {
+        identity_of(&self.index)
     }
 
     /// Of that, the log.

@@ -71,13 +71,12 @@ impl Sqlite {
     /// Removes a database that no other process has open.
     pub(super) fn remove_exclusively(&self, path: &Path, deadline: Instant) -> Result<bool, Error> {
         let length = match std::fs::metadata(path) {
-            Ok(file) => file.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Ok(file) => Some(file.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(open_fault(path, source)),
         };
-        let there = path.exists();
         // One that is too short to be a database is nobody's yet.
-        let alone = match length >= SHORTEST {
+        let alone = match length.is_some_and(|length| length >= SHORTEST) {
             true => self.lock_exclusively(path, deadline)?,
             false => None,
         };
@@ -88,7 +87,7 @@ impl Sqlite {
             discard(connection);
         }
         removed?;
-        Ok(there)
+        Ok(length.is_some())
     }
 
     /// A connection that has the database for itself. `None` if what is there is no database.

@@ -268,11 +268,9 @@ impl Sqlite {
 
     /// `VACUUM`, on a connection whose limits the pool restores afterwards.
     pub(crate) fn vacuum(connection: &rusqlite::Connection) -> Result<(), Error> {
-        use rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED;
-        let limit = connection.set_limit(SQLITE_LIMIT_ATTACHED, 1)?;
-        let vacuumed = connection.execute_batch("VACUUM");
-        connection.set_limit(SQLITE_LIMIT_ATTACHED, limit)?;
-        Ok(vacuumed?)
+        Ok(attaching_one(connection, || {
+            connection.execute_batch("VACUUM")
+        })?)
     }
 }
 
@@ -492,4 +490,16 @@ impl Sqlite {
             _ => database::IN_MEMORY.to_owned(),
         }
     }
+}
+
+/// Runs what has to attach one database of its own, as every form of `VACUUM` does.
+fn attaching_one<T>(
+    connection: &rusqlite::Connection,
+    work: impl FnOnce() -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    use rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED;
+    let limit = connection.set_limit(SQLITE_LIMIT_ATTACHED, 1)?;
+    let done = work();
+    connection.set_limit(SQLITE_LIMIT_ATTACHED, limit)?;
+    done
 }

@@ -132,8 +132,7 @@ impl Sqlite {
             make_room: &(),
         };
         let connection = self.open_file(file, opener, &at_once)?;
-        discard(connection.into_inner());
-        file.unopened(file.generation());
+        file.close_unlent(connection);
         Ok(())
     }
 
@@ -395,8 +394,7 @@ impl Sqlite {
             if file.look() == generation {
                 return Ok(connection);
             }
-            discard(connection.into_inner());
-            file.unopened(generation.number);
+            file.close_unlent(connection);
         }
         Err(Error::FileReplaced {
             path: file.path.clone(),

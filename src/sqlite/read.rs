@@ -81,7 +81,7 @@ fn snapshot(
     begun
 }
 
-fn try_snapshot(connection: &rusqlite::Connection) -> rusqlite::Result<Transaction<'_>> {
+pub(super) fn try_snapshot(connection: &rusqlite::Connection) -> rusqlite::Result<Transaction<'_>> {
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
     first_read(connection)?;
     Ok(transaction)

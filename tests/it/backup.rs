@@ -376,12 +376,6 @@ fn backups_of_agents_in_use_stay_below_the_ceiling() {
     );
 }
 
-/// So many processes are killed, unless `LEASEPOOL_KILLS` says how many.
-fn kills() -> u64 {
-    let asked = std::env::var("LEASEPOOL_KILLS").ok();
-    asked.and_then(|kills| kills.parse().ok()).unwrap_or(50)
-}
-
 const PATH: &str = "LEASEPOOL_TEST_BACKUP";
 
 /// Makes one backup after the other until it is killed.

@@ -292,3 +292,9 @@ pub(crate) fn assert_whole(pool: &Pool) {
     assert_eq!((stats.lent, stats.waiting), (0, 0), "{stats:?}");
     assert!(stats.open <= n, "{stats:?}");
 }
+
+/// So many processes are killed, unless `LEASEPOOL_KILLS` says how many.
+pub(crate) fn kills() -> u64 {
+    let asked = std::env::var("LEASEPOOL_KILLS").ok();
+    asked.and_then(|kills| kills.parse().ok()).unwrap_or(50)
+}

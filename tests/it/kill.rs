@@ -16,12 +16,6 @@ use rand::{Rng, SeedableRng};
 
 use crate::common::*;
 
-/// So many processes are killed, unless `LEASEPOOL_KILLS` says how many.
-fn kills() -> u64 {
-    let asked = std::env::var("LEASEPOOL_KILLS").ok();
-    asked.and_then(|kills| kills.parse().ok()).unwrap_or(50)
-}
-
 const THREADS: i64 = 6;
 const PATH: &str = "LEASEPOOL_TEST_KILLED";
 /// Of agents that have a file each: the writes of a thread that go to the same.
