@@ -12,8 +12,9 @@ use rusqlite::limits::Limit;
 
 use super::agents::AgentFile;
 use super::database::Synchronous;
-use super::group::{Guard, is_busy, pause};
+use super::group::Guard;
 use super::reset::Baseline;
+use super::retry::{until, while_busy};
 use super::wal::{self, Checkpointed, Commits, FileLength};
 use super::watch::ChangeTracker;
 use super::{Access, Checkpoints, Fault, Settings, pragmas, read};
@@ -359,19 +360,17 @@ fn why_not_read(error: rusqlite::Error) -> Fault {
 /// lock; the first read of the file is here, so here a file that is no database shows.
 fn write_ahead(connection: &rusqlite::Connection, patience: Duration) -> Result<(), Fault> {
     let mode = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
-    let now = connection.pragma_query_value(None, "journal_mode", mode)?;
-    if now.eq_ignore_ascii_case("wal") {
-        return Ok(());
-    }
-    // SQLite waits for nobody here: it has read the file already, and somebody else may be about to do the same.
+    // Often SQLite does not wait by itself here: when it runs the log's recovery, or has read the file already and
+    // another connection is about to change the mode, too.
     let deadline = Instant::now() + patience;
-    let now = loop {
-        // The pragma answers with the mode that is in force, whatever was asked for.
-        match connection.pragma_update_and_check(None, "journal_mode", "WAL", mode) {
-            Err(error) if is_busy(&error) && Instant::now() < deadline => pause(),
-            now => break now?,
+    let now = while_busy(until(deadline), || {
+        let now = connection.pragma_query_value(None, "journal_mode", mode)?;
+        if now.eq_ignore_ascii_case("wal") {
+            return Ok(now);
         }
-    };
+        // The pragma answers with the mode that is in force, whatever was asked for.
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", mode)
+    })?;
     if now.eq_ignore_ascii_case("wal") {
         return Ok(());
     }

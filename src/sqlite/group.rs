@@ -2,20 +2,15 @@
 //! It knows no queue and no pool: who is in the group, and what they are told, is decided elsewhere.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rusqlite::ffi::ErrorCode;
 use rusqlite::{DropBehavior, Savepoint, Transaction, TransactionBehavior};
 
 use super::connection::Connection;
+use super::retry::while_busy;
 use super::watch::{ChangeTracker, MEMBER, ModeGuard};
 use crate::core::backend::Fate;
 use crate::error::Error;
-
-/// How long to wait before a lock that somebody outside holds is asked for again, and by how much that
-/// varies. SQLite's own pauses grow to 100 ms, and so its waits last longer than the lock is held.
-const PAUSE: Duration = Duration::from_micros(500);
-const JITTER: Duration = Duration::from_millis(1);
 
 /// An open transaction. Dropping it rolls it back.
 pub(crate) struct Group<'a> {
@@ -97,21 +92,14 @@ impl<'a> Group<'a> {
     }
 
     /// Commits. If that fails, nothing of the group is kept.
-    pub(crate) fn commit(mut self, mut patience: impl FnMut() -> bool) -> rusqlite::Result<()> {
+    pub(crate) fn commit(mut self, patience: impl FnMut() -> bool) -> rusqlite::Result<()> {
         // The last member may have left a hook that forbids it.
         self.connection.begin_member()?;
         let _quiet = self.connection.watch().quiet();
-        loop {
-            match self.connection.execute_batch("COMMIT") {
-                Ok(()) => {
-                    self.over = true;
-                    return Ok(());
-                }
-                // Only databases in memory: a reader is at work.
-                Err(error) if is_busy(&error) && patience() => pause(),
-                Err(error) => return Err(error),
-            }
-        }
+        // Busy it is only where the database is in memory, and a reader is at work.
+        while_busy(patience, || self.connection.execute_batch("COMMIT"))?;
+        self.over = true;
+        Ok(())
     }
 }
 
@@ -158,14 +146,11 @@ impl Guard {
 /// `BEGIN IMMEDIATE`, again and again while the lock is taken, as long as `patience` says.
 pub(crate) fn begin_immediate(
     connection: &rusqlite::Connection,
-    mut patience: impl FnMut() -> bool,
+    patience: impl FnMut() -> bool,
 ) -> rusqlite::Result<Transaction<'_>> {
-    loop {
-        match Transaction::new_unchecked(connection, TransactionBehavior::Immediate) {
-            Err(error) if is_busy(&error) && patience() => pause(),
-            begun => return begun,
-        }
-    }
+    while_busy(patience, || {
+        Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
+    })
 }
 
 /// Makes SQLite wait for no lock on this connection: the pool waits by itself. Returns how long it would have waited,
@@ -177,28 +162,6 @@ pub(crate) fn without_busy_timeout(
     let milliseconds: u32 = asked.query_row([], |row| row.get(0))?;
     connection.busy_timeout(Duration::ZERO)?;
     Ok(Duration::from_millis(milliseconds.into()))
-}
-
-/// Waits until `deadline` at most.
-pub(crate) fn until(deadline: Instant) -> impl FnMut() -> bool {
-    move || Instant::now() < deadline
-}
-
-pub(super) fn pause() {
-    std::thread::sleep(PAUSE + JITTER.mul_f64(fraction()));
-}
-
-/// Something between 0 and 1 that two processes do not agree on.
-fn fraction() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0) as f64 / u64::MAX as f64
-}
-
-pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
-    )
 }
 
 /// The same error once more: one commit may fail for many.

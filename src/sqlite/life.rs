@@ -10,9 +10,9 @@ use rusqlite::config::DbConfig;
 
 use super::agents::{Agents, open_fault, remove_files};
 use super::connect::connect;
-use super::group::{is_busy, pause};
 use super::identity::SHORTEST;
 use super::open::{discard, open_error, opener};
+use super::retry::{is_busy, pause};
 use super::{Source, Sqlite, id};
 use crate::core::backend::Patience;
 use crate::error::Error;

@@ -23,6 +23,7 @@ mod pragmas;
 mod read;
 mod registered;
 mod reset;
+mod retry;
 mod set_up_lock;
 mod temporary;
 mod wal;
@@ -49,8 +50,9 @@ pub(crate) use busy::Cancel;
 pub(crate) use connection::Connection;
 pub use database::{Database, Synchronous};
 pub(crate) use database::{Kind, Place};
-pub(crate) use group::{Group, Member, begin_immediate, same, until, without_busy_timeout};
+pub(crate) use group::{Group, Member, begin_immediate, same, without_busy_timeout};
 pub use life::AgentIds;
+pub(crate) use retry::until;
 pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint};
 
 use agents::Agents;

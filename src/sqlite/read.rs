@@ -8,7 +8,8 @@ use std::thread;
 use rusqlite::{Transaction, TransactionBehavior};
 
 use super::connection::Connection;
-use super::group::{is_busy, pause, without_busy_timeout};
+use super::group::without_busy_timeout;
+use super::retry::while_busy;
 
 /// What became of the work, and of the connection.
 pub(crate) struct Read<R> {
@@ -67,16 +68,11 @@ impl Connection {
 /// Begins a read transaction, and takes its snapshot: SQLite would leave that to the first statement that reads.
 fn snapshot(
     connection: &rusqlite::Connection,
-    mut patience: impl FnMut() -> bool,
+    patience: impl FnMut() -> bool,
 ) -> rusqlite::Result<Transaction<'_>> {
     // SQLite would wait for longer than there is time.
     let busy_timeout = without_busy_timeout(connection)?;
-    let begun = loop {
-        match try_snapshot(connection) {
-            Err(error) if is_busy(&error) && patience() => pause(),
-            begun => break begun,
-        }
-    };
+    let begun = while_busy(patience, || try_snapshot(connection));
     connection.busy_timeout(busy_timeout)?;
     begun
 }

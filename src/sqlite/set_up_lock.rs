@@ -12,9 +12,9 @@ use r2d2::ManageConnection;
 use rusqlite::Connection;
 
 use super::agents::make_private_file;
-use super::group::{is_busy, pause};
 use super::identity::{Identity, beside};
 use super::open::{discard, open_error, opener};
+use super::retry::{until, while_busy};
 use crate::error::Error;
 
 /// What is added to the name of the database.
@@ -69,13 +69,10 @@ impl SetUpLock {
 
 fn lock(connection: &Connection, deadline: Instant) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::ZERO)?;
-    loop {
+    while_busy(until(deadline), || {
         // Nothing is written, so there is nothing to be kept in a journal.
-        match connection.execute_batch("PRAGMA journal_mode=OFF; BEGIN EXCLUSIVE") {
-            Err(error) if is_busy(&error) && Instant::now() < deadline => pause(),
-            begun => return begun,
-        }
-    }
+        connection.execute_batch("PRAGMA journal_mode=OFF; BEGIN EXCLUSIVE")
+    })
 }
 
 impl Drop for SetUpLock {

@@ -1,0 +1,45 @@
+//! Trying again while another connection holds a lock.
+//! SQLite's own busy handler is not used for it: its pauses grow to 100 ms, and nothing can end them early.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::ffi::ErrorCode;
+
+/// The pause before the next try, and by how much it varies, so that two processes do not keep step.
+const PAUSE: Duration = Duration::from_micros(500);
+const JITTER: Duration = Duration::from_millis(1);
+
+/// Tries until it succeeds, fails for another reason than a lock, or `patience` says that there is no time left.
+pub(crate) fn while_busy<T>(
+    mut patience: impl FnMut() -> bool,
+    mut attempt: impl FnMut() -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    loop {
+        match attempt() {
+            Err(error) if is_busy(&error) && patience() => pause(),
+            done => return done,
+        }
+    }
+}
+
+/// The patience of a caller who waits until `deadline`.
+pub(crate) fn until(deadline: Instant) -> impl FnMut() -> bool {
+    move || Instant::now() < deadline
+}
+
+pub(super) fn pause() {
+    std::thread::sleep(PAUSE + JITTER.mul_f64(fraction()));
+}
+
+/// Something between 0 and 1 that two processes do not agree on.
+fn fraction() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0) as f64 / u64::MAX as f64
+}
+
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
