@@ -122,7 +122,7 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
                         let theirs = agent.clone();
                         let work =
                             move |conn: &mut Connection| last_messages(conn, &theirs, MESSAGES);
-                        pool.run(&agent, work).await.unwrap().unwrap()
+                        pool.run(&agent, work).await.unwrap()
                     }
                 })
             }),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 use contest::{Round, json, table};
 use leasepool::rusqlite::{self, Connection, TransactionBehavior};
-use leasepool::{Database, Error, Pool};
+use leasepool::{Database, Pool};
 use r2d2_sqlite::SqliteConnectionManager;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -285,8 +285,7 @@ impl Stage {
                 Box::new(move |shape| {
                     threads(shape, |agent| {
                         let write = || {
-                            pool.write("agent", move |tx| Ok::<_, Error>(work(tx, agent)?))
-                                .unwrap();
+                            pool.write("agent", move |tx| work(tx, agent)).unwrap();
                         };
                         write();
                         if shape.what == What::Turn {
@@ -308,11 +307,7 @@ impl Stage {
                     tasks(&runtime, shape, move |agent| {
                         let pool = pool.clone();
                         async move {
-                            let write = || {
-                                pool.write_async("agent", move |tx| {
-                                    Ok::<_, Error>(work(tx, agent)?)
-                                })
-                            };
+                            let write = || pool.write_async("agent", move |tx| work(tx, agent));
                             write().await.unwrap();
                             if shape.what == What::Turn {
                                 read(&pool.lease_async(name).await.unwrap(), agent).unwrap();

@@ -53,9 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pool = release(&folder, 1)?;
     for (agent, title) in [("alice", "tea"), ("bob", "tea"), ("bob", "tea")] {
         let insert = "INSERT INTO note (title) VALUES (?1)";
-        pool.write(agent, move |tx| {
-            tx.execute(insert, [title]).map_err(leasepool::Error::from)
-        })?;
+        pool.execute(agent, insert, [title])?;
     }
     pool.close()?;
     let before = std::fs::read(&bobs)?;

@@ -168,6 +168,24 @@ pub enum Error {
         expected: String,
     },
 
+    /// This pool cannot do that: because of its [`Database`](crate::Database), or of an option.
+    #[error("{operation} is not supported by this pool: {reason}")]
+    #[non_exhaustive]
+    Unsupported {
+        /// What was called for.
+        operation: &'static str,
+        /// Why not, and what to call instead.
+        reason: &'static str,
+    },
+
+    /// The request did not pass the layer, or the application lacks the data, that finds its agent.
+    #[error("{what} is not installed: add it around this handler")]
+    #[non_exhaustive]
+    NotInstalled {
+        /// What is missing.
+        what: &'static str,
+    },
+
     /// A connection could not be closed, because something still uses it: a statement or a blob
     /// handle given to [`std::mem::forget`]. Its descriptors stay open, and stay counted.
     #[error("a connection to {target} cannot be closed")]
@@ -205,7 +223,8 @@ pub enum Error {
     #[error("nested write: already inside a write of this pool")]
     NestedWrite,
 
-    /// The work given to `write` tried what would reach beyond it. What it did was rolled back.
+    /// The work given to `write` ran a statement that would affect more than its own savepoint (BEGIN, COMMIT, ATTACH and
+    /// the like). What it did was rolled back.
     #[error("{action} is not allowed within a write")]
     #[non_exhaustive]
     NotInWrite {
@@ -223,8 +242,8 @@ pub enum Error {
         source: Option<rusqlite::Error>,
     },
 
-    /// The deadline passed while the work given to `run_timeout` was running; it was interrupted, and
-    /// its transaction rolled back.
+    /// The deadline passed while the work given to `run` was running; it was interrupted, and its transaction rolled
+    /// back.
     #[error("the work was interrupted after {after:?}")]
     #[non_exhaustive]
     Interrupted {
@@ -256,8 +275,8 @@ impl Error {
     /// ```
     /// use leasepool::{Error, Pool};
     ///
-    /// fn write_twice(pool: &Pool) -> Result<(), Error> {
-    ///     let write = || pool.write("alice", |tx| Ok::<_, Error>(tx.execute_batch("DELETE FROM note")?));
+    /// fn write_twice(pool: &Pool) -> Result<usize, Error> {
+    ///     let write = || pool.execute("alice", "DELETE FROM note", []);
     ///     match write() {
     ///         Err(error) if error.is_retryable() => write(),
     ///         result => result,

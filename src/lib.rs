@@ -31,6 +31,7 @@ pub use observe::histogram::Histogram;
 pub use observe::slow_waits::SlowWait;
 pub use observe::stats::{Holder, Stats, Waiting};
 pub use pool::Pool;
+pub use pool::agent::Agent;
 pub use pool::builder::Builder;
 pub use pool::lease::{InterruptHandle, Lease};
 pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Synchronous};

@@ -38,4 +38,15 @@ fn a_warm_lease_allocates_nothing() {
     });
     assert!(made < 100, "{made} allocations in 10,000 leases");
     assert_eq!(pool.stats().hits, 10_000);
+    // An id that must be made text, as long as a UUID's, and no agent at all. The first round makes them known.
+    let uuid = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+    let lease = |i: u64| match i % 3 {
+        0 => pool.lease(u64::MAX),
+        1 => pool.lease(format_args!("{uuid}")),
+        _ => pool.get(),
+    };
+    (0..3).for_each(|i| drop(lease(i).unwrap()));
+    let made = allocations(|| (0..10_000).for_each(|i| drop(lease(i).unwrap())));
+    assert!(made < 100, "{made} allocations in 10,000 leases");
+    assert_eq!(pool.stats().hits, 20_000);
 }

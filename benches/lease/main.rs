@@ -74,6 +74,17 @@ fn warm(c: &mut Criterion, folder: &Path) {
             b.iter(|| drop(black_box(pool.lease("agent").unwrap())));
         });
     }
+    {
+        let pool = leasepool(&folder.join("warm.db"), CONNECTIONS);
+        drop(pool.get().unwrap());
+        group.bench_function("leasepool_get", |b| {
+            b.iter(|| drop(black_box(pool.get().unwrap())));
+        });
+        drop(pool.lease(1_234_567_u64).unwrap());
+        group.bench_function("leasepool_integer", |b| {
+            b.iter(|| drop(black_box(pool.lease(black_box(1_234_567_u64)).unwrap())));
+        });
+    }
     for (name, checked) in R2D2 {
         let pool = r2d2(&folder.join("warm.db"), checked);
         group.bench_function(name, |b| b.iter(|| drop(black_box(pool.get().unwrap()))));
@@ -155,6 +166,12 @@ fn contended(c: &mut Criterion, folder: &Path) {
                 });
             });
         }
+        {
+            let pool = leasepool(&folder.join("contended.db"), CONNECTIONS);
+            group.bench_function(BenchmarkId::new("leasepool_get", threads), |b| {
+                b.iter_custom(|n| on_threads(threads, n, |_| drop(black_box(pool.get().unwrap()))));
+            });
+        }
         for (name, checked) in R2D2 {
             let pool = r2d2(&folder.join("contended.db"), checked);
             group.bench_function(BenchmarkId::new(name, threads), |b| {
@@ -211,7 +228,9 @@ fn summary(output: &Path, since: std::time::SystemTime) {
             println!("{:<32} {ns:>12.1} {ratio:>14}", format!("{group}/{name}"));
         }
     };
-    row("warm", "leasepool_per_agent", median("warm", "leasepool"));
+    for name in ["leasepool_get", "leasepool_integer", "leasepool_per_agent"] {
+        row("warm", name, median("warm", "leasepool"));
+    }
     let names = [
         "leasepool",
         "r2d2_default",
@@ -228,6 +247,7 @@ fn summary(output: &Path, since: std::time::SystemTime) {
     }
     for threads in THREADS {
         let base = median("contended", &format!("leasepool/{threads}"));
+        row("contended", &format!("leasepool_get/{threads}"), base);
         for name in &names[..3] {
             row("contended", &format!("{name}/{threads}"), base);
         }

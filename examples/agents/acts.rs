@@ -87,7 +87,7 @@ impl Access for Lent<'_> {
         &mut self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        self.pool.write(self.agent, move |tx| Ok(work(tx)?))
+        self.pool.write(self.agent, move |tx| work(tx))
     }
 
     fn read<T>(

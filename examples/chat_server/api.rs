@@ -75,7 +75,7 @@ async fn send(
     let place = place.map_err(|_| Fault::Busy)?;
     let (text, of) = (said.text.clone(), session.clone());
     let id = agent
-        .write(move |tx| store::add(tx, &of, "user", &text).map_err(Fault::from))
+        .write_async(move |tx| store::add(tx, &of, "user", &text))
         .await?;
     app.accepted.fetch_add(1, Relaxed);
     let stream = async_stream::stream! {
@@ -109,10 +109,8 @@ fn stream_reply(
             }
         }
         let reply = words.join(" ");
-        let add = move |tx: &mut Savepoint<'_>| {
-            store::add_reply(tx, &session, &reply).map_err(Fault::from)
-        };
-        yield match agent.write(add).await {
+        let add = move |tx: &mut Savepoint<'_>| store::add_reply(tx, &session, &reply);
+        yield match agent.write_async(add).await {
             Ok(Some(id)) => Event::default().event("done").data(id.to_string()),
             Ok(None) => Event::default().event("end").data("the session was deleted"),
             Err(_) => Event::default().event("end").data("the reply could not be stored"),

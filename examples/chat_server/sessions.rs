@@ -32,7 +32,7 @@ impl Sessions {
             return Ok(Vec::new());
         }
         // A short read through an index: quicker than the way to another thread.
-        let lease = agent.lease().await?;
+        let lease = agent.lease_async().await?;
         Ok(store::history(&lease, session, before, limit)?)
     }
 
@@ -46,7 +46,7 @@ impl Sessions {
     ) -> Result<Vec<Session>, Fault> {
         match self {
             Sessions::InOneFile => {
-                let lease = pool.lease_async("all sessions").await?;
+                let lease = pool.get_async().await?;
                 Ok(store::sessions(&lease, offset, limit)?)
             }
             Sessions::PerAgent => {
@@ -71,7 +71,7 @@ impl Sessions {
             return Ok(Vec::new());
         }
         let search = move |conn: &mut Connection| store::search(conn, &words);
-        Ok(pool.run_timeout(agent, TIMEOUT, search).await??)
+        Ok(pool.agent(agent).within(TIMEOUT).run(search).await?)
     }
 
     /// Whether there was such a session.
@@ -80,14 +80,14 @@ impl Sessions {
         match self {
             Sessions::InOneFile => {
                 let deleted = agent
-                    .write(move |tx| store::delete(tx, &session).map_err(Fault::from))
+                    .write_async(move |tx| store::delete(tx, &session))
                     .await?;
-                agent.pool().release(agent.id()?);
+                agent.evict();
                 Ok(deleted)
             }
             Sessions::PerAgent => {
                 let pool = agent.pool().clone();
-                off_the_async_threads(move || Ok(pool.remove_agent(session)?)).await
+                off_the_async_threads(move || Ok(pool.agent(session).remove()?)).await
             }
         }
     }
@@ -97,7 +97,7 @@ impl Sessions {
     fn may_have(&self, pool: &Pool, session: &str) -> Result<bool, Fault> {
         match self {
             Sessions::InOneFile => Ok(true),
-            Sessions::PerAgent => Ok(pool.has_agent(session)?),
+            Sessions::PerAgent => Ok(pool.agent(session).exists()?),
         }
     }
 }
@@ -111,7 +111,7 @@ fn list_files(pool: &Pool, offset: i64, limit: i64) -> Result<Vec<Session>, Faul
     let ids = pool.agents()?.skip(offset as usize).take(limit as usize);
     for id in ids.collect::<Result<Vec<_>, _>>()? {
         let left = deadline.saturating_duration_since(Instant::now());
-        let lease = pool.lease_timeout(id, left)?;
+        let lease = pool.agent(id).within(left).lease()?;
         // None, if the session was deleted while its reply was on the way: the file was made anew.
         sessions.extend(store::sessions(&lease, 0, 1)?);
     }

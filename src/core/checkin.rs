@@ -65,7 +65,8 @@ impl<B: Backend> Core<B> {
     fn give_back(&self, entry: Arc<Entry>, slot: TakenSlot<B>, may_park: bool, lease: bool) {
         let now = Instant::now();
         let index = slot.index;
-        let may_park = may_park && self.parking.parks();
+        // Borrowers that name no agent are none of the agents that are cached.
+        let may_park = may_park && (self.parking.parks() || entry.is_anonymous());
         let ended = |loan: &Loan| {
             if lease {
                 self.counters.hold.record_of_slot(index, loan.age(now));

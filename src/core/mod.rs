@@ -35,12 +35,13 @@
 //! | [`lot`] | free and parked slots |
 //! | [`slot`] | r2d2 as the list of free slots |
 //! | [`parking`] | moka: which agents are known |
-//! | [`request`], [`checkout`], [`prepare`], [`guard`], [`checkin`] | a lease, from the request to the end |
+//! | [`agent_name`], [`request`], [`checkout`], [`prepare`], [`guard`], [`checkin`] | a lease, from the request to the end |
 //! | [`room`] | slots for connections that are not lent |
 //! | [`agent_lock`] | one borrower at a time, where agents have databases of their own |
 //! | [`maintenance`], [`close`] | what happens when nobody calls; the end |
 
 pub(crate) mod agent_lock;
+pub(crate) mod agent_name;
 pub(crate) mod backend;
 mod checkin;
 mod checkout;
@@ -48,7 +49,7 @@ mod close;
 #[cfg(test)]
 mod fake;
 pub(crate) mod guard;
-mod lot;
+pub(crate) mod lot;
 mod maintenance;
 mod parking;
 mod prepare;

@@ -71,7 +71,7 @@ impl<B: Backend> Parking<B> {
                 let cause = match cause {
                     RemovalCause::Size => Eviction::Size,
                     _ if entry.leaving.load(Relaxed) == Eviction::Idle as u8 => Eviction::Idle,
-                    _ => Eviction::Released,
+                    _ => Eviction::Called,
                 };
                 evictions.note(&entry, lot.evict(&entry), cause);
             }
@@ -99,6 +99,9 @@ impl<B: Backend> Parking<B> {
     /// Notes that the agent is in use. As a rule that is one comparison.
     #[inline]
     pub(crate) fn touch(&self, entry: &Entry) {
+        if entry.is_anonymous() {
+            return;
+        }
         let insertions = self.insertions.load(Relaxed);
         let since = insertions.saturating_sub(entry.touched.load(Relaxed));
         if since > self.touch_every || (self.touch_every == 0 && insertions > 0) {
@@ -114,7 +117,7 @@ impl<B: Backend> Parking<B> {
 
     /// Tells moka of an agent that has become known. Called after the slot and the permit were returned.
     pub(crate) fn note(&self, returned: &Returned<Arc<KeyedEntry<AgentLock>>>) {
-        let Some(entry) = &returned.new else {
+        let Some(entry) = returned.new.as_ref().filter(|new| !new.is_anonymous()) else {
             return;
         };
         let insertions = self.insertions.fetch_add(1, Relaxed) + 1;
@@ -132,7 +135,7 @@ impl<B: Backend> Parking<B> {
     pub(crate) fn evict(&self, agent: &str) -> bool {
         let (entry, freed) = self.lot.evict_agent(agent);
         if let Some(entry) = entry {
-            self.evictions.note(&entry, freed, Eviction::Released);
+            self.evictions.note(&entry, freed, Eviction::Called);
             self.moka.invalidate(agent);
         }
         self.report();
@@ -180,7 +183,7 @@ impl Evictions {
         let counter = match cause {
             Eviction::Size => &self.counters.evicted_by_size,
             Eviction::Idle => &self.counters.evicted_by_idle,
-            Eviction::Released => &self.counters.released,
+            Eviction::Called => &self.counters.evicted_by_call,
         };
         add(counter, freed as u64);
         let mut unreported = self.unreported.lock();

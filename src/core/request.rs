@@ -8,15 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::agent_lock::AgentLock;
 use super::lot::Loan;
-use crate::error::{Error, Wanted};
+use crate::error::Wanted;
 use crate::observe::claim::Claim;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::thread;
-
-/// Longest id of an agent, in bytes.
-const MAX_AGENT_LEN: usize = 1024;
-/// How agents are called that the pool itself borrows for.
-const RESERVED: &str = "leasepool: ";
 
 /// Who asks for a connection, since when, until when, and from where.
 pub(crate) struct Request<'a> {
@@ -77,6 +72,10 @@ impl<'a> Request<'a> {
         self
     }
 
+    pub(crate) fn agent(&self) -> &'a str {
+        self.agent
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         self.asked_at + self.wait.unwrap_or(Duration::ZERO)
     }
@@ -133,18 +132,4 @@ impl<'a> Request<'a> {
     pub(super) fn loan(&self, now: Instant) -> Loan {
         Loan::new(now, self.place)
     }
-}
-
-/// # Errors
-/// For an id that cannot be an agent's.
-pub(crate) fn check_agent(agent: &str) -> Result<(), Error> {
-    let reason = match agent.len() {
-        0 => "it is empty",
-        1..=MAX_AGENT_LEN if agent.starts_with(RESERVED) => {
-            "ids that begin with \"leasepool: \" are reserved"
-        }
-        1..=MAX_AGENT_LEN => return Ok(()),
-        _ => "it is longer than 1024 bytes",
-    };
-    Err(Error::InvalidAgent { reason })
 }

@@ -12,7 +12,7 @@ use crate::error::Error;
 pub(crate) enum Eviction {
     Size,
     Idle,
-    Released,
+    Called,
 }
 
 /// Runs a subscriber's code. That it panics is no reason to lose anything of the pool's.

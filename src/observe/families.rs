@@ -133,7 +133,7 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
                 ("reclaim", stats.reclaims),
                 ("size", stats.evicted_by_size),
                 ("idle", stats.evicted_by_idle),
-                ("release", stats.released),
+                ("call", stats.evicted_by_call),
             ],
         ),
         counter(

@@ -46,8 +46,8 @@ pub struct Stats {
     pub evicted_by_size: u64,
     /// Parked connections given back because `idle_timeout` had passed.
     pub evicted_by_idle: u64,
-    /// Parked connections given back by [`Pool::release`](crate::Pool::release).
-    pub released: u64,
+    /// Parked connections given back by [`Pool::evict`](crate::Pool::evict).
+    pub evicted_by_call: u64,
     /// Connections cleaned before another agent got them.
     pub resets: u64,
     /// Connections opened.
@@ -106,7 +106,7 @@ impl Stats {
 
     /// Parked connections given back for any reason but a reclaim.
     pub fn evictions(&self) -> u64 {
-        self.evicted_by_size + self.evicted_by_idle + self.released
+        self.evicted_by_size + self.evicted_by_idle + self.evicted_by_call
     }
 }
 
@@ -160,7 +160,7 @@ pub(crate) struct Counters {
     pub(crate) made_room: AtomicU64,
     pub(crate) evicted_by_size: AtomicU64,
     pub(crate) evicted_by_idle: AtomicU64,
-    pub(crate) released: AtomicU64,
+    pub(crate) evicted_by_call: AtomicU64,
     pub(crate) resets: Sharded,
     pub(crate) opens: AtomicU64,
     pub(crate) open_failures: AtomicU64,
@@ -231,7 +231,7 @@ impl Counters {
             made_room: AtomicU64::default(),
             evicted_by_size: AtomicU64::default(),
             evicted_by_idle: AtomicU64::default(),
-            released: AtomicU64::default(),
+            evicted_by_call: AtomicU64::default(),
             resets: Sharded::default(),
             opens: AtomicU64::default(),
             open_failures: AtomicU64::default(),
@@ -277,7 +277,7 @@ impl Counters {
             reclaims: self.made_room.load(Relaxed),
             evicted_by_size: self.evicted_by_size.load(Relaxed),
             evicted_by_idle: self.evicted_by_idle.load(Relaxed),
-            released: self.released.load(Relaxed),
+            evicted_by_call: self.evicted_by_call.load(Relaxed),
             resets: self.resets.sum(),
             opens: self.opens.load(Relaxed),
             open_failures: self.open_failures.load(Relaxed),

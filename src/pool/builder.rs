@@ -272,7 +272,7 @@ impl Builder {
     /// needs no `-shm` and hardly any locks, so that opening a file, and a lease that misses, cost about half.
     ///
     /// The price: other processes get `SQLITE_BUSY`, also while the agent's connection is only parked, and
-    /// [`Pool::backup_agent`] waits until the agent's connection is returned, as another lease would.
+    /// [`Agent::backup`](crate::Agent::backup) waits until the agent's connection is returned, as another lease would.
     ///
     /// Defaults to `false`.
     pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
@@ -283,7 +283,7 @@ impl Builder {
     /// Whether the pool only reads. Every lease then has `PRAGMA query_only` on: a statement that would change anything,
     /// temporary tables included, fails with SQLite's error for a read-only database (`SQLITE_READONLY`), and the pragma
     /// that would turn it off is refused, as is another `journal_mode` or `locking_mode`. [`Pool::write`],
-    /// [`Lease::write`](crate::Lease::write), [`Pool::vacuum`] and [`Pool::remove_agent`] fail with [`Error::ReadOnly`]. A
+    /// [`Lease::write`](crate::Lease::write), [`Pool::vacuum`] and [`Agent::remove`](crate::Agent::remove) fail with [`Error::ReadOnly`]. A
     /// lease is not one transaction: each statement sees what has been committed by then. For one snapshot, use
     /// [`Pool::read`], or begin a transaction.
     ///
@@ -378,7 +378,7 @@ impl Builder {
     ///
     /// Not together with: [`exclusive_locking`](Builder::exclusive_locking), [`Database::memory`], and the pragmas
     /// `wal_autocheckpoint` and `journal_size_limit`, all of which `build` refuses; nor with [`Pool::vacuum`] and
-    /// [`Pool::vacuum_agent`], which then fail. Within leases and `on_open`, a pragma that would bring SQLite's own
+    /// [`Agent::vacuum`](crate::Agent::vacuum), which then fail. Within leases and `on_open`, a pragma that would bring SQLite's own
     /// checkpoints back is refused as "not authorized". A `PRAGMA wal_checkpoint` of your own is not: nothing else in
     /// the pool runs one. A [`busy_timeout`](Builder::busy_timeout) below 5 seconds is reported as an event,
     /// as the other process takes the lock to write now and then.
@@ -395,7 +395,7 @@ impl Builder {
     /// again for others.
     ///
     /// What is decided as a file is made comes before that: `page_size`, `auto_vacuum`, `encoding`, and, first of all,
-    /// SQLCipher's `key` and then its `cipher_...`, which also the connections of a [backup](Pool::backup_agent) get. On
+    /// SQLCipher's `key` and then its `cipher_...`, which also the connections of a [backup](crate::Agent::backup) get. On
     /// a file that is there already, the first three must say what it has.
     ///
     /// One that has no effect makes the opening fail with an [`Error::Open`] that names it: a value that SQLite does not
@@ -432,11 +432,14 @@ impl Builder {
     /// [`attach_limit`](Builder::attach_limit) allows one; see [`Pool::vacuum`].
     ///
     /// Defaults to doing nothing.
-    pub fn setup<F>(mut self, setup: F) -> Self
+    pub fn setup<F, E>(mut self, setup: F) -> Self
     where
-        F: Fn(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
+        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.settings.setup = Some(Box::new(move |connection| Ok(setup(connection)?)));
+        self.settings.setup = Some(Box::new(move |connection| {
+            setup(connection).map_err(Into::into)
+        }));
         self
     }
 
@@ -445,7 +448,7 @@ impl Builder {
     /// functions and collations that the schema needs.
     ///
     /// Every connection means: those that are lent, that of [`setup`](Builder::setup), both of a
-    /// [backup](Pool::backup_agent), and the one that keeps a database in memory. The order on each is `on_connect`, the
+    /// [backup](crate::Agent::backup), and the one that keeps a database in memory. The order on each is `on_connect`, the
     /// pool's pragmas, those of [`pragma`](Builder::pragma), [`on_open`](Builder::on_open), and at last `setup` or the
     /// first lease. What it registers is there for all agents, as with `on_open`. It may run on any thread, outside the pool's
     /// locks, and may not lease from the pool.
@@ -494,11 +497,14 @@ impl Builder {
     /// the lease is used and when it ends.)
     ///
     /// Defaults to doing nothing.
-    pub fn on_open<F>(mut self, on_open: F) -> Self
+    pub fn on_open<F, E>(mut self, on_open: F) -> Self
     where
-        F: Fn(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
+        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.settings.on_open = Some(Box::new(move |connection| Ok(on_open(connection)?)));
+        self.settings.on_open = Some(Box::new(move |connection| {
+            on_open(connection).map_err(Into::into)
+        }));
         self
     }
 
@@ -769,15 +775,15 @@ mod tests {
                 .setup(|conn| conn.execute_batch("CREATE TABLE t (x)"))
                 .on_open(|conn| {
                     conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note));
-                    Ok(())
+                    Ok::<_, rusqlite::Error>(())
                 })
                 .build()
                 .unwrap();
             let deadline = Instant::now() + Duration::from_secs(30);
             while pool.stats().checkpoints < 3 {
                 assert!(Instant::now() < deadline, "{:?}", pool.stats());
-                pool.write("a", |tx| -> Result<usize, Error> {
-                    Ok(tx.execute("INSERT INTO t VALUES (zeroblob(20000))", [])?)
+                pool.write("a", |tx| -> rusqlite::Result<usize> {
+                    tx.execute("INSERT INTO t VALUES (zeroblob(20000))", [])
                 })
                 .unwrap();
             }

@@ -1,6 +1,7 @@
 //! Reading one snapshot: the calls that users make. `sqlite::read` does the work.
 //! Nothing is begun here.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::panic::Location;
 use std::sync::Arc;
@@ -9,139 +10,98 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Transaction;
 
+use super::Pool;
+use super::agent::Agent;
 use super::lease::Lease;
-use super::{Pool, at_most};
+use crate::core::agent_name::AgentName;
 use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
 use crate::sqlite::until;
 
 impl Pool {
-    /// Leases a connection, runs `work` in one read transaction on it, and returns what `work` returned. All of `work`'s
-    /// statements see one snapshot: the database as the last commit before `work` left it, whatever others commit
-    /// meanwhile. In WAL mode it keeps nobody from writing, but the log cannot begin anew while it lasts.
+    /// Leases a connection, runs `work` in one read transaction on it, and returns what `work` returned. All statements of
+    /// `work` see one snapshot: the database as the last commit before `work` left it, whatever others commit meanwhile.
+    /// In WAL mode it keeps no writer from writing, but the log cannot begin anew while it lasts.
     ///
     /// ```
-    /// use leasepool::{Database, Error, Pool};
+    /// use leasepool::{Database, Pool};
     ///
-    /// # fn main() -> Result<(), Error> {
+    /// # fn main() -> Result<(), leasepool::Error> {
     /// # let pool = Pool::builder(Database::memory())
     /// #     .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS note (agent, body)"))
     /// #     .build()?;
     /// let (notes, agents): (i64, i64) = pool.read("alice", |tx| {
     ///     let notes = tx.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?;
     ///     let agents = tx.query_row("SELECT count(DISTINCT agent) FROM note", [], |row| row.get(0))?;
-    ///     Ok::<_, Error>((notes, agents)) // of the same moment
+    ///     Ok((notes, agents)) // of the same moment
     /// })?;
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// `work` runs on the caller's thread, so it may borrow what it uses. Its error type is any that an [`Error`] can
-    /// become, so that `?` works on both.
+    /// `work` runs on the caller's thread, so it may borrow what it uses. If `work` may fail in its own ways, see
+    /// [`Agent::read_and_then`].
     ///
     /// # What `work` may not do
-    /// It can change nothing: `PRAGMA query_only` is on until it ends, so that a statement that would write fails with
-    /// SQLite's error for a read-only database (`SQLITE_READONLY`), temporary tables included. It may use savepoints, but
-    /// BEGIN, COMMIT, ROLLBACK and the pragmas `query_only`, `journal_mode` and `locking_mode` are refused. Whatever `work`
-    /// does, also if it panics, its transaction ends with it, and the connection is as writable as it was before; if that
-    /// cannot be told, the connection is reset or closed before anybody gets it.
+    /// It can change nothing: `PRAGMA query_only` is on until it ends. A statement that would write, also to a temporary
+    /// table, fails with SQLite's error for a read-only database (`SQLITE_READONLY`). `work` may use savepoints; BEGIN,
+    /// COMMIT, ROLLBACK and the pragmas `query_only`, `journal_mode` and `locking_mode` are refused. Whatever `work` does,
+    /// also if it panics, its transaction ends with it, and the connection is as writable as before. If the pool cannot
+    /// tell that, it resets or closes the connection before another borrower gets it.
     ///
     /// # Errors
-    /// What `work` returns; or, as its error type:
-    /// - those of [`Pool::lease`];
+    /// - What `work` returns, as [`Error::Sqlite`].
+    /// - Those of [`Pool::lease`].
     /// - [`Error::Sqlite`] if the snapshot cannot be taken: `SQLITE_BUSY` if another process keeps the file locked until
-    ///   `lease_timeout` has passed;
-    /// - [`Error::Panicked`] if `work` panics, [`Error::SnapshotLost`] if it got rid of its transaction.
+    ///   `lease_timeout` has passed.
+    /// - [`Error::Panicked`] if `work` panics, [`Error::SnapshotLost`] if it ends its transaction.
     ///
     /// # Blocking
     /// Like [`Pool::lease`], and then for as long as `work` takes.
     #[track_caller]
-    pub fn read<T, E, F>(&self, agent: impl AsRef<str>, work: F) -> Result<T, E>
+    pub fn read<T, F>(&self, agent: impl Display, work: F) -> Result<T, Error>
     where
-        F: FnOnce(&Transaction<'_>) -> Result<T, E>,
-        E: From<Error>,
+        F: FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     {
-        let wait = self.shared().core.options.lease_timeout;
-        self.read_within(agent.as_ref(), wait, Location::caller(), work)?
+        let agent = AgentName::of(agent)?;
+        let wait = self.lease_timeout();
+        let read = self.read_within(agent.as_str(), wait, Location::caller(), work);
+        Ok(read??)
     }
 
-    /// Like [`Pool::read`], but `work` begins within `timeout` or not at all. More than 24 hours count as 24 hours.
-    ///
-    /// # Errors
-    /// Those of [`Pool::read`].
-    ///
-    /// # Blocking
-    /// Like [`Pool::read`].
-    #[track_caller]
-    pub fn read_timeout<T, E, F>(
-        &self,
-        agent: impl AsRef<str>,
-        timeout: Duration,
-        work: F,
-    ) -> Result<T, E>
-    where
-        F: FnOnce(&Transaction<'_>) -> Result<T, E>,
-        E: From<Error>,
-    {
-        let wait = at_most(timeout);
-        self.read_within(agent.as_ref(), wait, Location::caller(), work)?
-    }
-
-    /// Like [`Pool::read`], for async code, on any executor: `work` runs on a thread of the pool's.
-    ///
-    /// If the future is dropped before `work` has begun, it never will. Once it has begun, it goes on, and keeps its
-    /// connection until it ends.
+    /// Like [`Pool::read`], for async code, on any executor: `work` runs on a thread of the pool.
     ///
     /// ```
     /// # use leasepool::{Error, Pool};
     /// # async fn report(pool: &Pool) -> Result<i64, Error> {
     /// pool.read_async("alice", |tx| {
-    ///     Ok(tx.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))?)
+    ///     tx.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))
     /// })
     /// .await
     /// # }
     /// ```
     ///
+    /// # Cancel safety
+    /// If the future is dropped before `work` has begun, `work` never begins. Once it has begun, it goes on, and keeps its
+    /// connection until it ends.
+    ///
     /// # Errors
     /// Those of [`Pool::read`], and [`Error::NoThread`] if no thread can be started.
     #[track_caller]
-    pub fn read_async<T, E, F>(
+    pub fn read_async<T, F>(
         &self,
-        agent: impl AsRef<str>,
+        agent: impl Display,
         work: F,
-    ) -> impl Future<Output = Result<T, E>>
+    ) -> impl Future<Output = Result<T, Error>> + Send
     where
-        F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
-        E: From<Error> + Send + 'static,
     {
-        let (wait, place) = (self.shared().core.options.lease_timeout, Location::caller());
+        let (agent, place) = (AgentName::of(agent), Location::caller());
         async move {
-            self.read_async_within(agent.as_ref(), wait, place, work)
-                .await?
-        }
-    }
-
-    /// Like [`Pool::read_async`], but `work` begins within `timeout` or not at all. More than 24 hours count as 24 hours.
-    ///
-    /// # Errors
-    /// Those of [`Pool::read_async`].
-    #[track_caller]
-    pub fn read_timeout_async<T, E, F>(
-        &self,
-        agent: impl AsRef<str>,
-        timeout: Duration,
-        work: F,
-    ) -> impl Future<Output = Result<T, E>>
-    where
-        F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: From<Error> + Send + 'static,
-    {
-        let (wait, place) = (at_most(timeout), Location::caller());
-        async move {
-            self.read_async_within(agent.as_ref(), wait, place, work)
-                .await?
+            let (agent, wait) = (agent?, self.lease_timeout());
+            let read = self.read_async_within(agent.as_str(), wait, place, work);
+            Ok(read.await??)
         }
     }
 
@@ -184,6 +144,74 @@ impl Pool {
         let answer = answer.map_err(Error::no_thread)?;
         let outcome = answer.await;
         outcome.unwrap_or_else(|panic| Err(Error::panicked(READ, &*panic)))
+    }
+}
+
+impl Agent {
+    /// Runs `work` in one read transaction: [`Pool::read`].
+    ///
+    /// # Errors
+    /// Those of [`Pool::read`].
+    ///
+    /// # Blocking
+    /// Like [`Pool::read`].
+    #[track_caller]
+    pub fn read<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        F: FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    {
+        self.read_and_then(|tx| Ok(work(tx)?))
+    }
+
+    /// Runs `work` in one read transaction on a thread of the pool: [`Pool::read_async`].
+    ///
+    /// # Errors
+    /// Those of [`Pool::read_async`].
+    #[track_caller]
+    pub fn read_async<T, F>(&self, work: F) -> impl Future<Output = Result<T, Error>> + Send
+    where
+        F: FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.read_and_then_async(|tx| Ok(work(tx)?))
+    }
+
+    /// Like [`Agent::read`], for `work` that may fail in ways of its own: with any error that an [`Error`] converts to.
+    ///
+    /// # Errors
+    /// What `work` returns; or those of [`Pool::read`], as its error type.
+    ///
+    /// # Blocking
+    /// Like [`Pool::read`].
+    #[track_caller]
+    pub fn read_and_then<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&Transaction<'_>) -> Result<T, E>,
+        E: From<Error>,
+    {
+        let (agent, wait) = (self.borrower()?, self.wait());
+        self.pool()
+            .read_within(agent, wait, Location::caller(), work)?
+    }
+
+    /// Like [`Agent::read_async`], for `work` that may fail in ways of its own: with any error that an [`Error`] converts
+    /// to.
+    ///
+    /// # Errors
+    /// What `work` returns; or those of [`Pool::read_async`], as its error type.
+    #[track_caller]
+    pub fn read_and_then_async<T, E, F>(&self, work: F) -> impl Future<Output = Result<T, E>> + Send
+    where
+        F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let place = Location::caller();
+        async move {
+            let (agent, wait) = (self.borrower()?, self.wait());
+            let read = self.pool().read_async_within(agent, wait, place, work);
+            read.await?
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! It moves a lease to a blocking thread and back, and interrupts it; it decides nothing else.
 
 use std::any::Any;
+use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::Pin;
@@ -12,8 +13,10 @@ use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use super::Pool;
+use super::agent::Agent;
 use super::lease::Lease;
-use super::{Pool, at_most};
+use crate::core::agent_name::AgentName;
 use crate::error::Error;
 use crate::sqlite::Cancel;
 use crate::sync::wait::Alarm;
@@ -73,62 +76,44 @@ impl Lease {
 }
 
 impl Pool {
-    /// Leases a connection as [`Pool::lease_async`] does, runs `work` on it as [`Lease::run`] does, and
-    /// ends the lease.
+    /// Leases a connection as [`Pool::lease_async`] does, runs `work` on it on one of tokio's blocking threads, and ends
+    /// the lease. For SQL that may take long or wait for a lock.
     ///
     /// ```
-    /// # use leasepool::{Database, Pool};
-    /// # async fn report(pool: &Pool) -> Result<i64, Box<dyn std::error::Error>> {
-    /// let words = pool
-    ///     .run("alice", |conn| {
-    ///         conn.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))
-    ///     })
-    ///     .await??;
-    /// # Ok(words)
+    /// # use leasepool::{Error, Pool};
+    /// # async fn report(pool: &Pool) -> Result<i64, Error> {
+    /// pool.run("alice", |conn| {
+    ///     conn.query_row("SELECT sum(length(body)) FROM note", [], |row| row.get(0))
+    /// })
+    /// .await
     /// # }
     /// ```
     ///
-    /// # Errors
-    /// Those of [`Pool::lease`] and [`Lease::run`].
-    #[track_caller]
-    pub fn run<F, R>(
-        &self,
-        agent: impl AsRef<str>,
-        work: F,
-    ) -> impl Future<Output = Result<R, Error>>
-    where
-        F: FnOnce(&mut Connection) -> R + Send + 'static,
-        R: Send + 'static,
-    {
-        let place = Location::caller();
-        async move { self.run_at(agent.as_ref(), None, place, work).await }
-    }
-
-    /// Like [`Pool::run`], but waits for a connection and for `work` for at most `timeout` together.
-    /// When that has passed, the work is called off as by dropping the future, and the caller need
-    /// not wait for that.
+    /// If `work` may fail in its own ways, see [`Agent::run_and_then`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future interrupts `work` as [`Lease::run`] does.
     ///
     /// # Errors
-    /// Those of [`Pool::run`], and [`Error::Interrupted`] if the time passed while `work` was running.
+    /// What `work` returns, as [`Error::Sqlite`]; those of [`Pool::lease`] and of [`Lease::run`].
     #[track_caller]
-    pub fn run_timeout<F, R>(
+    pub fn run<T, F>(
         &self,
-        agent: impl AsRef<str>,
-        timeout: Duration,
+        agent: impl Display,
         work: F,
-    ) -> impl Future<Output = Result<R, Error>>
+    ) -> impl Future<Output = Result<T, Error>> + Send
     where
-        F: FnOnce(&mut Connection) -> R + Send + 'static,
-        R: Send + 'static,
+        F: FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
     {
-        let place = Location::caller();
+        let (agent, place) = (AgentName::of(agent), Location::caller());
         async move {
-            let agent = agent.as_ref();
-            self.run_at(agent, Some(timeout), place, work).await
+            let run = self.run_at(agent?.as_str(), None, place, work).await;
+            Ok(run??)
         }
     }
 
-    pub(crate) async fn run_at<F, R>(
+    async fn run_at<F, R>(
         &self,
         agent: &str,
         timeout: Option<Duration>,
@@ -139,13 +124,48 @@ impl Pool {
         F: FnOnce(&mut Connection) -> R + Send + 'static,
         R: Send + 'static,
     {
-        let timeout = timeout.map(at_most);
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let wait = timeout.unwrap_or(self.shared().core.options.lease_timeout);
+        let wait = timeout.unwrap_or(self.lease_timeout());
         let lease = self.lease_async_within(agent, wait, place).await?;
         let (lease, result) = run_until(lease, deadline, work).await?;
         drop(lease);
         Ok(result)
+    }
+}
+
+impl Agent {
+    /// Runs `work` on a connection of the agent, outside the async threads: [`Pool::run`].
+    ///
+    /// After [`Agent::within`], the wait for a connection and `work` together take at most the time given there. When that
+    /// has passed, `work` is interrupted as by dropping the future, and the call returns without waiting for its end.
+    ///
+    /// # Errors
+    /// Those of [`Pool::run`]; [`Error::Interrupted`] if the time passed while `work` was running.
+    #[track_caller]
+    pub fn run<T, F>(&self, work: F) -> impl Future<Output = Result<T, Error>> + Send
+    where
+        F: FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.run_and_then(|conn| Ok(work(conn)?))
+    }
+
+    /// Like [`Agent::run`], for `work` that may fail in ways of its own: with any error that an [`Error`] converts to.
+    ///
+    /// # Errors
+    /// What `work` returns; or those of [`Agent::run`], as its error type.
+    #[track_caller]
+    pub fn run_and_then<T, E, F>(&self, work: F) -> impl Future<Output = Result<T, E>> + Send
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let place = Location::caller();
+        async move {
+            let (agent, within) = (self.borrower()?, self.asked_within());
+            self.pool().run_at(agent, within, place, work).await?
+        }
     }
 }
 

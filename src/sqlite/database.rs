@@ -89,7 +89,7 @@ impl Database {
     /// # fn main() -> Result<(), Error> {
     /// let pool = Pool::builder(Database::read_only("/var/lib/app/app.db")).build()?;
     /// let notes: i64 = pool.read("report", |tx| {
-    ///     Ok::<_, Error>(tx.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?)
+    ///     tx.query_row("SELECT count(*) FROM note", [], |row| row.get(0))
     /// })?;
     /// # Ok(())
     /// # }

@@ -14,7 +14,7 @@ use super::identity::SHORTEST;
 use super::open::{discard, open_error, opener};
 use super::retry::{is_busy, pause};
 use super::{Source, Sqlite, id};
-use crate::core::backend::Patience;
+use crate::core::backend::{Backend, Patience};
 use crate::error::Error;
 
 /// The ids of agents that have a file, read from the folder one by one: [`Pool::agents`](crate::Pool::agents).
@@ -43,7 +43,7 @@ impl Iterator for AgentIds {
 
 impl Sqlite {
     pub(crate) fn agent_ids(&self) -> Result<AgentIds, Error> {
-        let folder = self.agents()?.folder().ok_or_else(not_a_folder)?;
+        let folder = self.agents()?.folder().ok_or_else(no_files_of_their_own)?;
         let entries = std::fs::read_dir(folder).map_err(|source| open_fault(folder, source))?;
         Ok(AgentIds {
             folder: folder.to_path_buf(),
@@ -120,6 +120,19 @@ impl Sqlite {
     }
 
     /// # Errors
+    /// If agents have files of their own: `reason` says what to call instead.
+    pub(crate) fn check_shared(
+        &self,
+        operation: &'static str,
+        reason: &'static str,
+    ) -> Result<(), Error> {
+        match self.is_per_agent() {
+            true => Err(Error::Unsupported { operation, reason }),
+            false => Ok(()),
+        }
+    }
+
+    /// # Errors
     /// If agents have no files of their own.
     pub(crate) fn check_per_agent(&self) -> Result<(), Error> {
         self.agents().map(|_| ())
@@ -128,15 +141,14 @@ impl Sqlite {
     pub(super) fn agents(&self) -> Result<&Agents, Error> {
         match &self.source {
             Source::Agents(agents) => Ok(agents),
-            _ => Err(not_a_folder()),
+            _ => Err(no_files_of_their_own()),
         }
     }
 }
 
-fn not_a_folder() -> Error {
-    Error::Config {
-        option: "database",
-        value: "one that has no folder of agents' files".to_owned(),
-        expected: "Database::per_agent".to_owned(),
+fn no_files_of_their_own() -> Error {
+    Error::Unsupported {
+        operation: "an operation on agents' files",
+        reason: "agents have no files of their own; it needs Database::per_agent",
     }
 }

@@ -217,15 +217,13 @@ impl Sqlite {
     }
 
     /// # Errors
-    /// [`Error::Config`] where another process runs the checkpoints: all of the database would go through the log.
+    /// [`Error::Unsupported`] where another process runs the checkpoints: all of the database would go through the log.
     pub(crate) fn check_vacuum(&self) -> Result<(), Error> {
         if self.settings.is_external() {
-            return Err(Error::Config {
-                option: "external_checkpoints",
-                value: "in use".to_owned(),
-                expected: "a pool without it, to VACUUM: all of the database would go through the log that the \
-                           other process copies. Stop that process, and run VACUUM by another program"
-                    .to_owned(),
+            return Err(Error::Unsupported {
+                operation: "VACUUM",
+                reason: "with external_checkpoints, all of the database would go through the log that the other process \
+                         copies; stop that process, and run VACUUM by another program",
             });
         }
         Ok(())

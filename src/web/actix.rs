@@ -9,7 +9,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ContentType, RETRY_AFTER};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError};
 
-use super::{Agent, AgentSource, Agents, Answer, RequestParts, not_set_up, sealed};
+use super::{Agent, AgentSource, Agents, Answer, RequestParts, sealed};
 use crate::error::Error;
 use crate::pool::Pool;
 use crate::pool::lease::Lease;
@@ -48,12 +48,12 @@ impl FromRequest for Agent {
         let data = request.app_data::<LeaseData>();
         ready(match data {
             Some(data) => Ok(data.0.of(request)),
-            None => Err(not_set_up("LeaseData")),
+            None => Err(Error::NotInstalled { what: "LeaseData" }),
         })
     }
 }
 
-/// A lease of the request's agent, awaited for as long as the pool's `lease_timeout`.
+/// A lease of the request's agent, awaited for at most the pool's `lease_timeout`.
 impl FromRequest for Lease {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
@@ -62,7 +62,7 @@ impl FromRequest for Lease {
         let agent = Agent::from_request(request, payload);
         Box::pin(async move {
             let agent = agent.await?;
-            agent.lease_at(agent.place).await
+            agent.lease_extracted().await
         })
     }
 }

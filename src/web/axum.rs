@@ -7,7 +7,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
-use super::{Agent, Answer, not_set_up};
+use super::{Agent, Answer};
 use crate::error::Error;
 use crate::pool::lease::Lease;
 
@@ -17,17 +17,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Agent {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
         let agent = parts.extensions.get::<Agent>();
-        agent.cloned().ok_or_else(|| not_set_up("LeaseLayer"))
+        agent
+            .cloned()
+            .ok_or_else(|| Error::NotInstalled { what: "LeaseLayer" })
     }
 }
 
-/// A lease of the request's agent, awaited for as long as the pool's `lease_timeout`.
+/// A lease of the request's agent, awaited for at most the pool's `lease_timeout`.
 impl<S: Send + Sync> FromRequestParts<S> for Lease {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let agent = Agent::from_request_parts(parts, state).await?;
-        agent.lease_at(agent.place).await
+        agent.lease_extracted().await
     }
 }
 

@@ -6,7 +6,7 @@
 //! A layer (tower, axum: `LeaseLayer`) or application data (actix-web: `LeaseData`) says how to find the
 //! agent of a request: an [`AgentSource`]. Handlers then ask for one of two things:
 //!
-//! - [`Lease`]: a connection, leased before the handler runs and returned when the
+//! - [`Lease`](crate::Lease): a connection, leased before the handler runs and returned when the
 //!   handler drops it. For handlers that do little but SQL.
 //! - [`Agent`]: the handle for leasing and for writing. For handlers that write, that do SQL in some
 //!   places only, or that may answer without. A connection that is held while a handler waits for
@@ -29,7 +29,6 @@ mod axum;
 #[cfg(feature = "tower")]
 mod tower;
 
-use std::future::Future;
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -44,143 +43,11 @@ use crate::error::Error;
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::observe::events;
 use crate::pool::Pool;
-use crate::pool::lease::Lease;
+pub use crate::pool::agent::Agent;
 
 const MISSING: &str = "the request names none";
 const TWICE: &str = "the request names it twice";
 const NOT_UTF8: &str = "it is not UTF-8";
-
-/// The agent of a request: the handle for leasing and for writing. Cloning it is cheap.
-///
-/// ```
-/// use leasepool::web::Agent;
-///
-/// async fn unread(agent: Agent) -> Result<i64, leasepool::Error> {
-///     let lease = agent.lease().await?;
-///     Ok(lease.query_row("SELECT count(*) FROM message WHERE read = 0", [], |row| row.get(0))?)
-/// }
-/// ```
-#[derive(Debug, Clone)]
-pub struct Agent {
-    pool: Pool,
-    id: Result<Arc<str>, &'static str>,
-    /// Where the source of agents was given: what a lease that an extractor takes shows as its place.
-    #[cfg_attr(not(any(feature = "axum", feature = "actix")), allow(dead_code))]
-    place: &'static Location<'static>,
-}
-
-impl Agent {
-    /// The id.
-    ///
-    /// # Errors
-    /// [`Error::InvalidAgent`] if the request names none.
-    pub fn id(&self) -> Result<&str, Error> {
-        match &self.id {
-            Ok(id) => Ok(id),
-            Err(reason) => Err(Error::InvalidAgent { reason }),
-        }
-    }
-
-    /// The pool that it leases from.
-    pub fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
-    /// Lends the agent a connection: [`Pool::lease_async`].
-    ///
-    /// # Errors
-    /// Those of [`Pool::lease`].
-    #[track_caller]
-    pub fn lease(&self) -> impl Future<Output = Result<Lease, Error>> {
-        self.lease_at(Location::caller())
-    }
-
-    async fn lease_at(&self, place: &'static Location<'static>) -> Result<Lease, Error> {
-        let wait = self.pool.shared().core.options.lease_timeout;
-        self.pool.lease_async_within(self.id()?, wait, place).await
-    }
-
-    /// Runs `work` on a connection of the agent's, off the async threads: [`Pool::run`].
-    ///
-    /// # Errors
-    /// Those of [`Pool::run`].
-    #[cfg(feature = "tokio")]
-    #[track_caller]
-    pub fn run<F, R>(&self, work: F) -> impl Future<Output = Result<R, Error>>
-    where
-        F: FnOnce(&mut rusqlite::Connection) -> R + Send + 'static,
-        R: Send + 'static,
-    {
-        let place = Location::caller();
-        async move { self.pool.run_at(self.id()?, None, place, work).await }
-    }
-
-    /// Runs `work` in one read transaction, on a thread of the pool's: [`Pool::read_async`].
-    ///
-    /// # Errors
-    /// Those of [`Pool::read_async`], as `work`'s error type.
-    #[track_caller]
-    pub fn read<T, E, F>(&self, work: F) -> impl Future<Output = Result<T, E>>
-    where
-        F: FnOnce(&rusqlite::Transaction<'_>) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: From<Error> + Send + 'static,
-    {
-        let place = Location::caller();
-        async move {
-            let wait = self.pool.shared().core.options.lease_timeout;
-            let id = self.id()?;
-            self.pool.read_async_within(id, wait, place, work).await?
-        }
-    }
-
-    /// Copies the agent's database to the file `to`: [`Pool::backup_agent`], or [`Pool::backup`] where all agents share
-    /// one database.
-    ///
-    /// # Errors
-    /// Those of [`Pool::backup`].
-    ///
-    /// # Blocking
-    /// For as long as the copy takes: call it off the async threads.
-    #[track_caller]
-    pub fn backup(&self, to: impl AsRef<std::path::Path>) -> Result<(), Error> {
-        self.pool.backup_database_of(self.id()?, to.as_ref())
-    }
-
-    /// Runs `work` in a transaction that writes, in one queue with all who write: [`Pool::write_async`].
-    ///
-    /// ```
-    /// use leasepool::Error;
-    /// use leasepool::web::Agent;
-    ///
-    /// async fn read_all(agent: Agent) -> Result<(), Error> {
-    ///     let id = agent.id()?.to_owned();
-    ///     agent
-    ///         .write(move |tx| {
-    ///             tx.execute("UPDATE message SET read = 1 WHERE agent = ?1", [id])?;
-    ///             Ok(())
-    ///         })
-    ///         .await
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    /// Those of [`Pool::write`], as `work`'s error type.
-    #[track_caller]
-    pub fn write<T, E, F>(&self, work: F) -> impl Future<Output = Result<T, E>>
-    where
-        F: FnOnce(&mut rusqlite::Savepoint<'_>) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: From<Error> + Send + 'static,
-    {
-        let place = Location::caller();
-        async move {
-            let wait = self.pool.shared().core.options.lease_timeout;
-            let id = self.id()?;
-            self.pool.write_async_within(id, wait, place, work).await
-        }
-    }
-}
 
 /// How to find the agent of a request `R`: `http::request::Parts` for tower and axum,
 /// `actix_web::HttpRequest` for actix-web.
@@ -242,6 +109,12 @@ impl<R: RequestParts + 'static> AgentSource<R> {
         }))
     }
 
+    /// The same agent for every request: for applications that have no agents, or one.
+    pub fn constant(id: impl std::fmt::Display) -> Self {
+        let id = id.to_string();
+        AgentSource(Arc::new(move |_| Ok(id.clone())))
+    }
+
     /// Anything else. `None`: the request names no agent.
     pub fn from_fn(find: impl Fn(&R) -> Option<String> + Send + Sync + 'static) -> Self {
         AgentSource(Arc::new(move |request| find(request).ok_or(MISSING)))
@@ -280,10 +153,9 @@ impl<R> Agents<R> {
     /// Whose request this is. That it names none is known to the [`Agent`], and to whoever wants to
     /// lease: some requests need no connection.
     fn of(&self, request: &R) -> Agent {
-        Agent {
-            pool: self.pool.clone(),
-            id: (self.source.0)(request).map(Arc::from),
-            place: self.place,
+        match (self.source.0)(request) {
+            Ok(id) => Agent::named(&self.pool, id, self.place),
+            Err(reason) => Agent::unnamed(&self.pool, reason, self.place),
         }
     }
 }
@@ -337,15 +209,5 @@ impl Answer {
             events::answered(answer.status, error);
         }
         answer
-    }
-}
-
-/// The request did not come by where agents are found.
-#[cfg(any(feature = "axum", feature = "actix"))]
-fn not_set_up(option: &'static str) -> Error {
-    Error::Config {
-        option,
-        value: "nothing".to_owned(),
-        expected: "to be given to the application, around this handler".to_owned(),
     }
 }

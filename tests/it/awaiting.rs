@@ -23,7 +23,12 @@ pub(crate) fn assert_whole(pool: &Pool) {
     let stats = pool.stats();
     assert_eq!((stats.lent, stats.waiting, stats.stuck), (0, 0, 0));
     let all: Vec<_> = (0..stats.max_connections)
-        .map(|i| pool.lease_timeout(format!("whole-{i}"), LONG).unwrap())
+        .map(|i| {
+            pool.agent(format!("whole-{i}"))
+                .within(LONG)
+                .lease()
+                .unwrap()
+        })
         .collect();
     assert!(pool.try_lease("one too many").is_err());
     drop(all);
@@ -114,7 +119,11 @@ fn exhaustion_is_timed_and_explained() {
         let start = Instant::now();
         let refused = match wait {
             200 => smol::block_on(pool.lease_async("other")),
-            _ => smol::block_on(pool.lease_timeout_async("other", Duration::from_millis(wait))),
+            _ => smol::block_on(
+                pool.agent("other")
+                    .within(Duration::from_millis(wait))
+                    .lease_async(),
+            ),
         };
         let waited = start.elapsed().as_millis();
         let Err(Error::Exhausted { holders, .. }) = refused else {
@@ -164,7 +173,7 @@ fn opening_does_not_block_the_executor() {
         .max_connections(2)
         .on_open(|_| {
             thread::sleep(Duration::from_millis(300));
-            Ok(())
+            Ok::<_, rusqlite::Error>(())
         })
         .build()
         .unwrap();
@@ -180,8 +189,8 @@ fn opening_does_not_block_the_executor() {
         assert!(start.elapsed() >= Duration::from_millis(300));
     });
     // Dropped while the connection is being opened: it arrives, and is there for the next.
-    pool.release("slow");
-    pool.release("warm");
+    pool.evict("slow");
+    pool.evict("warm");
     Lease::discard(pool.lease("x").unwrap());
     Lease::discard(pool.lease("y").unwrap());
     let opens = pool.stats().opens;

@@ -25,7 +25,7 @@ in_both_modes! {
 fn back_up(mode: Mode, pool: &Pool, to: &Path, how: Backup<'_>) -> Result<(), Error> {
     match mode {
         Mode::Shared => pool.backup_with(to, how),
-        Mode::PerAgent => pool.backup_agent_with("a", to, how),
+        Mode::PerAgent => pool.agent("a").backup_with(to, how),
     }
 }
 
@@ -62,7 +62,7 @@ fn filled(fixture: &Fixture, connections: usize, rows: usize) -> Pool {
         for _ in 0..rows {
             tx.execute("INSERT INTO t VALUES (randomblob(1000))", ())?;
         }
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
     pool
@@ -81,7 +81,7 @@ fn a_backup_beside_writers_ends_and_is_one_commit(mode: Mode) {
                     let write = pool.write("a", |tx| {
                         tx.execute("INSERT INTO t VALUES (1)", ())?;
                         tx.execute("INSERT INTO t VALUES (2)", ())?;
-                        Ok::<_, Error>(())
+                        Ok(())
                     });
                     write.unwrap();
                 }
@@ -149,7 +149,7 @@ fn a_compact_copy_is_smaller(mode: Mode) {
     let pool = filled(&fixture, 2, 1_000);
     pool.write("a", |tx| {
         tx.execute("DELETE FROM t WHERE rowid > 10", ())?;
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
     let copies = tempfile::tempdir().unwrap();
@@ -250,15 +250,16 @@ fn a_target_that_is_open_is_refused(mode: Mode) {
 fn of_which_pool() {
     let copies = tempfile::tempdir().unwrap();
     let to = copies.path().join("copy.db");
-    let pool = Fixture::new();
-    let pool = pool.pool(1);
-    let error = pool.backup_agent("a", &to).unwrap_err();
-    assert!(matches!(error, Error::Config { .. }), "{error:?}");
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    insert(&pool.lease("a").unwrap());
+    pool.agent("a").backup(&to).unwrap();
+    assert_eq!(rows(&to), 1);
     let agents = Mode::PerAgent.fixture();
     let agents = agents.pool(1);
     let error = agents.backup(&to).unwrap_err();
-    assert!(matches!(error, Error::Config { .. }), "{error:?}");
-    let error = agents.backup_agent("nobody", &to).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    let error = agents.agent("nobody").backup(&to).unwrap_err();
     assert!(matches!(error, Error::Open { .. }), "{error:?}");
     // Of a database in memory, too.
     let memory = Pool::builder(leasepool::Database::memory())
@@ -291,7 +292,7 @@ fn while_the_agent_is_being_set_up() {
     thread::scope(|scope| {
         let lease = scope.spawn(|| drop(pool.lease("a").unwrap()));
         begun.recv_timeout(LONG).unwrap();
-        let backup = scope.spawn(|| pool.backup_agent("a", &to));
+        let backup = scope.spawn(|| pool.agent("a").backup(&to));
         // Nothing tells that it waits; it must not have ended.
         thread::sleep(Duration::from_millis(50));
         assert!(!backup.is_finished());
@@ -339,7 +340,7 @@ fn backups_of_agents_in_use_stay_below_the_ceiling() {
                 for round in 0..3 {
                     for i in 0..6 {
                         let to = copies.path().join(format!("{round}-{i}.db"));
-                        pool.backup_agent(format!("a{i}"), &to).unwrap();
+                        pool.agent(format!("a{i}")).backup(&to).unwrap();
                         assert_eq!(rows(&to), 1);
                     }
                 }
@@ -408,7 +409,7 @@ fn a_process_killed_within_leaves_the_old_one_or_the_new(mode: Mode) {
         for _ in 0..300 {
             tx.execute("INSERT INTO t VALUES (randomblob(2000))", ())?;
         }
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
     let copy = folder.path().join("copy.db");

@@ -126,7 +126,7 @@ fn stats_say_what_the_kernel_says(mode: Mode) {
     check(2, 2, 0);
     drop(a);
     check(2, 1, 1);
-    assert!(pool.release("a"));
+    assert!(pool.evict("a"));
     mode.assert_open(&pool, 1, 1);
     check(mode.either(2, 1), 1, 0);
     let c = read("c");

@@ -57,7 +57,7 @@ fn add(conn: &Connection, bytes: usize) {
 fn write(pool: &Pool, agent: &str, bytes: usize) {
     pool.write(agent, move |tx| {
         add(tx, bytes);
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
 }
@@ -67,7 +67,7 @@ fn a_wal_hook_of_on_open_stops_no_checkpoint(mode: Mode) {
     let fixture = mode.fixture();
     let builder = builder(&fixture).on_open(|conn| {
         conn.wal_hook(Some(|_, _| Ok(())));
-        Ok(())
+        Ok::<_, rusqlite::Error>(())
     });
     let pool = builder.build().unwrap();
     let mut longest = 0;
@@ -210,7 +210,7 @@ fn external(fixture: &Fixture, emergency: Option<u32>) -> Builder {
                     add(conn, ROW);
                 }
             }
-            Ok(())
+            Ok::<_, rusqlite::Error>(())
         })
 }
 
@@ -241,7 +241,7 @@ fn an_external_checkpointer_is_left_the_whole_log(mode: Mode) {
     drop(lease);
     assert_all_in_log(&fixture, SET_UP + 2 * ROWS, "leases");
     // Evicted, and closed where the connection is the agent's own.
-    pool.release("a");
+    pool.evict("a");
     mode.assert_open(&pool, 0, pool.stats().open);
     assert_all_in_log(&fixture, SET_UP + 2 * ROWS, "eviction");
     drop(pool.lease("a").unwrap());
@@ -265,7 +265,7 @@ fn whatever_borrowers_did_the_log_is_left(mode: Mode) {
         .on_open(move |conn| {
             conn.wal_hook(Some(|_, _| Ok(())));
             conn.set_db_config(on_close, false)?;
-            Ok(())
+            Ok::<_, rusqlite::Error>(())
         })
         .build()
         .unwrap();
@@ -345,10 +345,10 @@ fn a_backup_runs_no_checkpoint(mode: Mode) {
     let fixture = mode.fixture();
     let pool = external(&fixture, None).build().unwrap();
     drop(pool.lease("a").unwrap());
-    pool.release("a");
+    pool.evict("a");
     mode.assert_open(&pool, 0, 0);
     // The only connection there is to the file is the backup's.
-    pool.backup_agent("a", fixture.in_folder("copy")).unwrap();
+    pool.agent("a").backup(fixture.in_folder("copy")).unwrap();
     assert_all_in_log(&fixture, SET_UP, "backup");
     let copy = Connection::open(fixture.in_folder("copy")).unwrap();
     assert_eq!(count(&copy) as usize, SET_UP);
@@ -381,13 +381,13 @@ fn what_does_not_go_with_external_checkpoints_is_refused(mode: Mode) {
     let pool = base().busy_timeout(Duration::ZERO).build().unwrap();
     let vacuumed = match mode {
         Mode::Shared => pool.vacuum(),
-        Mode::PerAgent => pool.vacuum_agent("a"),
+        Mode::PerAgent => pool.agent("a").vacuum(),
     };
-    for error in [vacuumed, pool.vacuum_agent("a")] {
+    for error in [vacuumed, pool.agent("a").vacuum()] {
         let refused = matches!(
             error,
-            Err(Error::Config {
-                option: "external_checkpoints",
+            Err(Error::Unsupported {
+                operation: "VACUUM",
                 ..
             })
         );

@@ -162,7 +162,11 @@ fn the_default_behaviour_of_transactions() {
     }
     // And one that sets none leaves them as they are.
     let fixture = Fixture::new();
-    let pool = fixture.builder(1).on_open(|_| Ok(())).build().unwrap();
+    let pool = fixture
+        .builder(1)
+        .on_open(|_| Ok::<_, rusqlite::Error>(()))
+        .build()
+        .unwrap();
     drop(pool.lease("a").unwrap());
     assert!(!begins(&pool.lease("b").unwrap()));
 }
@@ -603,7 +607,7 @@ fn a_statement_forgotten_while_it_runs() {
     drop(lease);
     let (b, c) = (
         pool.lease("b").unwrap(),
-        pool.lease_timeout("c", Duration::from_millis(20)),
+        pool.agent("c").within(Duration::from_millis(20)).lease(),
     );
     assert!(!b.is_busy());
     assert_eq!(count(&b), 2);
@@ -772,12 +776,12 @@ mod unseen {
         pool.write("a", |tx| {
             let mut blob = tx.blob_open("temp", "ctx", "x", 1, false)?;
             blob.write_at(b"mine", 0)?;
-            Ok::<_, leasepool::Error>(())
+            Ok(())
         })
         .unwrap();
         let found = pool.write(mode.either("b", "a-other"), |tx| {
             let found: Vec<u8> = tx.query_row("SELECT x FROM ctx", [], |row| row.get(0))?;
-            Ok::<_, leasepool::Error>(found)
+            Ok(found)
         });
         assert_eq!(found.unwrap(), [0; 4]);
     }

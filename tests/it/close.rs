@@ -86,7 +86,7 @@ fn it_waits_no_longer_than_it_may(mode: Mode) {
     let pool = fixture.pool(2);
     let lease = pool.lease("late").unwrap();
     let start = Instant::now();
-    let error = pool.close_timeout(Duration::from_millis(100)).unwrap_err();
+    let error = pool.close_within(Duration::from_millis(100)).unwrap_err();
     let took = start.elapsed();
     assert!(
         took >= Duration::from_millis(100) && took < Duration::from_millis(400),
@@ -125,7 +125,7 @@ fn wakes(pool: &Pool, agent: impl Fn(usize) -> String) {
             })
             .collect();
         eventually("all wait", || pool.stats().waiting == 8);
-        assert!(pool.close_timeout(Duration::ZERO).is_err());
+        assert!(pool.close_within(Duration::ZERO).is_err());
         for waiter in waiters {
             assert!(matches!(waiter.join().unwrap(), Err(Error::Closed)));
         }
@@ -186,11 +186,7 @@ fn a_pool_in_memory_closes_too() {
 fn writes_alone_can_be_closed(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.builder(4).lease_timeout(LONG).build().unwrap();
-    let add = |agent: &str| {
-        pool.write(agent, |tx| {
-            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
-        })
-    };
+    let add = |agent: &str| pool.write(agent, |tx| tx.execute("INSERT INTO t VALUES (1)", []));
     let (go_on, wait) = std::sync::mpsc::channel::<()>();
     let (tell, began) = std::sync::mpsc::channel();
     thread::scope(|scope| {
@@ -198,7 +194,7 @@ fn writes_alone_can_be_closed(mode: Mode) {
             pool.write("a", move |tx| {
                 tell.send(()).unwrap();
                 let _ = wait.recv();
-                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+                tx.execute("INSERT INTO t VALUES (1)", [])
             })
         });
         began.recv().unwrap();
@@ -210,7 +206,7 @@ fn writes_alone_can_be_closed(mode: Mode) {
         let on_lease = scope.spawn(move || {
             let result = leasepool::Lease::write(&mut of_lease, |tx| {
                 asked.send(()).unwrap();
-                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+                tx.execute("INSERT INTO t VALUES (1)", [])
             });
             (result, of_lease)
         });
@@ -225,7 +221,7 @@ fn writes_alone_can_be_closed(mode: Mode) {
             .collect();
         eventually("they are refused", || {
             matches!(
-                pool.write_timeout("c", Duration::ZERO, |_| Ok::<_, Error>(())),
+                pool.agent("c").within(Duration::ZERO).write(|_| Ok(())),
                 Err(Error::WritesClosed)
             )
         });
@@ -246,12 +242,12 @@ fn writes_alone_can_be_closed(mode: Mode) {
             Err(Error::WritesClosed) if mode == Mode::Shared => 0,
             Err(error) => panic!("{error}"),
         };
-        let late = leasepool::Lease::write(&mut lease, |_| Ok::<_, Error>(()));
+        let late = leasepool::Lease::write(&mut lease, |_| Ok(()));
         assert!(matches!(late, Err(Error::WritesClosed)), "{late:?}");
         drop(lease);
         assert_eq!(fixture.count_all(&pool), 2 + on_lease as i64);
     });
-    let refused = smol::block_on(pool.write_async("new", |_| Ok::<_, Error>(())));
+    let refused = smol::block_on(pool.write_async("new", |_| Ok(())));
     assert!(matches!(refused, Err(Error::WritesClosed)), "{refused:?}");
     pool.close_writes().unwrap();
     assert_whole(&pool);
@@ -274,15 +270,15 @@ fn closing_the_writes_waits_no_longer_than_it_may(mode: Mode) {
                 assert!(matches!(nested, Err(Error::Reentrant { .. })), "{nested:?}");
                 tell.send(()).unwrap();
                 let _ = wait.recv();
-                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+                tx.execute("INSERT INTO t VALUES (1)", [])
             })
         });
         began.recv().unwrap();
-        let queued = scope.spawn(|| pool.write("a", |_| Ok::<_, Error>(())));
+        let queued = scope.spawn(|| pool.write("a", |_| Ok(())));
         eventually("it is queued", || pool.stats().writes_waiting == 1);
         let timeout = Duration::from_millis(100);
         let start = Instant::now();
-        let error = pool.close_writes_timeout(timeout).unwrap_err();
+        let error = pool.close_writes_within(timeout).unwrap_err();
         assert!(start.elapsed() >= timeout);
         let wanted = match &error {
             Error::Exhausted { wanted, .. } => *wanted,
@@ -309,11 +305,11 @@ fn closing_the_writes_waits_for_those_of_leases(mode: Mode) {
             leasepool::Lease::write(&mut lease, |tx| {
                 tell.send(()).unwrap();
                 let _ = wait.recv();
-                Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (1)", [])?)
+                tx.execute("INSERT INTO t VALUES (1)", [])
             })
         });
         began.recv().unwrap();
-        let told = pool.close_writes_timeout(Duration::from_millis(50));
+        let told = pool.close_writes_within(Duration::from_millis(50));
         let closing = scope.spawn(|| pool.close_writes());
         go_on.send(()).unwrap();
         working.join().unwrap().unwrap();

@@ -39,7 +39,7 @@ fn who_waits_for_each_other_is_named() {
         both.wait();
         eventually("the other waits", || pool.stats().waiting == 1);
         let wait = Duration::from_millis(50);
-        let error = pool.lease_timeout("second", wait).unwrap_err();
+        let error = pool.agent("second").within(wait).lease().unwrap_err();
         drop(lease);
         patient.join().unwrap();
         error
@@ -61,7 +61,7 @@ fn a_holder_that_works_is_no_deadlock() {
     let own = pool.lease("a").unwrap();
     let other = thread::scope(|scope| scope.spawn(|| pool.lease("b").unwrap()).join().unwrap());
     let wait = Duration::from_millis(20);
-    let error = pool.lease_timeout("second", wait).unwrap_err();
+    let error = pool.agent("second").within(wait).lease().unwrap_err();
     let text = error.to_string();
     assert!(!text.contains("is itself waiting"), "{text}");
     let (_, holders, all_holders_wait) = exhausted(error);
@@ -90,7 +90,7 @@ fn a_lease_that_went_to_another_thread_may_be_waited_for() {
         begun.wait();
         let asked = Instant::now();
         let wait = Duration::from_millis(100);
-        let impatient = pool.lease_timeout("a", wait).unwrap_err();
+        let impatient = pool.agent("a").within(wait).lease().unwrap_err();
         assert!(asked.elapsed() >= wait);
         (pool.lease("a"), impatient)
     });

@@ -96,7 +96,7 @@ fn exhausted_counts_who_waits(mode: Mode) {
     thread::scope(|scope| {
         for i in 0..3 {
             let pool = &pool;
-            scope.spawn(move || drop(pool.lease_timeout(format!("{i}"), LONG).unwrap()));
+            scope.spawn(move || drop(pool.agent(format!("{i}")).within(LONG).lease().unwrap()));
         }
         eventually("three wait", || pool.stats().waiting == 3);
         let Err(Error::Exhausted { waiting: 3, .. }) = pool.try_lease("fourth") else {
@@ -219,7 +219,10 @@ fn a_setup_that_fails(mode: Mode) {
     );
     assert!(matches!(error, Error::Setup { .. }), "{error:?}");
     assert!(chain(&error).contains("NONSENSE"), "{}", chain(&error));
-    let error = first_use(builder().setup(|_| panic!("no schema today")), "a");
+    let error = first_use(
+        builder().setup(|_| -> rusqlite::Result<()> { panic!("no schema today") }),
+        "a",
+    );
     assert!(
         chain(&error).ends_with("setup panicked: no schema today"),
         "{}",
@@ -306,7 +309,7 @@ fn slow_work_of_one_agent_does_not_block_another(mode: Mode) {
             if seen.swap(false, Relaxed) {
                 thread::sleep(Duration::from_secs(2));
             }
-            Ok(())
+            Ok::<_, rusqlite::Error>(())
         })
         .build()
         .unwrap();
@@ -449,7 +452,7 @@ fn hostile_agent_ids() {
     for id in ["../x", "\0", "a b", "é", &"x".repeat(1024)] {
         assert_eq!(Lease::agent(&pool.lease(id).unwrap()), id);
     }
-    assert!(!pool.release(""));
+    assert!(!pool.evict(""));
 }
 
 #[cfg(feature = "tracing")]

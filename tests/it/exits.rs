@@ -47,9 +47,9 @@ fn size_evicts_the_least_recently_used(mode: Mode) {
         drop(pool.lease(agent).unwrap());
     }
     // b is the one that had not been used for longest.
-    assert!(!pool.release("b"));
-    assert!(pool.release("a"));
-    assert!(pool.release("c"));
+    assert!(!pool.evict("b"));
+    assert!(pool.evict("a"));
+    assert!(pool.evict("c"));
 }
 
 fn a_pool_that_caches_nobody_works(mode: Mode) {
@@ -107,12 +107,12 @@ fn an_agent_that_keeps_coming_is_not_idle(mode: Mode) {
 fn release_gives_the_connection_back(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.pool(2);
-    assert!(!pool.release("a"));
+    assert!(!pool.evict("a"));
     drop(pool.lease("a").unwrap());
-    assert!(pool.release("a"));
-    assert!(!pool.release("a"));
+    assert!(pool.evict("a"));
+    assert!(!pool.evict("a"));
     let stats = pool.stats();
-    assert_eq!((stats.parked, stats.released), (0, 1));
+    assert_eq!((stats.parked, stats.evicted_by_call), (0, 1));
     mode.assert_open(&pool, 0, 1);
     assert_whole(&pool);
 }
@@ -130,9 +130,9 @@ fn an_agent_may_have_several_connections_parked() {
     let (first, second) = (pool.lease("a").unwrap(), pool.lease("a").unwrap());
     drop((first, second));
     assert_eq!(pool.stats().hits, 2);
-    assert!(pool.release("a"));
+    assert!(pool.evict("a"));
     let stats = pool.stats();
-    assert_eq!((stats.parked, stats.open, stats.released), (0, 2, 2));
+    assert_eq!((stats.parked, stats.open, stats.evicted_by_call), (0, 2, 2));
     assert_whole(&pool);
 }
 
@@ -166,7 +166,7 @@ fn a_panic_in_on_open_gives_the_slot_back(mode: Mode) {
                     !armed.load(std::sync::atomic::Ordering::Relaxed),
                     "on_open broke"
                 );
-                Ok(())
+                Ok::<_, rusqlite::Error>(())
             })
             .build()
             .unwrap()
@@ -209,7 +209,7 @@ fn a_lent_connection_survives_every_eviction(mode: Mode) {
     type Cause = fn(&Pool);
     let causes: [(&str, Cause); 5] = [
         ("release", |pool| {
-            assert!(!pool.release("writer"));
+            assert!(!pool.evict("writer"));
         }),
         ("size", |pool| {
             for i in 0..5 {
@@ -225,7 +225,7 @@ fn a_lent_connection_survives_every_eviction(mode: Mode) {
             drop(others);
         }),
         ("close", |pool| {
-            assert!(pool.close_timeout(Duration::from_millis(20)).is_err());
+            assert!(pool.close_within(Duration::from_millis(20)).is_err());
         }),
     ];
     for (name, cause) in causes {
@@ -277,7 +277,7 @@ fn an_agent_evicted_while_lent_goes_straight_to_r2d2(mode: Mode) {
     let pool = fixture.pool(2);
     drop(pool.lease("a").unwrap());
     let lease = pool.lease("a").unwrap();
-    assert!(!pool.release("a"));
+    assert!(!pool.evict("a"));
     drop(lease);
     assert_eq!(pool.stats().parked, 0);
     mode.assert_open(&pool, 0, 1);
@@ -303,7 +303,7 @@ fn parked_connections_never_starve_another_agent(mode: Mode) {
     assert!(took < Duration::from_millis(5), "{took:?}");
     drop(lease);
     // One was reclaimed, and no more.
-    let kept = (0..4).filter(|i| pool.release(format!("{i}")));
+    let kept = (0..4).filter(|i| pool.evict(format!("{i}")));
     assert_eq!(kept.count(), 3);
 }
 

@@ -209,7 +209,7 @@ fn one_group(mode: Mode, pool: &Pool, first: i64, scripts: &[Vec<Act>]) {
             pool.write("a", move |_| {
                 tell.send(()).unwrap();
                 let _ = wait.recv();
-                Ok::<_, Error>(())
+                Ok(())
             })
         });
         began.recv().unwrap();
@@ -220,7 +220,8 @@ fn one_group(mode: Mode, pool: &Pool, first: i64, scripts: &[Vec<Act>]) {
             // Of one file, all agents' writes are one queue.
             let agent = mode.either(["a", "b", "c"][i as usize % 3], "a");
             let work = move |tx: &mut Savepoint<'_>| perform(tx, member, &acts);
-            let mut write = Box::pin(pool.write_async(agent, work));
+            let write = async move { pool.agent(agent).write_and_then_async(work).await };
+            let mut write = Box::pin(write);
             assert!(smol::block_on(smol::future::poll_once(&mut write)).is_none());
             waiting.push((member, write));
         }
@@ -274,7 +275,7 @@ fn a_hostile_write_on_a_lease_is_told_the_truth(mode: Mode) {
         let mut acknowledged = Vec::new();
         for (member, acts) in (0..).zip(&scripts) {
             let mut lease = pool.lease("a").unwrap();
-            let work = || Lease::write(&mut lease, |tx| perform(tx, member, acts));
+            let work = || Lease::write_and_then(&mut lease, |tx| perform(tx, member, acts));
             let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             acknowledged.push((member, answer.ok().and_then(Result::ok)));
             drop(lease);
@@ -317,13 +318,13 @@ fn what_is_written_after_the_end_of_the_transaction_is_not_kept(mode: Mode) {
     let fixture = mode.fixture();
     let pool = builder(&fixture).build().unwrap();
     let work = |conn: &Connection| perform(conn, 1, &[Act::DiskFull, Act::Insert]);
-    let answer = pool.write("a", move |tx| work(tx));
+    let answer = pool.agent("a").write_and_then(move |tx| work(tx));
     assert!(
         matches!(answer, Err(Error::RolledBack { .. })),
         "{answer:?}"
     );
     let mut lease = pool.lease("a").unwrap();
-    let answer = Lease::write(&mut lease, |tx| work(tx));
+    let answer = Lease::write_and_then(&mut lease, |tx| work(tx));
     assert!(
         matches!(answer, Err(Error::RolledBack { .. })),
         "{answer:?}"
@@ -357,7 +358,7 @@ fn a_hook_that_a_member_leaves_does_not_stop_the_group(mode: Mode) {
     let left = pool.write("a", |tx| {
         tx.execute_batch("INSERT INTO done VALUES (7, 7)")?;
         tx.commit_hook(Some(|| true))?;
-        Ok::<_, Error>(())
+        Ok(())
     });
     left.unwrap();
     check(&pool, &[(7, Some(HashSet::from([7])))]);
@@ -392,7 +393,7 @@ fn a_member_leaves_nothing_for_another_agents() {
             tx.create_scalar_function("hers", 0, flags, |_| Ok(1))?;
         }
         tx.execute("INSERT INTO parent VALUES (1000)", [])?;
-        Ok::<_, Error>(())
+        Ok(())
     };
     let bob = |tx: &mut Savepoint<'_>| {
         assert_eq!(tx.last_insert_rowid(), 0);
@@ -405,7 +406,7 @@ fn a_member_leaves_nothing_for_another_agents() {
         );
         let orphan = tx.execute("INSERT INTO child VALUES (1)", []);
         assert!(orphan.is_err(), "no such parent");
-        Ok::<_, Error>(())
+        Ok(())
     };
     // One after the other, and in one group.
     pool.write("alice", alice).unwrap();
@@ -418,7 +419,7 @@ fn a_member_leaves_nothing_for_another_agents() {
             let hold = move |_: &mut Savepoint<'_>| {
                 tell.send(()).unwrap();
                 let _ = wait.recv();
-                Ok::<_, Error>(())
+                Ok(())
             };
             pool.write("holder", hold)
         });

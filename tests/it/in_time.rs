@@ -78,7 +78,7 @@ fn longest_poll_beside_a_long_close() -> Duration {
     for wait in [0, 1, 10] {
         let wait = Duration::from_millis(wait);
         let begun = Instant::now();
-        let refused = pool.lease_timeout("third", wait);
+        let refused = pool.agent("third").within(wait).lease();
         let took = begun.elapsed();
         assert!(took < wait + GRACE, "{took:?}");
         if let Err(error) = refused {
@@ -101,7 +101,7 @@ fn a_slow_callback_of_ones_own_keeps_nobody_beyond_their_time() {
             while is_slow.load(SeqCst) {
                 thread::sleep(Duration::from_millis(1));
             }
-            Ok(())
+            Ok::<_, rusqlite::Error>(())
         })
         .build()
         .unwrap();
@@ -111,7 +111,7 @@ fn a_slow_callback_of_ones_own_keeps_nobody_beyond_their_time() {
         // A thread may have to wait for the processor, too: the quickest of some tells.
         let tries = (0..5).map(|_| {
             let begun = Instant::now();
-            let error = pool.lease_timeout("a", wait).unwrap_err();
+            let error = pool.agent("a").within(wait).lease().unwrap_err();
             (begun.elapsed(), error)
         });
         let (took, error) = tries.min_by_key(|(took, _)| *took).unwrap();
@@ -132,7 +132,7 @@ fn a_slow_callback_of_ones_own_keeps_nobody_beyond_their_time() {
 fn an_opening_takes_what_it_takes_if_nobody_else_is_waited_for() {
     let fixture = Fixture::new();
     let pool = fixture.pool(1);
-    drop(pool.lease_timeout("a", Duration::ZERO).unwrap());
+    drop(pool.agent("a").within(Duration::ZERO).lease().unwrap());
 }
 
 #[test]
@@ -161,15 +161,13 @@ fn closing_from_within_is_told_at_once() {
                 let error = pool.close().unwrap_err();
                 noted.store(matches!(error, Error::Reentrant { .. }), SeqCst);
             }
-            Ok(())
+            Ok::<_, rusqlite::Error>(())
         })
         .build()
         .unwrap();
     let begun = Instant::now();
     let within = pool.clone();
-    let closed = pool
-        .write("a", move |_| Ok::<_, Error>(within.close()))
-        .unwrap();
+    let closed = pool.write("a", move |_| Ok(within.close())).unwrap();
     assert!(
         matches!(
             closed,
@@ -202,7 +200,7 @@ fn backups_at_once_do_not_wait_for_each_other() {
     for agent in &agents {
         pool.write(agent, |tx| {
             tx.execute("INSERT INTO t VALUES (1)", [])?;
-            Ok::<_, Error>(())
+            Ok(())
         })
         .unwrap();
     }
@@ -210,7 +208,7 @@ fn backups_at_once_do_not_wait_for_each_other() {
         for agent in &agents {
             let to = fixture.path.with_extension(format!("{agent}.copy"));
             let pool = &pool;
-            scope.spawn(move || pool.backup_agent(agent, to).unwrap());
+            scope.spawn(move || pool.agent(agent).backup(to).unwrap());
         }
     });
     assert_whole(&pool);
@@ -232,7 +230,7 @@ fn writes_that_wait_for_their_agent_keep_no_other_waiting() {
         .collect();
     let insert = |tx: &mut leasepool::rusqlite::Savepoint<'_>| {
         tx.execute("INSERT INTO t VALUES (1)", [])?;
-        Ok::<_, Error>(())
+        Ok(())
     };
     let mut waiting: Vec<_> = agents
         .iter()
@@ -270,7 +268,7 @@ fn a_place_function_that_panics_is_answered() {
         .max_connections(2)
         .build()
         .unwrap();
-    let work = |_: &mut leasepool::rusqlite::Savepoint<'_>| Ok::<_, Error>(());
+    let work = |_: &mut leasepool::rusqlite::Savepoint<'_>| Ok(());
     pool.write("a", work).unwrap();
     panics.store(true, SeqCst);
     for result in [
@@ -305,7 +303,7 @@ fn no_poll_waits_for_a_place_function() {
         .build()
         .unwrap();
     slow.store(true, SeqCst);
-    let work = |_: &mut leasepool::rusqlite::Savepoint<'_>| Ok::<_, Error>(());
+    let work = |_: &mut leasepool::rusqlite::Savepoint<'_>| Ok(());
     let lease = (0..3).map(|i| longest_poll(pool.lease_async(format!("a{i}")), 300));
     assert!(lease.min() < Some(Duration::from_millis(1)));
     let write = (0..3).map(|i| longest_poll(pool.write_async(format!("b{i}"), work), 300));
@@ -351,7 +349,7 @@ fn the_pools_own_names_cannot_be_leased() {
     for name in ["leasepool: writer", "leasepool: checkpoint", "leasepool: x"] {
         let error = pool.lease(name).unwrap_err();
         assert!(matches!(error, Error::InvalidAgent { .. }), "{error}");
-        let error = pool.write(name, |_| Ok::<_, Error>(())).unwrap_err();
+        let error = pool.write(name, |_| Ok(())).unwrap_err();
         assert!(matches!(error, Error::InvalidAgent { .. }), "{error}");
     }
 }
@@ -363,12 +361,12 @@ fn a_write_is_answered_in_time_while_a_file_is_closed() {
     let pool = with_a_long_log(&fixture, 60);
     let wait = Duration::from_millis(5);
     let until = Instant::now() + Duration::from_millis(500);
-    assert!(pool.release("writer"));
+    assert!(pool.evict("writer"));
     let mut answers = 0;
     while Instant::now() < until {
         let begun = Instant::now();
-        let write = pool.write_timeout_async("other", wait, |_| Ok::<_, Error>(()));
-        let answer = smol::block_on(write);
+        let other = pool.agent("other").within(wait);
+        let answer = smol::block_on(other.write_async(|_| Ok(())));
         let took = begun.elapsed();
         assert!(took < wait + GRACE, "{took:?}: {answer:?}");
         answers += 1;
@@ -388,7 +386,7 @@ fn a_locked_file_keeps_nobody_beyond_their_time() {
         let pool = fixture.pool(3);
         pool.write("a", |tx| {
             insert(tx);
-            Ok::<_, Error>(())
+            Ok(())
         })
         .unwrap();
         let file = fixture.file("a");
@@ -399,27 +397,27 @@ fn a_locked_file_keeps_nobody_beyond_their_time() {
             let begun = Instant::now();
             let work = |tx: &mut leasepool::rusqlite::Savepoint<'_>| {
                 insert(tx);
-                Ok::<_, Error>(())
+                Ok(())
             };
-            let answer = pool.write_timeout("a", wait, work);
+            let answer = pool.agent("a").within(wait).write(work);
             let took = begun.elapsed();
             assert!(
                 answer.is_err() && took < wait + GRACE,
                 "{took:?}: {answer:?}"
             );
             let begun = Instant::now();
-            let answer = smol::block_on(pool.write_timeout_async("a", wait, work));
+            let answer = smol::block_on(pool.agent("a").within(wait).write_async(work));
             let took = begun.elapsed();
             assert!(
                 answer.is_err() && took < wait + GRACE,
                 "{took:?}: {answer:?}"
             );
             // A lease does not need the lock, and its reads do not.
-            let lease = pool.lease_timeout("a", wait + GRACE).unwrap();
+            let lease = pool.agent("a").within(wait + GRACE).lease().unwrap();
             assert_eq!(count(&lease), 1);
         }
         let begun = Instant::now();
-        pool.close_timeout(Duration::from_millis(100)).unwrap();
+        pool.close_within(Duration::from_millis(100)).unwrap();
         assert!(begun.elapsed() < Duration::from_millis(100) + GRACE);
         drop(other);
     }
@@ -468,7 +466,7 @@ fn where_no_thread_can_be_started_errors_say_so_and_pass(mode: Mode) {
         let begun = Instant::now();
         let work = |tx: &mut leasepool::rusqlite::Savepoint<'_>| {
             insert(tx);
-            Ok::<_, Error>(())
+            Ok(())
         };
         let answers = [
             pool.lease("a").map(drop),

@@ -62,7 +62,7 @@ fn be_killed(mode: Mode, path: &Path) {
                     // Files are made and closed, too, while it is killed.
                     let own = format!("writer-{t}-{}", id / (WRITES * THREADS));
                     let agent = mode.either("writer", &own);
-                    let write = pool.write(agent, move |tx| {
+                    let write = pool.agent(agent).write_and_then(move |tx| {
                         tx.prepare_cached("INSERT INTO said VALUES (?1)")?
                             .execute([id])?;
                         if id % 7 == 0 {

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use leasepool::Pool;
 use leasepool::rusqlite::Connection;
-use leasepool::{Error, Pool};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::*;
@@ -128,7 +128,7 @@ fn add(conn: &Connection) -> leasepool::rusqlite::Result<usize> {
 /// Half of the rows through the queue, half by leases.
 fn write(pool: &Pool, agent: &str, rows: usize) {
     for _ in 0..rows / 2 {
-        pool.write(agent, |tx| Ok::<_, Error>(add(tx)?)).unwrap();
+        pool.write(agent, |tx| add(tx)).unwrap();
         add(&pool.lease(agent).unwrap()).unwrap();
     }
 }
@@ -188,7 +188,7 @@ fn replicate(program: &Path, fixture: &Fixture, external: bool) -> Vec<usize> {
     for agent in agents {
         write(&pool, agent, 20);
         // Where it is the agent's own, its connection is closed.
-        pool.release(agent);
+        pool.evict(agent);
     }
     fixture.mode.assert_open(&pool, 0, pool.stats().open);
     for agent in agents {

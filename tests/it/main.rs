@@ -32,4 +32,5 @@ mod seeing;
 mod sqlcipher;
 mod starts;
 mod stress;
+mod surface;
 mod write;

@@ -17,6 +17,8 @@ in_both_modes! {
 #[derive(Debug, Clone)]
 enum Action {
     Lease(u8),
+    /// A lease that belongs to no agent.
+    Get,
     Drop(usize),
     Discard(usize),
     /// Ends the lease by a panic, in a transaction.
@@ -31,6 +33,7 @@ enum Action {
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => (0_u8..6).prop_map(Action::Lease),
+        2 => Just(Action::Get),
         4 => (0_usize..4).prop_map(Action::Drop),
         1 => (0_usize..4).prop_map(Action::Discard),
         1 => (0_usize..4).prop_map(Action::Panic),
@@ -144,8 +147,12 @@ fn run(mode: Mode, actions: Vec<Action>) {
     let mut held: Vec<Held> = Vec::new();
     for action in actions {
         match action {
-            Action::Lease(agent) => match pool.try_lease(agent.to_string()) {
-                Ok(lease) => {
+            Action::Get if mode == Mode::PerAgent => {
+                let refused = pool.try_get().unwrap_err();
+                assert!(matches!(refused, leasepool::Error::Unsupported { .. }));
+            }
+            Action::Lease(_) | Action::Get => match lease(&pool, &action) {
+                (agent, Ok(lease)) => {
                     model.lease(agent, pool.stats().hits > model.hits);
                     // A lease is usable, whatever happened before.
                     assert_eq!(count(&lease), *model.rows(agent));
@@ -157,13 +164,13 @@ fn run(mode: Mode, actions: Vec<Action>) {
                         evicted: false,
                     });
                 }
-                Err(leasepool::Error::Exhausted { holders, .. }) => {
+                (agent, Err(leasepool::Error::Exhausted { holders, .. })) => {
                     assert_eq!(holders.len(), held.len());
                     // An agent has one of its own at a time.
                     let lent = held.iter().any(|held| held.agent == agent);
                     assert!(held.len() == connections || mode == Mode::PerAgent && lent);
                 }
-                Err(other) => panic!("{other}"),
+                (_, Err(other)) => panic!("{other}"),
             },
             Action::Drop(i) if i < held.len() => {
                 let Held {
@@ -205,8 +212,8 @@ fn run(mode: Mode, actions: Vec<Action>) {
                 *model.rows(held[i].agent) += 1;
             }
             Action::Release(agent) => {
-                let was_parked = pool.release(agent.to_string());
-                let freed = pool.stats().released - model.released;
+                let was_parked = pool.evict(agent.to_string());
+                let freed = pool.stats().evicted_by_call - model.released;
                 assert_eq!(was_parked, freed > 0);
                 model.evict(agent, freed);
                 for held in held.iter_mut().filter(|held| held.agent == agent) {
@@ -226,8 +233,18 @@ fn run(mode: Mode, actions: Vec<Action>) {
     }
     drop(held);
     assert_whole(&pool);
-    pool.close_timeout(Duration::ZERO).unwrap();
+    pool.close_within(Duration::ZERO).unwrap();
     assert_eq!(fixture.descriptors().all(), 0);
+}
+
+/// Those that belong to no agent count as one.
+const NO_AGENT: u8 = 100;
+
+fn lease(pool: &Pool, action: &Action) -> (u8, Result<Lease, leasepool::Error>) {
+    match action {
+        Action::Lease(agent) => (*agent, pool.try_lease(agent)),
+        _ => (NO_AGENT, pool.try_get()),
+    }
 }
 
 fn give_back(model: &mut Model, agent: u8, evicted: bool) {
@@ -258,7 +275,7 @@ fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
         "{stats:?}"
     );
     assert_eq!(
-        (stats.reclaims, stats.released),
+        (stats.reclaims, stats.evicted_by_call),
         (model.reclaims, model.released),
         "{stats:?}"
     );
@@ -278,7 +295,11 @@ fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
     }
     let mut expected: HashMap<String, usize> = HashMap::new();
     for held in held {
-        *expected.entry(held.agent.to_string()).or_default() += 1;
+        let agent = match held.agent {
+            NO_AGENT => "leasepool: get".to_owned(),
+            agent => agent.to_string(),
+        };
+        *expected.entry(agent).or_default() += 1;
     }
     assert_eq!(holders, expected);
 }

@@ -218,7 +218,7 @@ fn attach_in_setup_stays_below_the_ceiling(mode: Mode) {
                 met.wait();
                 seen.fetch_max(open_descriptors(), SeqCst);
                 met.wait();
-                Ok(())
+                Ok::<_, rusqlite::Error>(())
             })
             .build()
             .unwrap();
@@ -251,7 +251,7 @@ fn on_connect_runs_on_the_connections_of_a_backup() {
     insert(&pool.lease("a").unwrap());
     let before = calls.load(SeqCst);
     let to = fixture.in_folder("copy.db");
-    pool.backup_agent("a", &to).unwrap();
+    pool.agent("a").backup(&to).unwrap();
     assert_eq!(calls.load(SeqCst), before + 2);
     drop(pool);
     let copy = Connection::open(&to).unwrap();

@@ -495,7 +495,7 @@ mod pragmas {
                 let builder = builder.max_connections(1).setup(move |conn| {
                     conn.execute_batch(schema)?;
                     assert_eq!(conn.execute(orphan, []).is_ok(), off);
-                    Ok(())
+                    Ok::<_, rusqlite::Error>(())
                 });
                 let pool = match off {
                     false => open(builder).unwrap(),
@@ -509,8 +509,8 @@ mod pragmas {
                         .execute_batch(&format!("PRAGMA foreign_keys = {other}"))
                         .unwrap();
                 }
-                let written = pool.write("c", |tx| -> Result<usize, Error> {
-                    Ok(tx.execute(orphan, [])?)
+                let written = pool.write("c", |tx| -> rusqlite::Result<usize> {
+                    tx.execute(orphan, [])
                 });
                 assert_eq!(written.is_ok(), off);
             }

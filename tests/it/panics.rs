@@ -37,12 +37,13 @@ fn a_waker_that_panics_keeps_nothing() {
     let lease = pool.lease("a").unwrap();
     let short = std::time::Duration::from_millis(20);
     let woken = Arc::new(Panics).into();
-    let mut waiting = Box::pin(pool.lease_timeout_async("b", short));
+    let late = pool.agent("b").within(short);
+    let mut waiting = Box::pin(late.lease_async());
     let mut cx = Context::from_waker(&woken);
     assert!(waiting.as_mut().poll(&mut cx).is_pending());
-    let refused = smol::block_on(pool.lease_timeout_async("c", short * 2));
+    let refused = smol::block_on(pool.agent("c").within(short * 2).lease_async());
     assert!(refused.is_err());
-    let refused = smol::block_on(pool.lease_timeout_async("c", short));
+    let refused = smol::block_on(pool.agent("c").within(short).lease_async());
     assert!(refused.is_err());
     drop((waiting, lease));
     // Those that end give back what they were granted.
@@ -132,7 +133,7 @@ mod subscriber {
                             if i % 5 == 0 {
                                 leasepool::Lease::discard(lease);
                             }
-                            pool.release(&agent);
+                            pool.evict(&agent);
                             Ok::<_, Error>(())
                         };
                         drop(catch_unwind(AssertUnwindSafe(work)));
@@ -141,13 +142,13 @@ mod subscriber {
                             .filter_map(|n| pool.try_lease(format!("held {n}")).ok())
                             .collect();
                         let wait = Duration::from_millis(5);
-                        let wait = || pool.lease_timeout("late", wait);
+                        let wait = || pool.agent("late").within(wait).lease();
                         drop(catch_unwind(AssertUnwindSafe(wait)));
                         drop(held);
                         let write = || {
                             pool.write(&agent, |tx| {
                                 insert(tx);
-                                Ok::<_, Error>(())
+                                Ok(())
                             })
                         };
                         drop(catch_unwind(AssertUnwindSafe(write)));
@@ -157,7 +158,7 @@ mod subscriber {
                     assert_whole(&pool);
                     pool.write("a", |tx| {
                         insert(tx);
-                        Ok::<_, Error>(())
+                        Ok(())
                     })
                     .unwrap();
                     PANICS.store(true, SeqCst);

@@ -76,10 +76,10 @@ fn a_read_sees_one_snapshot(mode: Mode) {
         shell.run("INSERT INTO t VALUES (2)");
         let first = count(tx);
         shell.run("INSERT INTO t VALUES (3)");
-        Ok::<_, Error>((first, count(tx)))
+        Ok((first, count(tx)))
     });
     assert_eq!(counts.unwrap(), (1, 1));
-    let now = pool.read("a", |tx| Ok::<_, Error>(count(tx))).unwrap();
+    let now = pool.read("a", |tx| Ok(count(tx))).unwrap();
     assert_eq!(now, 3);
     // What is left open would keep the log from beginning anew.
     shell.run("PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE)");
@@ -94,7 +94,7 @@ fn nothing_is_written_in_a_read(mode: Mode) {
     let pool = fixture.pool(2);
     let allow = |_: AuthContext<'_>| Authorization::Allow;
     // The first read of a process finds out how SQLite takes the pragma, for which cached statements are compiled again.
-    pool.read("a", |_| Ok::<_, Error>(())).unwrap();
+    pool.read("a", |_| Ok(())).unwrap();
     {
         // What is cached was compiled before.
         let lease = pool.lease("a").unwrap();
@@ -118,7 +118,7 @@ fn nothing_is_written_in_a_read(mode: Mode) {
         |tx| tx.execute_batch("ROLLBACK; BEGIN IMMEDIATE"),
     ];
     for (way, work) in refused.into_iter().enumerate() {
-        let error = pool.read("a", |tx| Ok::<_, Error>(work(tx)?)).unwrap_err();
+        let error = pool.read("a", work).unwrap_err();
         let expected = match way {
             0..4 => ErrorCode::ReadOnly,
             _ => ErrorCode::AuthorizationForStatementDenied,
@@ -128,25 +128,25 @@ fn nothing_is_written_in_a_read(mode: Mode) {
     // Ways around one of what guards it.
     let ended = pool.read("a", |tx| {
         tx.prepare_cached("COMMIT")?.execute([])?;
-        Ok::<_, Error>(())
+        Ok(())
     });
     assert!(matches!(ended, Err(Error::SnapshotLost)), "{ended:?}");
     let without_authorizer = pool.read("a", |tx| {
         tx.authorizer(Some(allow))?;
         tx.execute_batch("PRAGMA query_only = OFF; INSERT INTO t VALUES (1); COMMIT")?;
-        Ok::<_, Error>(())
+        Ok(())
     });
     assert!(without_authorizer.is_err());
     let uncommitted = pool.read("a", |tx| {
         tx.authorizer(Some(allow))?;
         tx.execute_batch("PRAGMA query_only = OFF; INSERT INTO t VALUES (1)")?;
-        Ok::<_, Error>(())
+        Ok(())
     });
     uncommitted.unwrap();
     let without_hook = pool.read("a", |tx| {
         tx.commit_hook(None::<fn() -> bool>)?;
         tx.execute_batch("PRAGMA query_only = OFF")?;
-        Ok::<_, Error>(())
+        Ok(())
     });
     assert!(without_hook.is_err());
     let lease = pool.lease("a").unwrap();
@@ -176,9 +176,9 @@ fn a_read_leaves_the_connection_as_it_was(mode: Mode) {
         assert!(lease.prepare("SELECT x FROM mine").is_ok());
         lease
     };
-    let read = || pool.read("a", |tx| Ok::<_, Error>((query_only(tx), asked(tx))));
+    let read = || pool.read("a", |tx| Ok((query_only(tx), asked(tx))));
     assert_eq!(read().unwrap(), (true, 1234));
-    let failed: Result<(), Error> = pool.read("a", |_| Err(rusqlite::Error::InvalidQuery.into()));
+    let failed: Result<(), Error> = pool.read("a", |_| Err(rusqlite::Error::InvalidQuery));
     assert!(failed.is_err());
     // The agent itself wants it so.
     check(false)
@@ -205,7 +205,7 @@ fn a_read_leaves_the_connection_as_it_was(mode: Mode) {
     insert(&lease);
     drop(lease);
     // Within one, the pool cannot be closed.
-    let closed = pool.read("a", |_| pool.close());
+    let closed = pool.agent("a").read_and_then(|_| pool.close());
     assert!(matches!(closed, Err(Error::Reentrant { .. })), "{closed:?}");
     assert_whole(&pool);
 }
@@ -214,13 +214,11 @@ fn an_awaited_read_runs_on_another_thread(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.pool(2);
     let me = thread::current().id();
-    let there = smol::block_on(pool.read_async("a", |tx| {
-        Ok::<_, Error>((count(tx), thread::current().id()))
-    }));
+    let there = smol::block_on(pool.read_async("a", |tx| Ok((count(tx), thread::current().id()))));
     let (rows, there) = there.unwrap();
     assert!(rows == 0 && there != me);
     let failed: Result<(), Error> =
-        smol::block_on(pool.read_async("a", |tx| Ok(tx.execute_batch("DELETE FROM t")?)));
+        smol::block_on(pool.read_async("a", |tx| tx.execute_batch("DELETE FROM t")));
     assert_eq!(code(&failed.unwrap_err()), Some(ErrorCode::ReadOnly));
     let panicked: Result<(), Error> =
         smol::block_on(pool.read_async("a", |_| panic!("on purpose")));
@@ -231,7 +229,7 @@ fn an_awaited_read_runs_on_another_thread(mode: Mode) {
     let mut working = Box::pin(pool.read_async("a", move |_| {
         tell.send(()).unwrap();
         let _ = wait.recv();
-        Ok::<_, Error>(())
+        Ok(())
     }));
     smol::block_on(async {
         let poll_until_begun = async {
@@ -245,7 +243,9 @@ fn an_awaited_read_runs_on_another_thread(mode: Mode) {
     assert_eq!(pool.stats().lent, 1);
     drop(go_on);
     eventually("it is back", || pool.stats().lent == 0);
-    drop(pool.read_async("a", |_| -> Result<(), Error> { panic!("it never begins") }));
+    drop(pool.read_async("a", |_| -> rusqlite::Result<()> {
+        panic!("it never begins")
+    }));
     assert_whole(&pool);
 }
 
@@ -267,18 +267,20 @@ fn a_read_waits_for_a_foreign_lock_no_longer_than_it_may(_: Mode) {
         .busy_timeout(LONG)
         .build()
         .unwrap();
-    assert_eq!(pool.read("a", |tx| Ok::<_, Error>(count(tx))).unwrap(), 0);
+    assert_eq!(pool.read("a", |tx| Ok(count(tx))).unwrap(), 0);
     shell.run("BEGIN EXCLUSIVE; INSERT INTO t VALUES (1)");
     let timeout = Duration::from_millis(200);
     let start = Instant::now();
     let error = pool
-        .read_timeout("a", timeout, |tx| Ok::<_, Error>(count(tx)))
+        .agent("a")
+        .within(timeout)
+        .read(|tx| Ok(count(tx)))
         .unwrap_err();
     assert!(start.elapsed() >= timeout && start.elapsed() < LONG / 2);
     assert_eq!(code(&error), Some(ErrorCode::DatabaseBusy));
     assert!(error.is_retryable());
     thread::scope(|scope| {
-        let reading = scope.spawn(|| pool.read("a", |tx| Ok::<_, Error>(count(tx))));
+        let reading = scope.spawn(|| pool.read("a", |tx| Ok(count(tx))));
         eventually("it waits", || pool.stats().lent == 1);
         shell.run("COMMIT");
         assert_eq!(reading.join().unwrap().unwrap_or(-1), 1);
@@ -300,18 +302,18 @@ fn assert_only_reads(pool: &Pool, agent: &str) {
         let transaction = lease.transaction().unwrap();
         assert!(count(&transaction) > 0);
     }
-    let on_lease = Lease::write(&mut lease, |_| Ok::<_, Error>(()));
+    let on_lease = Lease::write(&mut lease, |_| Ok(()));
     assert!(matches!(on_lease, Err(Error::ReadOnly)), "{on_lease:?}");
     drop(lease);
     let refused = [
-        pool.write(agent, |_| Ok::<_, Error>(())),
-        smol::block_on(pool.write_async(agent, |_| Ok::<_, Error>(()))),
-        pool.vacuum_agent(agent),
+        pool.write(agent, |_| Ok(())),
+        smol::block_on(pool.write_async(agent, |_| Ok(()))),
+        pool.agent(agent).vacuum(),
     ];
     for refused in refused {
         assert!(matches!(refused, Err(Error::ReadOnly)), "{refused:?}");
     }
-    let rows = pool.read(agent, |tx| Ok::<_, Error>(count(tx))).unwrap();
+    let rows = pool.read(agent, |tx| Ok(count(tx))).unwrap();
     assert!(rows > 0);
     pool.close_writes().unwrap();
 }
@@ -342,7 +344,7 @@ fn a_pool_that_only_reads_writes_nothing(mode: Mode) {
     drop(lease);
     assert_only_reads(&pool, "a");
     assert_eq!(count(&pool.lease("a").unwrap()), 1);
-    assert!(pool.remove_agent("a").is_err());
+    assert!(pool.agent("a").remove().is_err());
     assert_whole(&pool);
     pool.close().unwrap();
     assert_eq!(fixture.descriptors().all(), 0);
@@ -363,7 +365,7 @@ fn a_file_that_another_process_writes() {
         shell.run(&format!(
             "PRAGMA journal_mode = {journal}; CREATE TABLE t (x); INSERT INTO t VALUES (1)"
         ));
-        let with_setup = pool().setup(|_| Ok(())).build();
+        let with_setup = pool().setup(|_| Ok::<_, rusqlite::Error>(())).build();
         assert!(matches!(
             with_setup,
             Err(Error::Config {
@@ -486,7 +488,7 @@ fn the_cap_holds_for_a_file_that_another_process_writes() {
                         drop(lease);
                         for turn in 0..200 {
                             let agent = format!("{}", (turn * 7 + i) % 30);
-                            let rows = pool.read(agent, |tx| Ok::<_, Error>(count(tx)));
+                            let rows = pool.read(agent, |tx| Ok(count(tx)));
                             assert!(rows.unwrap() > 0);
                         }
                     });

@@ -47,11 +47,11 @@ fn returning_twice_is_impossible_or_harmless() {
     let _: fn(leasepool::Lease) = leasepool::Lease::discard;
     drop(lease);
     // What can be said twice: that the agent is gone, and that the pool is.
-    assert!(pool.release("agent"));
-    assert!(!pool.release("agent"));
+    assert!(pool.evict("agent"));
+    assert!(!pool.evict("agent"));
     let lease = pool.lease("agent").unwrap();
-    assert!(!pool.release("agent"));
-    assert!(!pool.release("agent"));
+    assert!(!pool.evict("agent"));
+    assert!(!pool.evict("agent"));
     insert(&lease);
     drop(lease);
     assert_eq!((pool.stats().open, pool.stats().lent), (1, 0));

@@ -82,7 +82,7 @@ fn idle_connections_to_the_old_file_are_closed_without_a_lease() {
     let free = leases.next().unwrap();
     drop(leases);
     drop(free);
-    pool.release("1");
+    pool.evict("1");
     renamed_over(&fixture, 5);
     eventually("the keeper has closed three", || pool.stats().open == 1);
     // The lent one works on what it has, and is closed when it comes back.
@@ -291,7 +291,7 @@ mod log {
         let outside = leasepool::rusqlite::Connection::open(fixture.file("a")).unwrap();
         assert_eq!(count(&outside), 20);
         drop(lease);
-        pool.release("a");
+        pool.evict("a");
         if mode == Mode::PerAgent {
             eventually("it is closed", || pool.stats().open == 0);
         }
@@ -330,9 +330,7 @@ mod log {
                     "{error:?}"
                 );
                 assert!(matches!(pool.ready(), Err(Error::FileReplaced { .. })));
-                let write = pool.write("b", |tx| {
-                    Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (2)", ())?)
-                });
+                let write = pool.write("b", |tx| tx.execute("INSERT INTO t VALUES (2)", ()));
                 assert!(
                     matches!(write, Err(Error::FileReplaced { .. })),
                     "{write:?}"
@@ -343,9 +341,7 @@ mod log {
         drop(lease);
         // Then the database is opened anew, with a log of its own, and keeps what it is given.
         eventually("it is served again", || pool.lease("a").is_ok());
-        let write = pool.write("a", |tx| {
-            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (2)", ())?)
-        });
+        let write = pool.write("a", |tx| tx.execute("INSERT INTO t VALUES (2)", ()));
         write.unwrap();
         pool.close().unwrap();
         let kept = leasepool::rusqlite::Connection::open(fixture.file("a")).unwrap();

@@ -52,7 +52,7 @@ fn work_returns_what_it_returns() {
             .run("a", |conn| conn.execute("INSERT INTO t VALUES (?1)", [5]))
             .await
             .unwrap();
-        assert_eq!(inserted, Ok(1));
+        assert_eq!(inserted, 1);
         let lease = pool.lease_async("a").await.unwrap();
         let (mut lease, found) = Lease::run(lease, |conn| {
             conn.query_row("SELECT x FROM t", [], |row| row.get::<_, i64>(0))
@@ -63,8 +63,13 @@ fn work_returns_what_it_returns() {
         lease.transaction().unwrap().commit().unwrap();
         drop(lease);
         let failed = pool.run("b", |conn| conn.execute("nonsense", ())).await;
-        assert!(failed.unwrap().is_err());
-        let sum = pool.run_timeout("a", LONG, |_| 1 + 1).await.unwrap();
+        assert!(matches!(failed, Err(Error::Sqlite(_))), "{failed:?}");
+        let sum = pool
+            .agent("a")
+            .within(LONG)
+            .run(|_| Ok(1 + 1))
+            .await
+            .unwrap();
         assert_eq!(sum, 2);
     });
     assert_eq!(pool.stats().hits, 2);
@@ -77,7 +82,7 @@ fn a_panic_is_an_error_and_the_connection_is_reset() {
     let pool = fixture.pool(1);
     runtime().block_on(async {
         let failed = pool
-            .run("a", |conn| {
+            .run("a", |conn| -> rusqlite::Result<()> {
                 conn.execute_batch("CREATE TEMP TABLE mine (x); BEGIN; INSERT INTO t VALUES (1)")
                     .unwrap();
                 panic!("on purpose");
@@ -188,14 +193,17 @@ fn a_lock_is_waited_for_as_long_as_busy_timeout_says() {
     let begin = |conn: &mut Connection| conn.execute_batch("BEGIN IMMEDIATE");
     runtime().block_on(async {
         let start = Instant::now();
-        let error = pool.run("a", begin).await.unwrap().unwrap_err();
+        let error = pool.run("a", begin).await.unwrap_err();
+        let Error::Sqlite(error) = error else {
+            panic!("{error}")
+        };
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
         assert!(start.elapsed() >= busy, "{:?}", start.elapsed());
         assert!(start.elapsed() < busy * 2, "{:?}", start.elapsed());
         let mut waiting = pin!(pool.run("a", begin));
         assert!(smol::future::poll_once(&mut waiting).await.is_none());
         drop(writer);
-        waiting.await.unwrap().unwrap();
+        waiting.await.unwrap();
     });
     assert_whole(&pool);
 }
@@ -207,7 +215,7 @@ fn the_deadline_covers_the_wait_and_the_work() {
     let short = Duration::from_millis(100);
     runtime().block_on(async {
         let start = Instant::now();
-        let late = pool.run_timeout("a", short, forever).await;
+        let late = pool.agent("a").within(short).run(forever).await;
         assert!(matches!(late, Err(Error::Interrupted { .. })), "{late:?}");
         let took = start.elapsed();
         assert!(took >= short && took < short + SOON, "{took:?}");
@@ -215,7 +223,7 @@ fn the_deadline_covers_the_wait_and_the_work() {
         assert!(start.elapsed() < short + SOON, "{:?}", start.elapsed());
 
         let lease = pool.lease_async("holder").await.unwrap();
-        let late = pool.run_timeout("a", short, forever).await;
+        let late = pool.agent("a").within(short).run(forever).await;
         assert!(matches!(late, Err(Error::Exhausted { .. })), "{late:?}");
         drop(lease);
     });
@@ -226,7 +234,7 @@ fn the_deadline_covers_the_wait_and_the_work() {
 fn without_a_runtime_it_is_an_error_and_costs_nothing() {
     let fixture = Fixture::new();
     let pool = fixture.pool(1);
-    let failed = smol::block_on(pool.run("a", |_| ()));
+    let failed = smol::block_on(pool.run("a", |_| Ok(())));
     assert!(matches!(failed, Err(Error::NoRuntime)), "{failed:?}");
     assert_whole(&pool);
 }

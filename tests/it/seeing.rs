@@ -76,7 +76,7 @@ fn waits_and_holds_are_measured() {
     assert!(pool.lease("gives up").is_err());
     assert!(pool.try_lease("does not wait").is_err());
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| pool.lease_timeout("waits", LONG).map(drop));
+        let waiter = scope.spawn(|| pool.agent("waits").within(LONG).lease().map(drop));
         while pool.stats().waiting == 0 {
             thread::yield_now();
         }
@@ -121,7 +121,7 @@ fn only_the_ten_slowest_waits_are_remembered() {
     let held = pool.lease("holder").unwrap();
     for i in 0..15_u64 {
         let wait = Duration::from_millis((i * 7) % 15 * 4);
-        assert!(pool.lease_timeout(format!("{i}"), wait).is_err());
+        assert!(pool.agent(format!("{i}")).within(wait).lease().is_err());
     }
     drop(held);
     let slowest = pool.slowest_waits();
@@ -142,7 +142,7 @@ fn wal_on_disk(fixture: &Fixture) -> usize {
 fn write_much(pool: &Pool) {
     pool.write("writer", |tx| {
         tx.execute("INSERT INTO t VALUES (randomblob(20 * 4096))", [])?;
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
 }
@@ -165,7 +165,7 @@ fn four_in_one_group(pool: &Pool, see: impl FnOnce()) {
             begun.send(()).unwrap();
             may_go_on.recv().unwrap();
             insert(tx);
-            Ok::<_, Error>(())
+            Ok(())
         });
         scope.spawn(|| smol::block_on(first).unwrap());
         has_begun.recv().unwrap();
@@ -173,7 +173,7 @@ fn four_in_one_group(pool: &Pool, see: impl FnOnce()) {
             scope.spawn(|| {
                 pool.write("next", |tx| {
                     insert(tx);
-                    Ok::<_, Error>(())
+                    Ok(())
                 })
                 .unwrap();
             });
@@ -188,7 +188,7 @@ fn four_in_one_group(pool: &Pool, see: impl FnOnce()) {
 fn one_that_fails(pool: &Pool) {
     let refused = pool.write("fails", |tx| {
         let _ = tx.execute_batch("COMMIT");
-        Ok::<_, Error>(())
+        Ok(())
     });
     assert!(
         matches!(refused, Err(Error::NotInWrite { .. })),
@@ -209,7 +209,7 @@ fn writes_are_counted_and_measured() {
     pool.write("slow", move |tx| {
         thread::sleep(slow);
         insert(tx);
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
     let stats = pool.stats();
@@ -424,8 +424,8 @@ mod events {
                 log.until("overdue lease returned");
                 drop(pool.lease("c").unwrap());
                 log.until("connection discarded");
-                pool.release("c");
-                log.until("agent=\"c\" cause=Released");
+                pool.evict("c");
+                log.until("agent=\"c\" cause=Called");
                 pool.close().unwrap();
                 log.until("pool closing");
                 log.until("pool closed");
@@ -494,7 +494,11 @@ mod events {
                 let log = Log::install();
                 for mode in [Mode::Shared, Mode::PerAgent] {
                     let fixture = mode.fixture();
-                    let pool = fixture.builder(2).on_open(|_| Ok(())).build().unwrap();
+                    let pool = fixture
+                        .builder(2)
+                        .on_open(|_| Ok::<_, rusqlite::Error>(()))
+                        .build()
+                        .unwrap();
                     drop(pool.lease("a").unwrap());
                     drop(pool.lease("b").unwrap());
                     drop(pool);
@@ -504,7 +508,7 @@ mod events {
                     let fixture = mode.fixture();
                     let on_open = |conn: &mut leasepool::rusqlite::Connection| {
                         conn.wal_hook(Some(|_, _| Ok(())));
-                        Ok(())
+                        Ok::<_, Error>(())
                     };
                     let pool = fixture.builder(2).on_open(on_open).build().unwrap();
                     for agent in ["a", "b", "c"] {
@@ -563,7 +567,8 @@ mod events {
                         scope.spawn(move || {
                             let first = pool.lease(agent).unwrap();
                             both.wait();
-                            let second = pool.lease_timeout("second", Duration::from_secs(3));
+                            let second =
+                                pool.agent("second").within(Duration::from_secs(3)).lease();
                             drop(first);
                             drop(second);
                         });
@@ -596,7 +601,7 @@ mod events {
                     let pool = self.0.try_lock().ok().and_then(|pool| pool.clone());
                     if let Some(pool) = pool {
                         pool.stats();
-                        pool.release("b");
+                        pool.evict("b");
                         drop(pool.try_lease("meddler"));
                     }
                 }
@@ -754,8 +759,8 @@ mod metrics {
             );
             drop(held);
             drop(pool.lease("c").unwrap());
-            pool.release("c");
-            seen.until("leasepool_evictions_total cause=release pool=chat", 1.0);
+            pool.evict("c");
+            seen.until("leasepool_evictions_total cause=call pool=chat", 1.0);
             seen.until("leasepool_evictions_total cause=reclaim pool=chat", 1.0);
             pool.close().unwrap();
             seen.until("leasepool_connections pool=chat state=parked", 0.0);

@@ -60,15 +60,15 @@ fn nothing_is_in_plain_text(mode: Mode) {
         let hold = pool.lease(mode.reader_of("a")).unwrap();
         hold.execute("INSERT INTO t VALUES (?1)", [SECRET]).unwrap();
         drop(hold);
-        pool.write("a", |tx| -> Result<usize, Error> {
-            Ok(tx.execute("INSERT INTO t VALUES (?1)", [SECRET])?)
+        pool.write("a", |tx| -> rusqlite::Result<usize> {
+            tx.execute("INSERT INTO t VALUES (?1)", [SECRET])
         })
         .unwrap();
         assert!(std::fs::metadata(&wal).unwrap().len() > 0);
         assert_eq!(says(&wal, SECRET), plain, "{way}");
         if mode == Mode::PerAgent {
             let copy = fixture.in_folder("copy.db");
-            pool.backup_agent("a", &copy).unwrap();
+            pool.agent("a").backup(&copy).unwrap();
             assert_eq!(says(&copy, SECRET), plain, "{way}");
             assert_eq!(says(&copy, "SQLite format 3"), plain, "{way}");
             let copied = keyed(Pool::builder(Database::file(&copy)), way)

@@ -105,13 +105,13 @@ fn several_processes_begin_with_a_fresh_database(mode: Mode) {
                             conn.execute_batch("CREATE TABLE t (x)")?;
                             conn.execute_batch("CREATE TABLE u (x); INSERT INTO u VALUES (1)")?;
                         }
-                        Ok(())
+                        Ok::<_, rusqlite::Error>(())
                     })
                     .build()
                     .and_then(|pool| {
                         pool.write("a", |tx| {
                             tx.execute("INSERT INTO t VALUES (1)", ())?;
-                            Ok::<_, Error>(())
+                            Ok(())
                         })?;
                         pool.close()
                     }),
@@ -225,7 +225,7 @@ fn no_file_is_removed_under_another_process() {
     let fixture = Mode::PerAgent.fixture();
     let pool = fixture.pool(2);
     insert(&pool.lease("a").unwrap());
-    pool.release("a");
+    pool.evict("a");
     let mut other = Command::new("sqlite3")
         .arg(fixture.file("a"))
         .stdin(Stdio::piped())
@@ -240,7 +240,7 @@ fn no_file_is_removed_under_another_process() {
     )
     .unwrap();
     assert_eq!(lines.next().unwrap().unwrap(), "done");
-    let refused = |pool: &Pool| match pool.remove_agent_timeout("a", Duration::from_millis(200)) {
+    let refused = |pool: &Pool| match pool.agent("a").within(Duration::from_millis(200)).remove() {
         Err(Error::Open { source, .. }) => {
             let source = source.downcast::<rusqlite::Error>().unwrap();
             assert_eq!(
@@ -262,7 +262,9 @@ fn no_file_is_removed_under_another_process() {
             drop(stdin);
             other.wait().unwrap();
         });
-        eventually("it is removed", || pool.remove_agent("a").unwrap_or(false));
+        eventually("it is removed", || {
+            pool.agent("a").remove().unwrap_or(false)
+        });
     });
     assert!(!fixture.file("a").exists());
     assert_eq!(std::fs::read_dir(&fixture.path).unwrap().count(), 0);
@@ -284,7 +286,7 @@ fn no_file_is_removed_under_another_pool() {
     };
     let (first, second) = (build(), build());
     insert(&first.lease("a").unwrap());
-    let removed = second.remove_agent("a");
+    let removed = second.agent("a").remove();
     assert!(
         matches!(removed, Err(Error::AlreadyPooled { .. })),
         "{removed:?}"
@@ -378,10 +380,8 @@ fn a_pool_does_not_follow_a_fork() {
                         insert(&lease);
                         assert_eq!(count(&lease), 2);
                         drop(lease);
-                        pool.write("a", |tx| {
-                            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (2)", ())?)
-                        })
-                        .unwrap();
+                        pool.write("a", |tx| tx.execute("INSERT INTO t VALUES (2)", ()))
+                            .unwrap();
                         assert_whole(&pool);
                         pool.close().unwrap();
                         if parent_first {
@@ -407,9 +407,7 @@ fn a_pool_does_not_follow_a_fork() {
 
 /// What the calls of a forked process return.
 fn forked(pool: Pool, mut lease: leasepool::Lease) -> String {
-    let work = |tx: &mut rusqlite::Savepoint<'_>| {
-        Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (9)", ())?)
-    };
+    let work = |tx: &mut rusqlite::Savepoint<'_>| tx.execute("INSERT INTO t VALUES (9)", ());
     let copy = std::env::temp_dir().join("never-made.db");
     let results = [
         pool.lease("a").map(drop),
@@ -417,12 +415,10 @@ fn forked(pool: Pool, mut lease: leasepool::Lease) -> String {
         smol::block_on(pool.lease_async("b")).map(drop),
         pool.write("a", work).map(drop),
         smol::block_on(pool.write_async("a", work)).map(drop),
-        leasepool::Lease::write(&mut lease, |tx| {
-            Ok::<_, Error>(tx.execute("INSERT INTO t VALUES (9)", ())?)
-        })
-        .map(drop),
-        pool.read("a", |_| Ok::<_, Error>(())),
-        pool.vacuum_agent("a"),
+        leasepool::Lease::write(&mut lease, |tx| tx.execute("INSERT INTO t VALUES (9)", ()))
+            .map(drop),
+        pool.read("a", |_| Ok(())),
+        pool.agent("a").vacuum(),
         pool.ready(),
         pool.close_writes(),
         pool.close(),
@@ -430,10 +426,10 @@ fn forked(pool: Pool, mut lease: leasepool::Lease) -> String {
         match pool.fd_ceiling() {
             // One file, or one for each agent.
             11 => pool.backup(&copy),
-            _ => pool.backup_agent("a", &copy),
+            _ => pool.agent("a").backup(&copy),
         },
     ];
-    let nothing = !pool.release("a") && pool.holders().is_empty() && pool.stats().lent == 0;
+    let nothing = !pool.evict("a") && pool.holders().is_empty() && pool.stats().lent == 0;
     drop(lease);
     drop(pool);
     for result in results {

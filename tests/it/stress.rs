@@ -63,7 +63,8 @@ fn random_actions_from_many_threads(mode: Mode) {
                                 Err(Error::Exhausted { .. }) => continue,
                                 Err(other) => panic!("{other}"),
                             },
-                            1 => match pool.lease_timeout(&agent, Duration::from_micros(50)) {
+                            1 => match pool.agent(&agent).within(Duration::from_micros(50)).lease()
+                            {
                                 Ok(lease) => lease,
                                 Err(Error::Exhausted { .. }) => continue,
                                 Err(other) => panic!("{other}"),
@@ -84,7 +85,7 @@ fn random_actions_from_many_threads(mode: Mode) {
                                     .unwrap();
                             }
                             3 => {
-                                pool.release(&agent);
+                                pool.evict(&agent);
                             }
                             4 => thread::yield_now(),
                             5..8 => {

@@ -16,7 +16,7 @@ use crate::common::*;
 in_both_modes! { an_idle_writer_begins_at_once }
 
 /// A write that adds one row.
-fn add(x: i64) -> impl FnOnce(&mut Savepoint<'_>) -> Result<i64, Error> + Send + 'static {
+fn add(x: i64) -> impl FnOnce(&mut Savepoint<'_>) -> rusqlite::Result<i64> + Send + 'static {
     move |tx| {
         tx.prepare_cached("INSERT INTO t VALUES (?1)")?
             .execute([x])?;
@@ -99,7 +99,7 @@ fn members_of_a_group_do_not_touch_each_other() {
                 let seen: i64 = tx.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
                 assert_eq!(seen, 2, "those before it in its group, whole");
                 tx.execute("INSERT INTO no_such_table VALUES (1)", [])?;
-                Ok::<_, Error>(())
+                Ok(())
             })
         });
         wait_until_queued(&pool, 2);
@@ -154,7 +154,7 @@ fn a_commit_that_fails_fails_all_of_its_group() {
         let bad = scope.spawn(|| {
             pool.write("bad", |tx| {
                 tx.execute("INSERT INTO child VALUES (77)", [])?;
-                Ok::<_, Error>(())
+                Ok(())
             })
         });
         wait_until_queued(&pool, 2);
@@ -195,7 +195,7 @@ fn a_rollback_by_sqlite_is_told_to_all() {
             pool.write("ends", |tx| {
                 // Whatever it makes of the error: its group is gone.
                 let _ = tx.execute("INSERT OR ROLLBACK INTO t VALUES (5)", []);
-                Ok::<_, Error>(())
+                Ok(())
             })
         });
         wait_until_queued(&pool, 2);
@@ -299,7 +299,6 @@ fn what_stays_within_a_write_is_allowed() {
                  ALTER TABLE v RENAME COLUMN a TO b; PRAGMA user_version = 9",
             )?;
             tx.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
-                .map_err(Error::from)
         })
         .unwrap();
     assert_eq!(user_version, 9);
@@ -309,7 +308,7 @@ fn what_stays_within_a_write_is_allowed() {
         tx.execute("INSERT INTO t VALUES (4)", [])?;
         tx.rollback()?;
         tx.execute("INSERT INTO t VALUES (5)", [])?;
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
     assert_eq!(rows(&pool), [1, 3, 5]);
@@ -317,7 +316,7 @@ fn what_stays_within_a_write_is_allowed() {
     pool.write("a", |tx| {
         tx.execute_batch("SAVEPOINT forgotten; INSERT INTO t VALUES (6)")?;
         tx.set_drop_behavior(rusqlite::DropBehavior::Panic);
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
     assert_eq!(rows(&pool), [1, 3, 5, 6]);
@@ -339,7 +338,7 @@ fn what_a_member_leaves_does_not_reach_its_neighbours() {
                     true
                 }))?;
                 tx.busy_timeout(LONG)?;
-                Ok::<_, Error>(())
+                Ok(())
             })
         });
         wait_until_queued(&pool, 1);
@@ -358,7 +357,7 @@ fn what_a_member_leaves_does_not_reach_its_neighbours() {
         rows.next()?;
         std::mem::forget(rows);
         std::mem::forget(statement);
-        Ok::<_, Error>(())
+        Ok(())
     })
     .unwrap();
     pool.write("good", add(2)).unwrap();
@@ -372,21 +371,21 @@ fn a_write_within_a_write_is_told_at_once() {
     let other = other.pool(1);
     let start = Instant::now();
     let inner = pool.clone();
-    let nested = pool.write("outer", move |tx| {
+    let nested = pool.agent("outer").write_and_then(move |tx| {
         tx.execute("INSERT INTO t VALUES (1)", [])?;
         // Another pool's is none of this one's business.
         other.write("other", add(1))?;
         let nested = inner.write("inner", add(2));
         let awaited = smol::block_on(inner.write_async("inner", add(2)));
         let mut lease = inner.lease("inner")?;
-        let leased = Lease::write(&mut lease, |_| Ok::<_, Error>(()));
+        let leased = Lease::write(&mut lease, |_| Ok(()));
         Ok::<_, Error>([nested.err(), awaited.err(), leased.err()])
     });
     for error in nested.unwrap() {
         assert!(matches!(error, Some(Error::NestedWrite)), "{error:?}");
     }
     let mut lease = pool.lease("outer").unwrap();
-    let nested = Lease::write(&mut lease, |_| pool.write("inner", add(2)));
+    let nested = Lease::write_and_then(&mut lease, |_| pool.write("inner", add(2)));
     assert!(matches!(nested, Err(Error::NestedWrite)));
     assert!(start.elapsed() < Duration::from_secs(2));
     assert_eq!(rows(&pool), [1]);
@@ -558,7 +557,7 @@ fn futures_dropped_at_random() {
         }
     });
     // After whatever is still on its way.
-    pool.write("last", |_| Ok::<_, Error>(())).unwrap();
+    pool.write("last", |_| Ok(())).unwrap();
     let there = rows(&pool);
     let acknowledged = acknowledged.into_inner().unwrap();
     assert!(acknowledged.iter().all(|x| there.contains(x)));
@@ -635,7 +634,11 @@ fn the_writer_has_no_slot_of_its_own() {
     assert_eq!(fixture.descriptors().wal, 1);
     // Somebody who holds the only one is who a write waits for, and that is said.
     let lease = pool.lease("reader").unwrap();
-    match pool.write_timeout("a", Duration::from_millis(50), add(0)) {
+    match pool
+        .agent("a")
+        .within(Duration::from_millis(50))
+        .write(add(0))
+    {
         Err(Error::Exhausted { holders, .. }) => assert_eq!(holders[0].agent, "reader"),
         other => panic!("{other:?}"),
     }
@@ -657,9 +660,9 @@ fn a_lease_writes_in_its_turn() {
         .execute_batch("CREATE TEMP TABLE mine (x); INSERT INTO mine VALUES (5)")
         .unwrap();
     let local = String::from("INSERT INTO t SELECT x FROM mine");
-    let n = Lease::write(&mut lease, |tx| tx.execute(&local, []).map_err(Error::from)).unwrap();
+    let n = Lease::write(&mut lease, |tx| tx.execute(&local, [])).unwrap();
     assert_eq!(n, 1);
-    let failed: Result<(), Error> = Lease::write(&mut lease, |tx| {
+    let failed: Result<(), Error> = Lease::write_and_then(&mut lease, |tx| {
         tx.execute("INSERT INTO t VALUES (6)", [])?;
         Err(Error::Closed)
     });
@@ -668,7 +671,7 @@ fn a_lease_writes_in_its_turn() {
         Lease::write(&mut lease, |tx| {
             tx.execute("INSERT INTO t VALUES (7)", [])?;
             if tx.is_autocommit() {
-                return Ok::<(), Error>(());
+                return Ok(());
             }
             panic!("on purpose")
         })
@@ -683,11 +686,8 @@ fn a_lease_writes_in_its_turn() {
             scope.spawn(move || {
                 for _ in 0..50 {
                     let mut lease = pool.lease(format!("lease-{t}")).unwrap();
-                    Lease::write(&mut lease, |tx| {
-                        tx.execute("INSERT INTO t VALUES (1)", [])
-                            .map_err(Error::from)
-                    })
-                    .unwrap();
+                    Lease::write(&mut lease, |tx| tx.execute("INSERT INTO t VALUES (1)", []))
+                        .unwrap();
                 }
             });
             scope.spawn(move || {
@@ -714,7 +714,7 @@ fn a_lease_whose_transaction_is_gone_is_told_why() {
     insert(&lease);
     let failed: Result<usize, Error> = Lease::write(&mut lease, |tx| {
         tx.set_drop_behavior(rusqlite::DropBehavior::Commit);
-        Ok(tx.execute("INSERT OR ROLLBACK INTO t VALUES (1)", [])?)
+        tx.execute("INSERT OR ROLLBACK INTO t VALUES (1)", [])
     });
     match failed {
         Err(Error::Sqlite(error)) => assert_eq!(
@@ -723,7 +723,7 @@ fn a_lease_whose_transaction_is_gone_is_told_why() {
         ),
         other => panic!("{other:?}"),
     }
-    let failed: Result<(), Error> = Lease::write(&mut lease, |tx| {
+    let failed: Result<(), Error> = Lease::write_and_then(&mut lease, |tx| {
         tx.set_drop_behavior(rusqlite::DropBehavior::Commit);
         tx.execute("INSERT INTO t VALUES (2)", [])?;
         Err(Error::Closed)
@@ -743,11 +743,7 @@ fn leases_that_write_do_not_wait_for_a_writer_that_waits_for_them() {
     thread::scope(|scope| {
         let writer = scope.spawn(|| pool.write("a", add(2)));
         eventually("it waits for a connection", || pool.stats().waiting == 1);
-        Lease::write(&mut lease, |tx| {
-            tx.execute("INSERT INTO t VALUES (1)", [])
-                .map_err(Error::from)
-        })
-        .unwrap();
+        Lease::write(&mut lease, |tx| tx.execute("INSERT INTO t VALUES (1)", [])).unwrap();
         drop(lease);
         writer.join().unwrap().unwrap();
     });
@@ -772,7 +768,10 @@ fn close_commits_what_was_queued_or_says_so() {
         wait_until_queued(&pool, 20);
         let closing = scope.spawn(|| pool.close());
         eventually("it closes", || {
-            let late = pool.write_timeout("late", Duration::from_millis(1), add(99));
+            let late = pool
+                .agent("late")
+                .within(Duration::from_millis(1))
+                .write(add(99));
             matches!(late, Err(Error::Closed))
         });
         held.go_on();
@@ -799,7 +798,7 @@ fn close_that_cannot_wait_refuses_what_is_queued() {
         let held = hold(scope, &pool);
         let queued = scope.spawn(|| pool.write("a", add(1)));
         wait_until_queued(&pool, 1);
-        assert!(pool.close_timeout(Duration::from_millis(20)).is_err());
+        assert!(pool.close_within(Duration::from_millis(20)).is_err());
         let refused = queued.join().unwrap();
         // The one that had begun is not called back: a lent connection is never taken away.
         held.go_on();
@@ -828,7 +827,7 @@ fn a_panicking_conversion_or_drop_does_not_stop_the_next() {
         let mut write = Box::pin(pool.write_async("a", move |_| {
             tell.send(()).unwrap();
             thread::sleep(Duration::from_millis(20));
-            Ok::<_, Error>(bomb)
+            Ok(bomb)
         }));
         assert!(smol::block_on(smol::future::poll_once(&mut write)).is_none());
         let next = scope.spawn(|| pool.write("b", add(1)));
@@ -889,7 +888,7 @@ fn the_log_stays_short_under_load() {
                 while !done.load(SeqCst) {
                     pool.write("a", |tx| {
                         tx.execute("INSERT INTO t VALUES (randomblob(4000))", [])?;
-                        Ok::<_, Error>(())
+                        Ok(())
                     })
                     .unwrap();
                     written.fetch_add(4000, SeqCst);
@@ -934,7 +933,7 @@ fn a_log_that_cannot_shrink_is_noticed_and_shrinks_when_it_can() {
     let fill = || {
         pool.write("a", |tx| {
             tx.execute("INSERT INTO t VALUES (randomblob(100000))", [])?;
-            Ok::<_, Error>(())
+            Ok(())
         })
         .unwrap();
     };
@@ -962,14 +961,17 @@ fn an_idle_writer_begins_at_once(mode: Mode) {
     for i in 0..200 {
         let told = match i % 5 {
             0 => pool.write("a", add(i)),
-            1 => pool.write_timeout("a", Duration::ZERO, add(i)),
+            1 => pool.agent("a").within(Duration::ZERO).write(add(i)),
             2 => smol::block_on(async { pool.write_async("a", add(i)).await }),
             3 => smol::block_on(async {
-                pool.write_timeout_async("a", Duration::ZERO, add(i)).await
+                pool.agent("a")
+                    .within(Duration::ZERO)
+                    .write_async(add(i))
+                    .await
             }),
             _ => Lease::write(&mut pool.lease("a").unwrap(), |tx| {
                 tx.execute("INSERT INTO t VALUES (?1)", [i])?;
-                Ok::<_, Error>(i)
+                Ok(i)
             }),
         };
         assert_eq!(told.unwrap(), i);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
-use leasepool::{Database, Error, Pool};
+use leasepool::{Database, Pool};
 
 use crate::server::{LONG, Server};
 
@@ -136,7 +136,7 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
             begun.send(()).unwrap();
             may_go_on.recv().unwrap();
             tx.execute_batch("CREATE TABLE t (x)")?;
-            Ok::<_, Error>(())
+            Ok(())
         });
         write.await
     });
@@ -146,7 +146,7 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
         tokio::spawn(async move {
             let write = pool.write_async("next", move |tx| {
                 tx.execute("INSERT INTO t VALUES (?1)", [x])?;
-                Ok::<_, Error>(())
+                Ok(())
             });
             write.await
         })

@@ -61,7 +61,9 @@ fn who_waited_and_who_waits_is_told() {
     assert!(pool.lease("gave up").is_err());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            pool.lease_timeout("patient", Duration::from_secs(20))
+            pool.agent("patient")
+                .within(Duration::from_secs(20))
+                .lease()
                 .map(drop)
         });
         while pool.stats().waiting == 0 {
@@ -154,7 +156,7 @@ fn written(see: impl FnOnce(&Server)) -> (tempfile::TempDir, Pool, Server) {
     let write = |sql: &'static str| {
         pool.write("writer", move |tx| {
             tx.execute_batch(sql)?;
-            Ok::<_, Error>(())
+            Ok(())
         })
     };
     const INSERT: &str = "INSERT INTO t VALUES (1)";
@@ -169,7 +171,7 @@ fn written(see: impl FnOnce(&Server)) -> (tempfile::TempDir, Pool, Server) {
             begun.send(()).unwrap();
             may_go_on.recv().unwrap();
             tx.execute_batch(INSERT)?;
-            Ok::<_, Error>(())
+            Ok(())
         });
         scope.spawn(|| smol::block_on(first).unwrap());
         has_begun.recv().unwrap();
@@ -184,7 +186,7 @@ fn written(see: impl FnOnce(&Server)) -> (tempfile::TempDir, Pool, Server) {
     });
     let refused = pool.write("fails", |tx| {
         let _ = tx.execute_batch("COMMIT");
-        Ok::<_, Error>(())
+        Ok(())
     });
     assert!(
         matches!(refused, Err(Error::NotInWrite { .. })),
@@ -248,7 +250,7 @@ fn json_says_what_was_written() {
         assert!(start.elapsed() < LONG);
         pool.write("writer", |tx| {
             tx.execute("INSERT INTO t VALUES (randomblob(20 * 4096))", [])?;
-            Ok::<_, Error>(())
+            Ok(())
         })
         .unwrap();
     }

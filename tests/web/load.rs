@@ -141,7 +141,12 @@ fn exhaustion_under_load_ends_when_connections_come_back() {
         let builder = fixture.builder(2).lease_timeout(Duration::from_millis(500));
         let pool = builder.build().unwrap();
         // Both are open, so that no stream waits for that.
-        drop(["x", "y"].map(|agent| pool.lease_timeout(agent, Duration::from_secs(30)).unwrap()));
+        drop(["x", "y"].map(|agent| {
+            pool.agent(agent)
+                .within(Duration::from_secs(30))
+                .lease()
+                .unwrap()
+        }));
         let server = Server::start(framework, &pool, Named::BySegment);
         // Streams hold every connection.
         let mut streams = ["a", "b"].map(|agent| {

@@ -130,14 +130,14 @@ fn wrong_sql(lease: &Lease) -> Result<String, Error> {
 async fn work(agent: Agent) -> Result<String, Error> {
     let sum: i64 = agent
         .run(|conn| conn.query_row("SELECT 1 + 1", [], |row| row.get(0)))
-        .await??;
+        .await?;
     Ok(format!("{} {sum}", agent.id()?))
 }
 
 async fn write(agent: Agent) -> Result<String, Error> {
     let id = agent.id()?.to_owned();
     agent
-        .write(move |tx| {
+        .write_async(move |tx| {
             tx.execute("INSERT INTO visit VALUES (?1)", [&id])?;
             let count = "SELECT count(*) FROM visit WHERE agent = ?1";
             let visits: i64 = tx.query_row(count, [&id], |row| row.get(0))?;
@@ -149,7 +149,7 @@ async fn write(agent: Agent) -> Result<String, Error> {
 async fn read(agent: Agent) -> Result<String, Error> {
     let id = agent.id()?.to_owned();
     agent
-        .read(move |tx| {
+        .read_async(move |tx| {
             let count = "SELECT count(*) FROM visit WHERE agent = ?1";
             let visits: i64 = tx.query_row(count, [&id], |row| row.get(0))?;
             Ok(format!("{id} {visits}"))
@@ -167,7 +167,7 @@ pub(crate) const WRONG: [&str; 3] = [
 /// Asks not who the agent is, so that the write finds out.
 async fn write_wrong(agent: Agent, way: u64) -> Result<String, Error> {
     agent
-        .write(move |tx| {
+        .write_async(move |tx| {
             tx.execute("INSERT INTO visit VALUES ('nobody')", [])?;
             match WRONG.get(way as usize) {
                 Some(sql) => tx.execute_batch(sql)?,

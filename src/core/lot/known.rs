@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use foldhash::quality::{FixedState, RandomState};
 
 use crate::sync::prim::{self, Mutex};
+use crate::sync::thread;
 
 /// One agent. It outlives the connections that are parked for it.
 pub(crate) struct Entry<L> {
@@ -37,6 +38,10 @@ pub(super) enum Standing {
     /// What comes back for it becomes free.
     Evicted,
 }
+
+/// The agent of the borrowers that name none: any number of them, on any thread. What is parked for one of them is
+/// as good for the others.
+pub(crate) const ANONYMOUS: &str = "leasepool: get";
 
 /// No slot.
 pub(super) const NONE: usize = usize::MAX;
@@ -82,6 +87,20 @@ impl<L> Entry<L> {
     /// Whether a slot is parked for it or lent to it, at this moment.
     pub(crate) fn has_slot(&self) -> bool {
         self.first.load(Relaxed) != NONE
+    }
+
+    /// Whether its slots are those of the borrowers that name no agent.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        *self.agent == *ANONYMOUS
+    }
+
+    /// Where its hint is. Each thread has one for the anonymous borrowers on it, so that they do not meet.
+    fn mark(&self) -> Mark {
+        if self.is_anonymous() {
+            Mark::of_thread(thread::number())
+        } else {
+            self.mark
+        }
     }
 
     pub(super) fn is(&self, standing: Standing) -> bool {
@@ -142,6 +161,11 @@ impl Mark {
         // Whoever makes ids meet on purpose wins nothing: their hits take the longer way.
         Mark(FixedState::default().hash_one(agent))
     }
+
+    #[inline]
+    pub(super) fn of_thread(number: u64) -> Self {
+        Mark(FixedState::default().hash_one(number))
+    }
 }
 
 impl Hints {
@@ -163,26 +187,30 @@ impl Hints {
         is_its.then(|| (hint & SLOT_BITS) as usize - 1)
     }
 
-    /// The slot that was parked for the agent last. Under its cell's lock.
+    /// The slot that was parked for the agent last. Under its cell's lock. Returns whether the hint was another.
     #[inline]
-    pub(super) fn set<L>(&self, owner: &Entry<L>, slot: usize) {
+    pub(super) fn set<L>(&self, owner: &Entry<L>, slot: usize) -> bool {
         let slot = slot as u64 + 1;
         if slot > SLOT_BITS {
-            return;
+            return true;
         }
-        let found = owner.mark.0 & !SLOT_BITS | slot;
+        let mark = owner.mark();
+        let found = mark.0 & !SLOT_BITS | slot;
         // As a rule it is there already, and then its memory is not disturbed.
-        if let Some(hint) = self.of(owner.mark)
-            && hint.load(Relaxed) != found
-        {
-            hint.store(found, Relaxed);
+        match self.of(mark) {
+            Some(hint) if hint.load(Relaxed) != found => {
+                hint.store(found, Relaxed);
+                true
+            }
+            _ => false,
         }
     }
 
     /// The slot is the agent's no more.
     pub(super) fn clear<L>(&self, owner: &Entry<L>, slot: usize) {
-        let found = owner.mark.0 & !SLOT_BITS | (slot as u64 + 1);
-        if let Some(hint) = self.of(owner.mark)
+        let mark = owner.mark();
+        let found = mark.0 & !SLOT_BITS | (slot as u64 + 1);
+        if let Some(hint) = self.of(mark)
             && hint.load(Relaxed) == found
         {
             hint.store(0, Relaxed);

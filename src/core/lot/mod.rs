@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use crate::sync::prim::{Guard, Mutex};
 use crate::sync::thread;
 use cell::{CREDIT, Cell, Place, State};
-pub(crate) use known::Entry;
+pub(crate) use known::{ANONYMOUS, Entry};
 use known::{Hints, Known, Mark, Recent, Standing};
 use moves::Moves;
 
@@ -104,11 +104,15 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     /// A lot of `slots` slots, all of them free.
     pub(crate) fn new(slots: usize, free: F) -> Self {
         let now = Instant::now();
+        let known = Known::new();
+        let anonymous = Entry::new(Arc::from(ANONYMOUS), None);
+        anonymous.set(Standing::Known);
+        known.insert(&anonymous);
         Lot {
             cells: (0..slots).map(|_| Cell::new(now)).collect(),
             moves: Line(Mutex::new(Moves::new(slots))),
             free,
-            known: Known::new(),
+            known,
             hints: Hints::new(slots),
             recent: Recent::default(),
         }
@@ -124,8 +128,21 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     /// hits are found here.
     #[inline]
     pub(crate) fn take_hinted(&self, agent: &str, loan: Loan) -> Option<(S, Arc<Entry<L>>)> {
+        if *agent == *ANONYMOUS {
+            return self.take_anonymous(loan);
+        }
         let cell = self.cells.get(self.hints.get(Mark::of(agent))?)?;
         cell.lend_to_owner(loan, |owner| *owner.agent == *agent)
+    }
+
+    /// The same for a borrower that names no agent: the slot that this thread had last, or one that was parked just now.
+    fn take_anonymous(&self, loan: Loan) -> Option<(S, Arc<Entry<L>>)> {
+        let hinted = self.hints.get(Mark::of_thread(loan.thread));
+        let mut slots = hinted.into_iter().chain(self.recent.slots());
+        slots.find_map(|index| {
+            let cell = self.cells.get(index)?;
+            cell.lend_to_owner(loan, Entry::is_anonymous)
+        })
     }
 
     /// For a permit holder: a slot parked for the agent, or a free one, or one of an agent that is missed least.
@@ -336,11 +353,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             overdue: overdue.map(|loan| (loan, Arc::clone(&borrower))),
             new: None,
         };
-        self.hints.set(&borrower, index);
-        if !state.has_credit() {
-            self.recent.note(index);
-        }
-        cell.park(&mut state, slot, borrower, now);
+        self.park(cell, &mut state, slot, borrower, now);
         returned
     }
 
@@ -382,12 +395,26 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
                 borrower = found;
             }
         }
-        self.hints.set(&borrower, index);
-        if !state.has_credit() {
+        self.park(cell, &mut state, slot, borrower, now);
+        returned
+    }
+
+    /// Parks a slot for its owner, and notes where it will be looked for.
+    #[inline]
+    fn park(
+        &self,
+        cell: &Cell<S, L>,
+        state: &mut State<S, L>,
+        slot: S,
+        owner: Arc<Entry<L>>,
+        now: Instant,
+    ) {
+        let index = slot.index();
+        let is_elsewhere = self.hints.set(&owner, index);
+        if !state.has_credit() || (is_elsewhere && owner.is_anonymous()) {
             self.recent.note(index);
         }
-        cell.park(&mut state, slot, borrower, now);
-        returned
+        cell.park(state, slot, owner, now);
     }
 
     /// A permit holder that lent the slot to nobody puts it back. The permit is returned afterwards.
@@ -409,11 +436,13 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     }
 
     /// Forgets an agent: what is parked for it becomes free, and so will what comes back. Returns how many slots
-    /// were parked.
+    /// were parked. The anonymous borrowers are always known.
     pub(crate) fn evict(&self, entry: &Arc<Entry<L>>) -> usize {
         let mut moves = self.moves.0.lock();
-        entry.set(Standing::Evicted);
-        self.known.remove(entry);
+        if !entry.is_anonymous() {
+            entry.set(Standing::Evicted);
+            self.known.remove(entry);
+        }
         let mut freed = 0;
         let mut next = entry.first.load(Relaxed);
         while let Some(cell) = self.cells.get(next) {
@@ -434,6 +463,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             for cell in &self.cells {
                 if let Some(owner) = &cell.lock().owner
                     && *owner.agent == *agent
+                    && !owner.is_anonymous()
                 {
                     owner.set(Standing::Evicted);
                 }

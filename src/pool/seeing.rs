@@ -1,0 +1,67 @@
+//! Seeing: what a pool tells of itself.
+//! Nothing is changed here.
+
+use super::Pool;
+use crate::core::backend::Backend;
+use crate::error::Error;
+use crate::observe::slow_waits::SlowWait;
+use crate::observe::stats::{Holder, Stats, Waiting};
+
+impl Pool {
+    /// What the pool is doing and has done.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// The leases that are held now, the oldest first.
+    pub fn holders(&self) -> Vec<Holder> {
+        self.shared.core.holders()
+    }
+
+    /// The callers that wait for a connection now, in the order in which the pool will serve them.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        self.shared.core.waiting()
+    }
+
+    /// The slowest waits that ended in the last ten minutes: at most ten, the slowest first.
+    pub fn slowest_waits(&self) -> Vec<SlowWait> {
+        self.shared.core.slowest_waits()
+    }
+
+    /// Answers a readiness probe: whether a caller would get a lease now without waiting. It takes no connection, waits
+    /// for none and runs no SQL. It looks at the file, and so notices that the file was deleted, but not that the disk
+    /// fails.
+    ///
+    /// # Errors
+    /// - [`Error::Closed`] if the pool is closed.
+    /// - [`Error::Exhausted`] if every connection is lent.
+    /// - [`Error::FileReplaced`] if there is no database at the path any more.
+    pub fn ready(&self) -> Result<(), Error> {
+        self.shared.core.ready()
+    }
+
+    /// The pool's name in the log and in metrics: [`Builder::name`](crate::Builder::name).
+    pub fn name(&self) -> &str {
+        &self.shared.core.options.name
+    }
+
+    /// How many descriptors this process has open on the pool's database now, as the kernel counts them; `None` on
+    /// systems without `/proc`. It is never more than [`fd_ceiling`](Pool::fd_ceiling).
+    ///
+    /// Call it from a probe, not in every request: it reads one link for each descriptor of the process, twice or more,
+    /// and meanwhile has one descriptor open itself.
+    pub fn descriptors(&self) -> Option<usize> {
+        self.shared.core.backend.descriptors()
+    }
+
+    /// The largest number of descriptors that this pool can ever have open. It is computed, not measured, and known
+    /// before the first connection is opened.
+    pub fn fd_ceiling(&self) -> usize {
+        self.shared.core.fd_ceiling()
+    }
+
+    #[cfg(feature = "status")]
+    pub(crate) fn families(&self) -> Vec<crate::observe::families::Family> {
+        self.shared.families()
+    }
+}
