@@ -142,7 +142,7 @@ impl Pool {
             lease.read(deadline, work)
         });
         let answer = answer.map_err(Error::no_thread)?;
-        let outcome = answer.await;
+        let outcome = self.shared().in_time(answer).await;
         outcome.unwrap_or_else(|panic| Err(Error::panicked(READ, &*panic)))
     }
 }

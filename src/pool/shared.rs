@@ -2,6 +2,7 @@
 //! the writer is told.
 //! It decides nothing by itself.
 
+use std::future::Future;
 #[cfg(feature = "metrics")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -19,6 +20,8 @@ use crate::observe::stats::Stats;
 use crate::sqlite::Sqlite;
 use crate::sync::oneshot::Oneshot;
 use crate::sync::ticker::Ticker;
+#[cfg(feature = "tokio")]
+use crate::sync::virtual_time;
 use crate::sync::wait::{await_until, block_on};
 use crate::sync::workers::WorkerPool;
 use crate::write::Writer;
@@ -88,7 +91,20 @@ impl Shared {
         self: &Arc<Self>,
         request: Request<'_>,
     ) -> Result<Lease, Error> {
-        Ok(Lease::new(self.core.checkout_async(self, request).await?))
+        let checkout = self.core.checkout_async(self, request);
+        Ok(Lease::new(self.in_time(checkout).await?))
+    }
+
+    /// Awaits what the pool's threads complete. Every wait of an async caller goes through here.
+    #[cfg(feature = "tokio")]
+    pub(super) async fn in_time<F: Future>(&self, future: F) -> F::Output {
+        let pools: [&WorkerPool; 3] = [self.core.workers(), self.writer.workers(), &self.readers];
+        virtual_time::await_threads(future, pools).await
+    }
+
+    #[cfg(not(feature = "tokio"))]
+    pub(super) async fn in_time<F: Future>(&self, future: F) -> F::Output {
+        future.await
     }
 
     pub(super) fn close(&self, timeout: Duration) -> Result<(), Error> {
@@ -116,7 +132,7 @@ impl Shared {
         self.core.workers().spawn(async move {
             theirs.answer(shared.closing(timeout).await);
         });
-        answer.received().await
+        self.in_time(answer.received()).await
     }
 
     pub(super) fn close_writes(&self, timeout: Duration) -> Result<(), Error> {
@@ -141,7 +157,7 @@ impl Shared {
         self.core.workers().spawn(async move {
             theirs.answer(shared.closing_writes(timeout).await);
         });
-        answer.received().await
+        self.in_time(answer.received()).await
     }
 
     /// The last handle is gone: closes what is idle, on this thread.

@@ -201,8 +201,9 @@ impl Pool {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let writer = &self.shared().writer;
-        writer.write_async(agent, wait, place, work).await
+        let shared = self.shared();
+        let write = shared.writer.write_async(agent, wait, place, work);
+        shared.in_time(write).await
     }
 }
 

@@ -8,5 +8,7 @@ pub(crate) mod prim;
 pub(crate) mod semaphore;
 pub(crate) mod thread;
 pub(crate) mod ticker;
+#[cfg(feature = "tokio")]
+pub(crate) mod virtual_time;
 pub(crate) mod wait;
 pub(crate) mod workers;

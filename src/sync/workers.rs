@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+#[cfg(feature = "tokio")]
+use event_listener::{Event, EventListener};
 use parking_lot::{Condvar, Mutex};
 
 use super::oneshot::Oneshot;
@@ -26,6 +28,9 @@ pub(crate) struct WorkerPool {
     most: usize,
     state: Mutex<State>,
     changed: Condvar,
+    /// Told of each task, for tasks of a runtime whose clock is paused.
+    #[cfg(feature = "tokio")]
+    submitted: Event,
 }
 
 #[derive(Default)]
@@ -48,6 +53,8 @@ impl WorkerPool {
             most,
             state: Mutex::default(),
             changed: Condvar::new(),
+            #[cfg(feature = "tokio")]
+            submitted: Event::new(),
         })
     }
 
@@ -56,6 +63,13 @@ impl WorkerPool {
     /// # Errors
     /// If no thread can be started and none is there. The task is given back.
     pub(crate) fn submit(self: &Arc<Self>, task: Task) -> Result<(), (Task, io::Error)> {
+        self.push(task)?;
+        #[cfg(feature = "tokio")]
+        self.submitted.notify(usize::MAX);
+        Ok(())
+    }
+
+    fn push(self: &Arc<Self>, task: Task) -> Result<(), (Task, io::Error)> {
         let mut state = self.state.lock();
         let turn = state.next_turn;
         state.next_turn += 1;
@@ -122,6 +136,19 @@ impl WorkerPool {
         let (runnable, task) = async_task::spawn(future, schedule);
         runnable.schedule();
         task.detach();
+    }
+
+    /// Is ready when there is another task.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn listen(&self) -> EventListener {
+        self.submitted.listen()
+    }
+
+    /// Whether a thread is at work, or is about to be.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_at_work(&self) -> bool {
+        let state = self.state.lock();
+        !state.tasks.is_empty() || state.idle < state.threads
     }
 
     fn work(&self) {

@@ -119,6 +119,11 @@ impl Writer {
         checkpoint::overlong(self);
     }
 
+    #[cfg(feature = "tokio")]
+    pub(crate) fn workers(&self) -> &Arc<WorkerPool> {
+        &self.workers
+    }
+
     pub(super) fn all_queues(&self) -> Vec<Queue> {
         self.queues.all()
     }

@@ -33,4 +33,6 @@ mod sqlcipher;
 mod starts;
 mod stress;
 mod surface;
+#[cfg(feature = "tokio")]
+mod virtual_time;
 mod write;

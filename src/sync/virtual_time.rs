@@ -1,0 +1,71 @@
+//! Virtual time: keeps tokio's paused clock from jumping ahead while threads of the pool are at work.
+//! Where the clock runs, it does nothing.
+//!
+//! A paused clock jumps to the next timer as soon as every task of the runtime waits: tokio cannot know that another
+//! thread is about to wake one of them. So a task that waits for the pool stays ready for as long as the pool's threads
+//! are at work. While they are not, the task waits for other tasks, and the clock may jump. When another task gives the
+//! pool's threads something to do, that wakes this task before the runtime can find all of its tasks waiting.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Context;
+use std::thread;
+use std::time::Instant;
+
+use event_listener::EventListener;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use super::workers::WorkerPool;
+
+/// Awaits a future that the threads of these pools complete, or other tasks.
+pub(crate) async fn await_threads<F: Future, const N: usize>(
+    future: F,
+    pools: [&WorkerPool; N],
+) -> F::Output {
+    let mut future = pin!(future);
+    let mut work: Option<[EventListener; N]> = None;
+    poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() && is_paused() {
+            stay_ready(&pools, &mut work, cx);
+        }
+        polled
+    })
+    .await
+}
+
+/// Sees to it that the task is polled again: at once, or when the pools have something to do.
+fn stay_ready<const N: usize>(
+    pools: &[&WorkerPool; N],
+    work: &mut Option<[EventListener; N]>,
+    cx: &mut Context<'_>,
+) {
+    // It listens before it looks, so that it misses nothing.
+    let mut listening = pools.map(WorkerPool::listen);
+    let are_at_work = pools.iter().any(|pool| pool.is_at_work());
+    // Each is asked, so that each knows whom to wake.
+    let told = listening.iter_mut().fold(false, |told, listener| {
+        Pin::new(listener).poll(cx).is_ready() || told
+    });
+    *work = Some(listening);
+    if are_at_work || told {
+        thread::yield_now();
+        cx.waker().wake_by_ref();
+    }
+}
+
+/// Whether this task's clock stands still while that of the machine moves.
+fn is_paused() -> bool {
+    let Ok(runtime) = Handle::try_current() else {
+        return false;
+    };
+    // tokio pauses no other runtime's clock.
+    if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
+        return false;
+    }
+    let (before, real) = (tokio::time::Instant::now(), Instant::now());
+    while Instant::now() == real {
+        std::hint::spin_loop();
+    }
+    tokio::time::Instant::now() == before
+}
