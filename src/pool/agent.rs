@@ -1,21 +1,17 @@
 //! Agent: one agent of a pool, as a handle: what is done for an agent, in the time that its caller has.
-//! Reads, writes and runs are in the files of these names; here is what concerns the agent itself.
+//! Reads, writes, runs and files are in the modules of these names.
 
 use std::fmt::Display;
 use std::future::Future;
 use std::panic::Location;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::Lease;
 use super::{Pool, at_most};
 use crate::core::agent_name::AgentName;
-use crate::core::backend::Backend;
 use crate::core::lot::ANONYMOUS;
-use crate::core::request::Request;
 use crate::error::Error;
-use crate::sqlite::{Backup, Sqlite};
 
 /// One agent of a pool: a handle for everything that is done for it. [`Pool::agent`] makes one, and the web extractors
 /// give one.
@@ -179,104 +175,6 @@ impl Agent {
             Ok(agent) => self.pool.shared.core.evict(agent),
             Err(_) => false,
         }
-    }
-
-    /// Whether the agent has a file. (A lease would make one.)
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if agents have no files of their own.
-    ///
-    /// # Blocking
-    /// For as long as the file system takes to look.
-    pub fn exists(&self) -> Result<bool, Error> {
-        let agent = self.borrower()?;
-        self.pool.shared.core.backend.has_file(agent)
-    }
-
-    /// Removes the agent's database: closes its connection and deletes its files. The next lease of the agent makes a new
-    /// database. Returns whether there was one.
-    ///
-    /// The pool first waits until the agent's connection is returned, earlier callers have had it, and no other process
-    /// has the file open. With `within(Duration::ZERO)` it does not wait.
-    ///
-    /// # Errors
-    /// - [`Error::Exhausted`] if the connection was still lent at the end of the wait.
-    /// - [`Error::Open`] with `SQLITE_BUSY` inside if another process still had the file open then.
-    /// - [`Error::AlreadyPooled`] if another pool of this process has it open.
-    /// - [`Error::ReadOnly`] if the pool only reads.
-    /// - [`Error::Unsupported`] if agents have no files of their own; [`Error::Open`] if a file cannot be deleted.
-    /// - [`Error::Closed`], [`Error::InvalidAgent`] as for [`Pool::lease`].
-    ///
-    /// # Blocking
-    /// Like [`Pool::lease`], and for the disk.
-    #[track_caller]
-    pub fn remove(&self) -> Result<bool, Error> {
-        let core = &self.pool.shared.core;
-        core.backend.check_writable()?;
-        let request = Request::new(self.borrower()?, Some(self.wait()), Location::caller());
-        core.backend.check_per_agent()?;
-        // Before the files go, all that the pool has open on them must. The place is for a connection that shuts out
-        // other processes.
-        let _aside = core.set_aside(&request, 1, true)?;
-        core.backend
-            .remove_file(request.agent(), &core.patience(&request))
-    }
-
-    /// Copies the database that the agent uses, as one commit left it, to the file `to`, as [`Pool::backup`] does.
-    ///
-    /// If agents have files of their own, the agent may be in use meanwhile: its connection reads and writes on. (With
-    /// [`Builder::exclusive_locking`](crate::Builder::exclusive_locking), the copy waits for the agent's connection.) If
-    /// the agent's `setup` is at work, the copy is made after it. It takes two of the pool's connections, or the only
-    /// one.
-    ///
-    /// # Errors
-    /// Those of [`Pool::backup`]; [`Error::Open`] if the agent has no file.
-    ///
-    /// # Blocking
-    /// Like [`Pool::backup`]. In async code, call it on a blocking thread.
-    #[track_caller]
-    pub fn backup(&self, to: impl AsRef<Path>) -> Result<(), Error> {
-        self.backup_with(to, Backup::new())
-    }
-
-    /// Like [`Agent::backup`]; `how` says whether to compact the copy, and is told the progress.
-    ///
-    /// # Errors
-    /// Those of [`Agent::backup`]; [`Error::Backup`] if `how` ends it.
-    ///
-    /// # Blocking
-    /// Like [`Agent::backup`].
-    #[track_caller]
-    pub fn backup_with(&self, to: impl AsRef<Path>, mut how: Backup<'_>) -> Result<(), Error> {
-        let agent = self.borrower()?;
-        let core = &self.pool.shared.core;
-        if !core.backend.is_per_agent() {
-            return self.pool.backup_with(to, how);
-        }
-        let request = Request::new(agent, Some(self.wait()), Location::caller());
-        // Where no other connection may open a file that is open, the agent's must be closed first.
-        let exclusively = core.backend.locks_exclusively();
-        let places = core.options.max_connections.min(2);
-        let _aside = core.set_aside(&request, places, exclusively)?;
-        let patience = core.patience(&request);
-        core.backend
-            .backup_agent(agent, to.as_ref(), &mut how, &patience)
-    }
-
-    /// Rebuilds the database that the agent uses without its free pages, on the agent's connection: [`Pool::vacuum`].
-    ///
-    /// # Errors
-    /// Those of [`Pool::vacuum`].
-    ///
-    /// # Blocking
-    /// Like [`Pool::vacuum`].
-    #[track_caller]
-    pub fn vacuum(&self) -> Result<(), Error> {
-        let backend = &self.pool.shared.core.backend;
-        backend.check_vacuum()?;
-        backend.check_writable()?;
-        let lease = self.lease()?;
-        Sqlite::vacuum(&lease)
     }
 
     /// As whom it borrows.

@@ -2,21 +2,28 @@
 //! It only translates: leases are made in `core`, writes in `write`.
 
 pub(crate) mod builder;
-
-// What a pool can do, in the order of use.
-mod leasing;
-mod reads;
-mod writes;
-// Behind its feature.
-pub(crate) mod agent;
-mod closing;
-mod files;
-#[cfg(feature = "tokio")]
-mod run;
-mod seeing;
-
 pub(crate) mod lease;
 mod shared;
+
+// What a pool and an agent can do. rustdoc lists it in the order of these lines, which is that of use; the empty lines
+// keep rustfmt from sorting them.
+
+pub(crate) mod agent;
+
+mod leasing;
+
+mod reads;
+
+mod writes;
+
+#[cfg(feature = "tokio")]
+mod run;
+
+mod files;
+
+mod seeing;
+
+mod closing;
 
 use std::fmt;
 use std::sync::Arc;

@@ -43,10 +43,11 @@ fn stay_ready<const N: usize>(
     // It listens before it looks, so that it misses nothing.
     let mut listening = pools.map(WorkerPool::listen);
     let are_at_work = pools.iter().any(|pool| pool.is_at_work());
-    // Each is asked, so that each knows whom to wake.
-    let told = listening.iter_mut().fold(false, |told, listener| {
-        Pin::new(listener).poll(cx).is_ready() || told
-    });
+    let mut told = false;
+    // Each is polled, so that each knows which task to wake.
+    for listener in &mut listening {
+        told |= Pin::new(listener).poll(cx).is_ready();
+    }
     *work = Some(listening);
     if are_at_work || told {
         thread::yield_now();
