@@ -37,7 +37,11 @@ pub mod rules {}
 pub mod blocking_and_async {}
 
 #[cfg_attr(not(feature = "axum"), doc = "Shown with the feature `axum`.")]
-#[cfg_attr(feature = "axum", doc = include_str!("../docs/web.md"))]
+// Its examples need axum itself, which only the feature `status` brings.
+#[cfg_attr(
+    all(feature = "axum", any(feature = "status", not(doctest))),
+    doc = include_str!("../docs/web.md")
+)]
 pub mod web_frameworks {}
 
 #[doc = include_str!("../docs/agents.md")]
