@@ -1,6 +1,6 @@
 //! The crate's documentation, and what it exports. Nothing else is here.
 //!
-#![doc = include_str!("../README.md")]
+#![doc = include_str!("../docs/front-page.md")]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Tests may unwrap; no reachable path of the library may.
