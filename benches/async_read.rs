@@ -1,11 +1,11 @@
 //! Reads awaited: 32 tasks on 2 worker threads read an agent's last 20 messages, over 8 connections.
 //!
-//! `cargo bench --bench async_read` prints one table, of contenders that take turns within one run. All
-//! use the same rusqlite, and so the same SQLite; the table says how that is compiled. With rusqlite's
+//! `cargo bench -p leasepool-benches --bench async_read` prints one table, of contenders that take turns within
+//! one run. All use the same rusqlite, and so the same SQLite; the table says how that is compiled. With rusqlite's
 //! default flags:
 //!
 //! ```sh
-//! LIBSQLITE3_FLAGS= cargo bench --bench async_read --target-dir target/default-flags
+//! LIBSQLITE3_FLAGS= cargo bench -p leasepool-benches --bench async_read --target-dir target/default-flags
 //! ```
 
 mod contest;
@@ -108,7 +108,6 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
             }),
         ));
     }
-    #[cfg(feature = "tokio")]
     {
         let pool = leasepool(&file("run.db"), 0);
         let runtime = Arc::clone(runtime);

@@ -1,8 +1,8 @@
 //! The same axum handler with leasepool and with deadpool-sqlite, over real HTTP on loopback:
 //! `GET /agents/{agent}/messages/{limit}`, the last messages as JSON.
 //!
-//! `cargo bench --bench http` starts each server in a process of its own, and loads it from this one; the
-//! servers take turns within one run. The load shares the cores with the server, so the table also says
+//! `cargo bench -p leasepool-benches --bench http` starts each server in a process of its own, and loads it
+//! from this one; the servers take turns within one run. The load shares the cores with the server, so the table also says
 //! how much processor time a request costs the server alone, where the kernel tells.
 
 mod contest;

@@ -1,7 +1,7 @@
 //! A million distinct agents through eight connections: what that costs in memory, and whether the last
 //! leases cost what the first did. Fails if it does not hold.
 //!
-//! `cargo bench --bench million`; `-- N` for another number of agents.
+//! `cargo bench -p leasepool-benches --bench million`; `-- N` for another number of agents.
 
 use std::process::ExitCode;
 use std::time::Instant;

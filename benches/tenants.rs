@@ -3,9 +3,9 @@
 //! an r2d2 pool of one connection for each tenant, in an LRU map.
 //!
 //! ```sh
-//! cargo bench --bench tenants
-//! cargo bench --bench tenants -- --caps 64 --draw zipf
-//! cargo bench --bench tenants -- --touch 100000        # each of so many new tenants once
+//! cargo bench -p leasepool-benches --bench tenants
+//! cargo bench -p leasepool-benches --bench tenants -- --caps 64 --draw zipf
+//! cargo bench -p leasepool-benches --bench tenants -- --touch 100000        # each of so many new tenants once
 //! ```
 
 mod contest;

@@ -3,9 +3,9 @@
 //! turn is a write, a read of an agent's last 20 rows, and a write.
 //!
 //! ```sh
-//! cargo bench --bench write                          # all tables
-//! cargo bench --bench write -- --clients 32          # some of them
-//! cargo bench --bench write -- --synchronous full --json
+//! cargo bench -p leasepool-benches --bench write                   # all tables
+//! cargo bench -p leasepool-benches --bench write -- --clients 32   # some of them
+//! cargo bench -p leasepool-benches --bench write -- --synchronous full --json
 //! ```
 //!
 //! Contenders take turns within one run; the tables show medians of rounds.

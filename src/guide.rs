@@ -9,7 +9,7 @@
 //! - [`blocking_and_async`]: which call to use where, and what happens to futures that are dropped.
 //! - [`web_frameworks`]: leases in axum, actix-web and tower.
 //! - [`files_for_agents`]: a database for each agent.
-//! - [`encryption`]: SQLCipher.
+//! - [`encryption`]: files, logs and backups in cipher, with SQLCipher.
 //! - [`testing`]: a pool for each test, time, faults.
 //!
 //! To choose and to move:

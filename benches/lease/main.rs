@@ -1,7 +1,7 @@
 //! What a lease costs, beside what r2d2 and opening a connection cost, in one run.
 //! Ends with a table of medians and ratios.
 //!
-//! `cargo bench --bench lease`; `cargo bench --bench lease -- warm` for one group. The group `misses`, threads that
+//! `cargo bench -p leasepool-benches --bench lease`; with `-- warm`, one group. The group `misses`, threads that
 //! contend for few connections on behalf of many agents, comes last.
 
 #[path = "../contest/mod.rs"]

@@ -15,9 +15,9 @@ use leasepool::{Database, Error, Pool, Stats, Synchronous};
 use r2d2_sqlite::SqliteConnectionManager;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand_distr::{Distribution, Zipf};
 
 use crate::args::{Act, Args};
+use crate::popularity::Popularity;
 use crate::probe::{Descriptors, limit_descriptors};
 use crate::report::{Report, Sample};
 use crate::transcript::{Transcript, word_of};
@@ -240,6 +240,7 @@ struct Stage<'a> {
     args: &'a Args,
     path: &'a Path,
     transcript: &'a Transcript,
+    popularity: Popularity,
     started: Instant,
     next_turn: AtomicU64,
     turns: AtomicU64,
@@ -255,6 +256,7 @@ impl<'a> Stage<'a> {
             args,
             path,
             transcript,
+            popularity: Popularity::new(args.agents()),
             started: Instant::now(),
             next_turn: AtomicU64::new(0),
             turns: AtomicU64::new(0),
@@ -299,15 +301,12 @@ impl<'a> Stage<'a> {
 
     fn serve(&self, server: &impl Server, thread: u64) {
         let mut rng = SmallRng::seed_from_u64(self.args.seed().wrapping_add(thread << 32));
-        let Ok(zipf) = Zipf::new(self.args.agents() as f64, 1.0) else {
-            return;
-        };
         while !self.over.load(Relaxed) {
             let number = self.next_turn.fetch_add(1, Relaxed);
             if number >= self.args.turns() {
                 return;
             }
-            let agent = format!("agent-{}", zipf.sample(&mut rng) as u64);
+            let agent = format!("agent-{}", self.popularity.draw(&mut rng));
             let (message, reply) = self.transcript.draw(&mut rng);
             let search = match number.is_multiple_of(SEARCH_EVERY) {
                 true => word_of(&message).map(str::to_owned),

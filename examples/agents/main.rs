@@ -8,7 +8,9 @@
 mod acts;
 mod args;
 mod chart;
+mod popularity;
 mod probe;
+mod progress;
 mod report;
 mod stage;
 mod transcript;

@@ -4,11 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use crate::args::{Act, Args};
 use crate::chart::{self, Curve};
 use crate::probe::limit_descriptors;
+use crate::progress::Progress;
 use crate::report::{Report, Sample, Told};
 use crate::transcript::Transcript;
 
@@ -70,12 +69,7 @@ fn play(args: &Args, act: Act, db: &Path) -> Result<(Report, Vec<Sample>), Strin
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed(&e))?;
-    let bar = ProgressBar::new(args.turns());
-    if let Ok(style) = ProgressStyle::with_template("{prefix:<7} {bar:30} {pos}/{len} turns  {msg}")
-    {
-        bar.set_style(style);
-    }
-    bar.set_prefix(act.name());
+    let mut progress = Progress::new(act, args.turns());
     let mut samples = Vec::new();
     let mut report = None;
     if let Some(stdout) = child.stdout.take() {
@@ -86,21 +80,21 @@ fn play(args: &Args, act: Act, db: &Path) -> Result<(Report, Vec<Sample>), Strin
             };
             if let Some(sample) = Sample::from_json(&value) {
                 let found = sample.descriptors;
-                bar.set_position(sample.turns);
-                bar.set_message(format!(
+                let message = format!(
                     "{:.0} turns/s  descriptors: db {} wal {} shm {}",
                     sample.turns as f64 / sample.at_s.max(1e-3),
                     found.db,
                     found.wal,
                     found.shm
-                ));
+                );
+                progress.show(sample.turns, &message);
                 samples.push(sample);
             } else if let Some(found) = Report::from_json(&value) {
                 report = Some(found);
             }
         }
     }
-    bar.finish_and_clear();
+    progress.clear();
     let output = child.wait_with_output().map_err(|e| failed(&e))?;
     let Some(report) = report.filter(|_| output.status.success()) else {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -1,7 +1,7 @@
 //! A chat server: many sessions, few connections. See `-- --help`.
 //!
 //! ```sh
-//! cargo run --release --features status --example chat_server
+//! cargo run --release -p chat_server
 //! ```
 
 mod api;

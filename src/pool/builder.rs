@@ -34,7 +34,7 @@ const GROUP_TIME: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_sec
 const WRITERS: usize = 16;
 /// Agents that are remembered.
 const CACHED_AGENTS: usize = 10_000;
-/// Chosen by the table of `cargo bench --bench lease -- misses`.
+/// Chosen by the table of `cargo bench -p leasepool-benches --bench lease -- misses`.
 const OVERTAKING: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WAITS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
@@ -194,7 +194,7 @@ impl Builder {
     /// in which they came. It holds for connections, for agents' own connections and for the turn to write.
     ///
     /// Higher values raise throughput under contention, and the slowest waits with it; see
-    /// `cargo bench --bench lease`.
+    /// `cargo bench -p leasepool-benches --bench lease`.
     ///
     /// Defaults to 1 millisecond.
     pub fn overtaking(mut self, time: Duration) -> Self {

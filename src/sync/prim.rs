@@ -3,7 +3,7 @@
 //!
 //! The lock is the standard library's. What it protects is held for tens of nanoseconds, and its spinning is made
 //! for that; parking_lot's yields the processor after a few rounds, which costs more than the wait
-//! (`cargo bench --bench lease -- misses`).
+//! (`cargo bench -p leasepool-benches --bench lease -- misses`).
 
 use std::sync::PoisonError;
 

@@ -4,7 +4,6 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use leasepool::rusqlite::{Connection, OpenFlags};
@@ -21,25 +20,6 @@ pub(crate) struct Server {
     _folder: TempDir,
 }
 
-/// The program, built by the same cargo and in the same profile as this test.
-fn program() -> PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--features", "status"]);
-        build.args(["--example", "chat_server"]);
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
-        }
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        assert!(build.status().unwrap().success());
-        let this = std::env::current_exe().unwrap();
-        let target = this.parent().unwrap().parent().unwrap();
-        target.join("examples/chat_server")
-    };
-    PROGRAM.get_or_init(build).clone()
-}
-
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Server {
         Server::start_with("--database", args)
@@ -49,7 +29,7 @@ impl Server {
     pub(crate) fn start_with(option: &str, args: &[&str]) -> Server {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().canonicalize().unwrap().join("chat.db");
-        let mut process = Command::new(program())
+        let mut process = Command::new(env!("CARGO_BIN_EXE_chat_server"))
             .args(["--listen", "127.0.0.1:0", option])
             .arg(&database)
             .args(args)

@@ -1,7 +1,7 @@
 //! Clients that send, stream, hang up, read and search at random, for a while:
 //!
 //! ```sh
-//! LEASEPOOL_SOAK_SECONDS=600 cargo test --release --features status --test chat soak -- --nocapture
+//! LEASEPOOL_SOAK_SECONDS=600 cargo test --release -p chat_server soak -- --nocapture
 //! ```
 
 use std::collections::HashMap;

@@ -23,6 +23,8 @@ mod panics;
 mod per_agent;
 mod processes;
 mod reads;
+#[cfg(feature = "metrics")]
+mod recorder;
 mod regression;
 mod replaced;
 #[cfg(feature = "tokio")]

@@ -628,53 +628,34 @@ mod metrics {
     use std::collections::HashMap;
     use std::time::Instant;
 
-    use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-
     use super::*;
     use crate::common::in_child;
+    use crate::recorder::Recorder;
 
     /// The latest value of each series, and all that was recorded in histograms.
     struct Seen {
-        snapshotter: Snapshotter,
+        recorder: Recorder,
         values: HashMap<String, f64>,
         recorded: HashMap<String, Vec<f64>>,
     }
 
     impl Seen {
         fn install() -> Seen {
-            let recorder = DebuggingRecorder::new();
-            let snapshotter = recorder.snapshotter();
-            recorder.install().unwrap();
+            let recorder = Recorder::default();
+            ::metrics::set_global_recorder(recorder.clone()).unwrap();
             Seen {
-                snapshotter,
+                recorder,
                 values: HashMap::new(),
                 recorded: HashMap::new(),
             }
         }
 
         fn look(&mut self) {
-            for (key, _, _, value) in self.snapshotter.snapshot().into_vec() {
-                let key = key.key();
-                let mut labels: Vec<_> = key
-                    .labels()
-                    .map(|l| format!("{}={}", l.key(), l.value()))
-                    .collect();
-                labels.sort();
-                let name = format!("{} {}", key.name(), labels.join(" "));
-                match value {
-                    DebugValue::Counter(n) => _ = self.values.insert(name, n as f64),
-                    DebugValue::Gauge(n) => _ = self.values.insert(name, n.0),
-                    DebugValue::Histogram(all) => {
-                        let all = all.into_iter().map(|n| n.0);
-                        self.recorded.entry(name).or_default().extend(all);
-                    }
-                }
-            }
+            (self.values, self.recorded) = self.recorder.seen();
         }
 
         fn until(&mut self, series: &str, wanted: f64) {
             let start = Instant::now();
-            // The snapshotter hands out what was recorded once only.
             while self.values.get(series) != Some(&wanted) {
                 assert!(start.elapsed() < LONG, "{series}: {:#?}", self.values);
                 thread::sleep(Duration::from_millis(20));

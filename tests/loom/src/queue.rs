@@ -48,7 +48,7 @@ impl Room {
         assert!(!self.occupied.swap(true, Relaxed), "two are in");
         self.inside.with_mut(|_| ());
         self.occupied.store(false, Relaxed);
-        self.permits.evict(self.now);
+        self.permits.release(self.now);
     }
 
     /// Waits for the permit, however long.
@@ -257,7 +257,7 @@ pub fn several_permits(overtaking: Overtaking, preemptions: Option<usize>) {
             part(move || assert_eq!(block_on(second.acquire("second")), Ok(()))),
             part(move || {
                 for _ in 0..3 {
-                    holds.evict(now);
+                    holds.release(now);
                 }
             }),
         ]);
@@ -279,8 +279,8 @@ pub fn the_first_sleeps(overtaking: Overtaking, preemptions: Option<usize>) {
         let [second, holds, other] = [(); 3].map(|()| Arc::clone(&permits));
         together([
             part(move || assert_eq!(block_on(second.acquire("second")), Ok(()))),
-            part(move || holds.evict(now)),
-            part(move || other.evict(now)),
+            part(move || holds.release(now)),
+            part(move || other.release(now)),
         ]);
         assert_eq!(poll_once(&mut first), Poll::Ready(Ok(())));
         assert_eq!((permits.free(), permits.waiting()), (0, 0));

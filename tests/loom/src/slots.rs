@@ -112,7 +112,7 @@ impl Pool {
     }
 
     fn return_permit(&self) {
-        self.permits.evict(self.now);
+        self.permits.release(self.now);
         if self.permits.is_closed() {
             self.wind_up();
         }

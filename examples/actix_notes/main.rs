@@ -1,4 +1,4 @@
-//! Notes of many users in one SQLite file, on actix-web: `cargo run --features actix --example actix`, then
+//! Notes of many users in one SQLite file, on actix-web: `cargo run -p actix_notes`, then
 //!
 //! ```sh
 //! curl -H 'x-agent: alice' -d 'buy milk' localhost:8081/notes

@@ -1,0 +1,100 @@
+//! What the `metrics` facade is told, kept for a test to look at.
+//! Knows nothing of leasepool; a series is `NAME LABEL=VALUE ...`, with its labels sorted.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata,
+    SharedString, Unit,
+};
+
+/// The latest value of each counter and gauge.
+type Values = HashMap<String, f64>;
+/// All that was recorded in each histogram.
+type Recorded = HashMap<String, Vec<f64>>;
+
+#[derive(Default, Clone)]
+pub(crate) struct Recorder(Arc<Mutex<(Values, Recorded)>>);
+
+impl Recorder {
+    pub(crate) fn seen(&self) -> (Values, Recorded) {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn series(&self, key: &Key) -> Arc<Series> {
+        let labels = key.labels();
+        let mut labels: Vec<_> = labels
+            .map(|label| format!("{}={}", label.key(), label.value()))
+            .collect();
+        labels.sort();
+        Arc::new(Series {
+            name: format!("{} {}", key.name(), labels.join(" ")),
+            recorder: self.clone(),
+        })
+    }
+}
+
+struct Series {
+    name: String,
+    recorder: Recorder,
+}
+
+impl Series {
+    fn change(&self, change: impl FnOnce(f64) -> f64) {
+        let (values, _) = &mut *self.recorder.0.lock().unwrap();
+        let value = values.entry(self.name.clone()).or_default();
+        *value = change(*value);
+    }
+}
+
+impl CounterFn for Series {
+    fn increment(&self, by: u64) {
+        self.change(|value| value + by as f64);
+    }
+
+    fn absolute(&self, total: u64) {
+        self.change(|value| value.max(total as f64));
+    }
+}
+
+impl GaugeFn for Series {
+    fn increment(&self, by: f64) {
+        self.change(|value| value + by);
+    }
+
+    fn decrement(&self, by: f64) {
+        self.change(|value| value - by);
+    }
+
+    fn set(&self, to: f64) {
+        self.change(|_| to);
+    }
+}
+
+impl HistogramFn for Series {
+    fn record(&self, value: f64) {
+        let (_, recorded) = &mut *self.recorder.0.lock().unwrap();
+        recorded.entry(self.name.clone()).or_default().push(value);
+    }
+}
+
+impl metrics::Recorder for Recorder {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.series(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.series(key))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.series(key))
+    }
+}
