@@ -123,18 +123,23 @@ impl Connection {
     }
 
     /// Takes off what one member of a group may have left for the next.
-    pub(super) fn begin_member(&self) -> rusqlite::Result<()> {
+    pub(super) fn begin_member(&mut self) -> rusqlite::Result<()> {
         // Where the file is the agent's own, nobody else could run its checkpoints.
         let hook: Option<wal::Hook> = match self.agent_file {
             Some(_) => None,
             None => Some(wal::note),
         };
-        self.baseline.begin_member(&self.inner, hook)
+        self.baseline.begin_member(&mut self.inner, hook)
     }
 
-    /// Before the lease's borrower works in a transaction that the pool commits.
-    pub(crate) fn guard(&self) -> rusqlite::Result<Guard> {
-        Guard::begin(self.watch(), &self.inner)
+    /// Before a transaction begins that the pool commits: sets the hooks by which it stays the pool's.
+    pub(crate) fn prepare_guard(&mut self) -> rusqlite::Result<()> {
+        self.baseline.watch.guard_transactions(&mut self.inner)
+    }
+
+    /// Before the lease's borrower works in that transaction.
+    pub(crate) fn guard(&self) -> Guard {
+        Guard::begin(self.watch())
     }
 
     /// Whether `PRAGMA query_only` is on: `on_open` or the borrower may have set it.
@@ -147,7 +152,7 @@ impl Connection {
 
     /// After a group of writes.
     pub(super) fn leave_group(&mut self) {
-        self.baseline.end_group(&self.inner);
+        self.baseline.end_group(&mut self.inner);
     }
 
     /// What this connection's commits on this thread have noted since it was asked last, once. What others have noted

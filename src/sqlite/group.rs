@@ -122,16 +122,12 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// From now on, in a transaction that has just begun on the connection of this tracker.
-    pub(super) fn begin(
-        watch: Arc<ChangeTracker>,
-        connection: &rusqlite::Connection,
-    ) -> rusqlite::Result<Self> {
-        watch.guard_transactions(connection)?;
+    pub(super) fn begin(watch: Arc<ChangeTracker>) -> Self {
         watch.take_rolled_back();
-        Ok(Guard {
+        Guard {
             mode: watch.guard(),
             watch,
-        })
+        }
     }
 
     /// Whether the transaction is still there, and still the same.

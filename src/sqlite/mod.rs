@@ -26,6 +26,7 @@ mod reset;
 mod retry;
 mod set_up_lock;
 mod temporary;
+mod versions;
 mod wal;
 mod watch;
 

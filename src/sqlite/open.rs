@@ -224,14 +224,14 @@ impl Sqlite {
         let mut version = None;
         let begun = (|| {
             let watch = ChangeTracker::install(
-                &connection,
+                &mut connection,
                 self.fixed_pragmas(),
                 self.settings.is_external(),
             )?;
             self.prepare(&connection, &watch)?;
             version = connection::data_version(&connection);
             opened = self.try_on_open(&mut connection);
-            Ok(Baseline::of(&connection, &self.settings, watch)?)
+            Ok(Baseline::of(&mut connection, &self.settings, watch)?)
         })();
         let set_up = begun
             .map_err(|source| Error::Open {
@@ -340,14 +340,14 @@ impl Sqlite {
     ) -> Result<(rusqlite::Connection, Baseline), Error> {
         let settings = &self.settings;
         let watch = ChangeTracker::install(
-            &connection,
+            &mut connection,
             self.fixed_pragmas(),
             self.settings.is_external(),
         );
         let opened = watch.map_err(Fault::from).and_then(|watch| {
             self.prepare(&connection, &watch)?;
             call("on_open", &settings.on_open, &mut connection, settings)?;
-            let mut baseline = Baseline::of(&connection, settings, watch)?;
+            let mut baseline = Baseline::of(&mut connection, settings, watch)?;
             self.finish(&mut baseline, &connection, target)?;
             Ok(baseline)
         });

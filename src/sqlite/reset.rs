@@ -38,7 +38,6 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Action;
 use rusqlite::limits::Limit;
-use rusqlite::trace::TraceEventCodes;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::absent::{self, ABSENT};
@@ -46,6 +45,7 @@ use super::connection;
 use super::read;
 use super::registered::Registered;
 use super::temporary::Temporary;
+use super::versions;
 use super::wal;
 use super::watch::ChangeTracker;
 use super::{Checkpoints, Settings};
@@ -134,7 +134,7 @@ const SWITCHES: [DbConfig; 15] = [
 impl Baseline {
     /// Takes the state of a connection after its callbacks, and removes the hooks that mark places.
     pub(super) fn of(
-        connection: &Connection,
+        connection: &mut Connection,
         settings: &Settings,
         watch: Arc<ChangeTracker>,
     ) -> rusqlite::Result<Baseline> {
@@ -240,13 +240,12 @@ impl Baseline {
     }
 
     /// Takes off the hooks of a borrower's, which replace each other.
-    fn restore_hooks(&self, connection: &Connection) -> rusqlite::Result<()> {
+    fn restore_hooks(&self, connection: &mut Connection) -> rusqlite::Result<()> {
         if !self.hooked_by_on_open {
             remove_marks(connection)?;
             self.watch.guard_transactions(connection)?;
         }
-        connection.trace_v2(TraceEventCodes::empty(), None);
-        Ok(())
+        versions::remove_trace(connection)
     }
 
     /// Puts back what can simply be written again.
@@ -300,12 +299,16 @@ impl Baseline {
     /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's hook removes them.
     /// Nor are they wanted: the pool runs checkpoints beside the commits, see [`wal`]. Whoever asked for
     /// another number of pages gets SQLite's own.
-    fn restore_wal_hook(&self, connection: &Connection) -> rusqlite::Result<()> {
+    fn restore_wal_hook(&self, connection: &mut Connection) -> rusqlite::Result<()> {
         match self.autocheckpoint {
-            AutoCheckpoint::Pool => connection.wal_hook(Some(self.wal_hook)),
-            AutoCheckpoint::Sqlite(never) if never <= 0 => connection.wal_hook(None),
+            AutoCheckpoint::Pool => versions::set_wal_hook(connection, Some(self.wal_hook))?,
+            AutoCheckpoint::Sqlite(never) if never <= 0 => {
+                versions::set_wal_hook(connection, None)?
+            }
             // Only SQLite's own hook can be told another number.
             AutoCheckpoint::Sqlite(pages) => {
+                // So that what a borrower's held is dropped.
+                versions::set_wal_hook(connection, None)?;
                 let sql = format!("PRAGMA wal_autocheckpoint = {pages}");
                 connection.prepare_cached(&sql)?.query_row([], |_| Ok(()))?;
             }
@@ -316,13 +319,12 @@ impl Baseline {
     /// Takes off what the next member of a group of writes would otherwise run into.
     pub(super) fn begin_member(
         &self,
-        connection: &Connection,
+        connection: &mut Connection,
         hook: Option<wal::Hook>,
     ) -> rusqlite::Result<()> {
         self.restore_hooks(connection)?;
         connection.busy_timeout(Duration::ZERO)?;
-        self.note_commits(connection, hook.unwrap_or(self.wal_hook));
-        Ok(())
+        self.note_commits(connection, hook.unwrap_or(self.wal_hook))
     }
 
     /// Takes off what a member of a group may have left that another agent's would see. `Discard`: it cannot be taken off.
@@ -341,18 +343,20 @@ impl Baseline {
     }
 
     /// Puts back what a lease counts on.
-    pub(super) fn end_group(&self, connection: &Connection) {
-        // It fails only for a connection that is not owned.
+    pub(super) fn end_group(&self, connection: &mut Connection) {
+        // They fail only for a connection that is not owned, or without memory.
         let _ = connection.busy_timeout(self.busy_timeout);
-        self.note_commits(connection, self.wal_hook);
+        let _ = self.note_commits(connection, self.wal_hook);
     }
 
     /// Sets the WAL hook, unless somebody asked for checkpoints of SQLite's own.
-    fn note_commits(&self, connection: &Connection, hook: wal::Hook) {
-        if self.counts_on_pool() {
-            connection.wal_hook(Some(hook));
+    fn note_commits(&self, connection: &mut Connection, hook: wal::Hook) -> rusqlite::Result<()> {
+        match self.counts_on_pool() {
+            true => versions::set_wal_hook(connection, Some(hook)),
+            false => Ok(()),
         }
     }
+
     /// Whether the pool's WAL hook is in force, unless a borrower has replaced it.
     pub(super) fn counts_on_pool(&self) -> bool {
         self.autocheckpoint == AutoCheckpoint::Pool
@@ -368,7 +372,7 @@ impl Baseline {
 const AUTOCHECKPOINT: i32 = 1000;
 
 /// Removes the hooks that borrowers may have set, but for those that guard transactions.
-fn remove_marks(connection: &Connection) -> rusqlite::Result<()> {
+fn remove_marks(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.update_hook(None::<fn(Action, &str, &str, i64)>)?;
     connection.progress_handler(0, None::<fn() -> bool>)?;
     Ok(())

@@ -21,12 +21,12 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
-use rusqlite::hooks::Wal as WalHook;
 
+use super::versions::WalRef;
 use super::{Checkpoints, Settings};
 
 thread_local! {
-    /// What the last commit on this thread has noted, and on which connection. rusqlite's hook is a plain
+    /// What the last commit on this thread has noted, and on which connection. The hook is a plain
     /// function, and SQLite calls it on the thread that commits.
     static NOTED: Cell<(u64, Noted)> = const { Cell::new((NOBODY, NOTHING)) };
     /// The connection that is committing on this thread, if its commit hook is the pool's.
@@ -61,8 +61,8 @@ pub(crate) enum Commits {
     Unnoted,
 }
 
-/// A WAL hook of rusqlite's: a plain function, which SQLite calls after each commit.
-pub(super) type Hook = fn(&WalHook, i32) -> rusqlite::Result<()>;
+/// A WAL hook, which SQLite calls after each commit: a plain function, as rusqlite 0.40 takes no other.
+pub(super) type Hook = fn(WalRef<'_>, i32) -> rusqlite::Result<()>;
 
 /// The connection of this number is about to commit on this thread.
 pub(super) fn committing(connection: u64) {
@@ -70,7 +70,7 @@ pub(super) fn committing(connection: u64) {
 }
 
 /// The WAL hook of a connection within a group of writes.
-pub(super) fn note(_: &WalHook, pages: i32) -> rusqlite::Result<()> {
+pub(super) fn note(_: WalRef<'_>, pages: i32) -> rusqlite::Result<()> {
     add_note(pages, 0);
     Ok(())
 }
@@ -89,8 +89,8 @@ fn add_note(pages: i32, emergencies: u32) {
 }
 
 /// The WAL hook of a lease's connection.
-fn note_or_checkpoint<const PAGES: i32>(wal: &WalHook, pages: i32) -> rusqlite::Result<()> {
-    note(wal, pages)?;
+fn note_or_checkpoint<const PAGES: i32>(wal: WalRef<'_>, pages: i32) -> rusqlite::Result<()> {
+    add_note(pages, 0);
     if pages >= PAGES {
         // A checkpoint that fails now will be tried again after the next commit.
         let _ = wal.checkpoint();
@@ -100,7 +100,7 @@ fn note_or_checkpoint<const PAGES: i32>(wal: &WalHook, pages: i32) -> rusqlite::
 
 /// The WAL hook of a connection whose log another process checkpoints. A checkpoint that finds frames which that
 /// process has not read leaves the log as long as it was, and the next commit would try in vain.
-fn note_or_relieve<const PAGES: i32>(wal: &WalHook, pages: i32) -> rusqlite::Result<()> {
+fn note_or_relieve<const PAGES: i32>(wal: WalRef<'_>, pages: i32) -> rusqlite::Result<()> {
     let tried = TRIED.get();
     let again = pages < tried || pages >= tried.saturating_add(PAGES / 4);
     if pages < PAGES {

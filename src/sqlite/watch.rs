@@ -74,7 +74,7 @@ impl ChangeTracker {
     /// Watches `connection` from now on, and marks its hooks, so that it shows whether `on_open`
     /// sets any. Pragmas of these names are refused.
     pub(super) fn install(
-        connection: &Connection,
+        connection: &mut Connection,
         fixed: &'static [&'static str],
         external: bool,
     ) -> rusqlite::Result<Arc<ChangeTracker>> {
@@ -108,7 +108,7 @@ impl ChangeTracker {
     /// Sets the hooks by which the pool's transactions are its own, if something has replaced them.
     pub(super) fn guard_transactions(
         self: &Arc<Self>,
-        connection: &Connection,
+        connection: &mut Connection,
     ) -> rusqlite::Result<()> {
         if !self.is_unguarded() {
             return Ok(());

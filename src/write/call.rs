@@ -61,11 +61,12 @@ impl Writer {
         let _lock = handle.write_lock_blocking(&claim, deadline)?;
         let _within = Within::enter(core.address(), reentrancy::WRITE);
         let connection = checkout.connection_mut();
+        connection.prepare_guard()?;
         let busy_timeout = without_busy_timeout(connection)?;
         let begun = begin_immediate(connection, until(deadline));
         connection.busy_timeout(busy_timeout)?;
         let mut transaction = begun?;
-        let guard = connection.guard()?;
+        let guard = connection.guard();
         let result = work(&mut transaction);
         let is_whole = guard.end(&transaction);
         if result.is_ok() && is_whole {
