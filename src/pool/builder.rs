@@ -125,6 +125,7 @@ impl Builder {
                 exclusive_locking: false,
                 pragmas: Vec::new(),
                 sqlite_version: rusqlite::version_number(),
+                with_init: false,
                 on_connect: None,
                 setup: None,
                 on_open: None,
@@ -544,10 +545,18 @@ impl Builder {
         for budget in [limit, Budget::of_process()].into_iter().flatten() {
             budget.check(max_connections, ceiling)?;
         }
-        let name = self.name.unwrap_or_else(|| database.0.name());
         let version = self.settings.sqlite_version;
+        let busy_timeout = self.settings.busy_timeout;
+        let impatient = self.settings.is_external() && busy_timeout < PATIENT;
+        let name = self.name.or_else(|| database.0.name());
+        let shared = !matches!(database.0, Kind::Agents(_));
+        let sqlite = Sqlite::new(database, self.settings, max_connections)?;
+        let name = name.or_else(|| sqlite.file_name()).unwrap_or_default();
         if sharing != Sharing::NoFile && Passes::of(version) == Passes::One {
             events::old_sqlite(&name, version);
+        }
+        if impatient {
+            events::short_busy_timeout(&name, busy_timeout);
         }
         let options = Options {
             name: name.into(),
@@ -560,7 +569,6 @@ impl Builder {
             overdue_after: self.overdue_after,
         };
         let (members, time) = self.write_group;
-        let shared = !matches!(database.0, Kind::Agents(_));
         let threads = match shared {
             // One leads the queue, one runs checkpoints.
             true => 2,
@@ -571,10 +579,6 @@ impl Builder {
             group_members: members,
             group_time: time,
         };
-        if self.settings.is_external() && self.settings.busy_timeout < PATIENT {
-            events::short_busy_timeout(&options.name, self.settings.busy_timeout);
-        }
-        let sqlite = Sqlite::new(database, self.settings, max_connections)?;
         let core = Core::new(sqlite, options)?;
         let writer = Writer::new(Arc::clone(&core), limits, threads);
         Ok(Pool::new(Shared::start(core, writer)?))

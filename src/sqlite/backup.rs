@@ -13,8 +13,9 @@ use rusqlite::backup::StepResult;
 use super::agents::{make_private_file, no_descriptors, open_fault, remove_files};
 use super::connect::connect;
 use super::identity::{Identity, beside, is_claimed, resolve};
-use super::open::{discard, opener};
+use super::open::discard;
 use super::open_files::NoRoom;
+use super::opener::Opener;
 use super::set_up_lock::SetUpLock;
 use super::{Fault, Source, Sqlite, attaching_one, budget, read};
 use crate::core::backend::Patience;
@@ -149,7 +150,7 @@ impl Sqlite {
         }
         let _opened = agents.opened(&path, patience)?;
         let target = path.display().to_string();
-        let source = connect(&opener(&path), &self.settings, &target)?;
+        let source = connect(&Opener::existing(&path), &self.settings, &target)?;
         source.busy_timeout(self.settings.busy_timeout)?;
         let copied = self.backup(&source, to, how, patience);
         discard(source);
@@ -180,7 +181,11 @@ impl Sqlite {
     }
 
     fn copied(&self, source: &Connection, to: &Path, how: &mut Backup<'_>) -> Result<(), Fault> {
-        let mut target = connect(&opener(to), &self.settings, &to.display().to_string())?;
+        let mut target = connect(
+            &Opener::existing(to),
+            &self.settings,
+            &to.display().to_string(),
+        )?;
         // No journal: the copy is whole, or it is removed.
         target.pragma_update(None, "journal_mode", "OFF")?;
         target.pragma_update(None, "synchronous", "OFF")?;

@@ -1,33 +1,33 @@
 //! Connect: the one way in which the backend opens a connection, whatever it is for; and how a callback is run on one.
-//! It reads nothing from the file, and gives no pragma before `on_connect`.
+//! It reads nothing from the file, and gives no pragma before `on_connect`; what a manager's `with_init` does comes before.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use r2d2::ManageConnection;
-use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 
 use super::connection::limit_attach;
-use super::open::{discard, open_error};
+use super::open::discard;
+use super::opener::Opener;
 use super::{Callback, Fault, Settings, pragmas};
 use crate::error::Error;
 
 /// Opens a connection, for leases, `setup`, a backup, or to keep a database in memory. ATTACH is limited from the first
 /// on, and `on_connect` has run; what the builder has for a key was given.
 pub(super) fn connect(
-    opener: &SqliteConnectionManager,
+    opener: &Opener,
     settings: &Settings,
     target: &str,
 ) -> Result<rusqlite::Connection, Error> {
-    let mut connection = opener.connect().map_err(|e| open_error(target, e))?;
+    let failed = |source| Error::Open {
+        target: target.to_owned(),
+        source,
+    };
+    let mut connection = opener.open().map_err(failed)?;
     match begin(&mut connection, settings) {
         Ok(()) => Ok(connection),
         Err(source) => {
             discard(connection);
-            Err(Error::Open {
-                target: target.to_owned(),
-                source,
-            })
+            Err(failed(source))
         }
     }
 }

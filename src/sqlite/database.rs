@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+#[cfg(feature = "r2d2_sqlite")]
+use r2d2_sqlite::SqliteConnectionManager;
+
 use super::budget::Sharing;
 
 /// What a pool lends connections to.
@@ -18,6 +21,9 @@ pub(crate) enum Kind {
     File(PathBuf),
     /// One file for all agents, which others write.
     ReadOnly(PathBuf),
+    /// One file for all agents, which a manager of the program's opens.
+    #[cfg(feature = "r2d2_sqlite")]
+    Manager(Arc<SqliteConnectionManager>),
     /// A file for each agent.
     Agents(Place),
     /// One database in memory for all agents.
@@ -98,6 +104,53 @@ impl Database {
         Database(Kind::ReadOnly(path.as_ref().to_path_buf()))
     }
 
+    /// One file that all agents share, like [`Database::file`], opened through the manager that a program of r2d2_sqlite
+    /// has configured already: with its flags, and with what its `with_init` does to each connection. It takes the
+    /// `SqliteConnectionManager` of [r2d2_sqlite 0.35](https://docs.rs/r2d2_sqlite/0.35), which is for rusqlite 0.40.
+    ///
+    /// ```
+    /// use leasepool::{Database, Pool};
+    /// use r2d2_sqlite::SqliteConnectionManager;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("app.db");
+    /// let manager = SqliteConnectionManager::file(path)
+    ///     .with_init(|conn| conn.execute_batch("PRAGMA cache_size = -8000"));
+    /// let pool = Pool::builder(Database::manager(manager)).build()?;
+    /// let lease = pool.lease("alice")?;
+    /// let pages: i64 = lease.pragma_query_value(None, "cache_size", |row| row.get(0))?;
+    /// assert_eq!(pages, -8000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The manager opens every connection to the file: those that are lent, that of
+    /// [`setup`](crate::Builder::setup), and one in `build` that tells which file it is. `with_init` runs on each
+    /// before [`on_connect`](crate::Builder::on_connect) and before the pool's own pragmas, which replace its
+    /// `busy_timeout`, `synchronous`, `journal_mode`, `temp_store`, `mmap_size` and `foreign_keys`: the builder has options
+    /// for these. A transaction that it leaves open is committed. It may run on any thread, and may not lease from the
+    /// pool. Databases that it attaches count for [`attach_limit`](crate::Builder::attach_limit).
+    ///
+    /// `build` fails with [`Error::Config`](crate::Error::Config) for a manager whose database is in memory or named by a
+    /// URI, and for one that opens the file for reading only, unless
+    /// [`reads_only`](crate::Builder::reads_only) is set: the pool is then as with [`Database::read_only`]. Whatever
+    /// `with_init` returns is the source of an [`Error::Open`](crate::Error::Open), and a panic in it becomes
+    /// [`Error::Panicked`](crate::Error::Panicked) there.
+    ///
+    /// - A manager with `SQLITE_OPEN_CREATE`, as it is by default, can make the file anew if it is deleted in the moment
+    ///   in which a connection is opened. Without that flag the file must exist.
+    /// - If the manager has a relative path, and the program then changes its working directory, connections fail to
+    ///   open: they would be to another file.
+    /// - A copy made by a [backup](crate::Pool::backup) is no file of the manager's, so `with_init` does not run on it.
+    ///   Give SQLCipher's key by `on_connect` or [`pragma`](crate::Builder::pragma), which do.
+    /// - Do not use `SQLITE_OPEN_SHARED_CACHE`: connections then fail with `SQLITE_LOCKED` where they would otherwise wait.
+    #[cfg(feature = "r2d2_sqlite")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "r2d2_sqlite")))]
+    pub fn manager(manager: SqliteConnectionManager) -> Self {
+        Database(Kind::Manager(Arc::new(manager)))
+    }
+
     /// A file for each agent, in `folder`: any number of agents, and never more than `max_connections` files
     /// open. A file is created when its agent is first lent a connection (readable by nobody but the user),
     /// and so is the folder when the pool is built.
@@ -142,24 +195,32 @@ impl Kind {
     pub(crate) fn sharing(&self, synchronous: Synchronous) -> Sharing {
         match (self, synchronous) {
             (Kind::File(_) | Kind::ReadOnly(_), _) => Sharing::OneFile,
+            #[cfg(feature = "r2d2_sqlite")]
+            (Kind::Manager(_), _) => Sharing::OneFile,
             (Kind::Memory, _) => Sharing::NoFile,
             (Kind::Agents(_), Synchronous::Off) => Sharing::UnsyncedFileEach,
             (Kind::Agents(_), _) => Sharing::FileEach,
         }
     }
 
-    /// A short name for it.
-    pub(crate) fn name(&self) -> String {
+    /// A short name for it, unless only the open file tells.
+    pub(crate) fn name(&self) -> Option<String> {
         match self {
             Kind::File(path) | Kind::ReadOnly(path) | Kind::Agents(Place::Folder(path)) => {
-                match path.file_name() {
-                    Some(name) => name.to_string_lossy().into_owned(),
-                    None => "file".to_owned(),
-                }
+                Some(name_of(path))
             }
-            Kind::Agents(Place::Function(_)) => "agents".to_owned(),
-            Kind::Memory => "memory".to_owned(),
+            #[cfg(feature = "r2d2_sqlite")]
+            Kind::Manager(_) => None,
+            Kind::Agents(Place::Function(_)) => Some("agents".to_owned()),
+            Kind::Memory => Some("memory".to_owned()),
         }
+    }
+}
+
+pub(super) fn name_of(path: &Path) -> String {
+    match path.file_name() {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => "file".to_owned(),
     }
 }
 

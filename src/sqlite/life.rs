@@ -11,7 +11,8 @@ use rusqlite::config::DbConfig;
 use super::agents::{Agents, open_fault, remove_files};
 use super::connect::connect;
 use super::identity::SHORTEST;
-use super::open::{discard, open_error, opener};
+use super::open::{discard, open_error};
+use super::opener::Opener;
 use super::retry::{is_busy, pause};
 use super::{Source, Sqlite, id};
 use crate::core::backend::{Backend, Patience};
@@ -98,7 +99,7 @@ impl Sqlite {
     ) -> Result<Option<rusqlite::Connection>, Error> {
         let target = path.display().to_string();
         loop {
-            let connection = connect(&opener(path), &self.settings, &target)?;
+            let connection = connect(&Opener::existing(path), &self.settings, &target)?;
             let locked = connection.busy_timeout(Duration::ZERO).and_then(|()| {
                 connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE")
             });

@@ -17,8 +17,11 @@ mod id;
 mod identity;
 mod known;
 mod life;
+#[cfg(feature = "r2d2_sqlite")]
+mod manager;
 mod open;
 mod open_files;
+mod opener;
 mod pragmas;
 mod read;
 mod registered;
@@ -36,7 +39,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 
@@ -58,6 +60,7 @@ pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint
 
 use agents::Agents;
 use file::File;
+use opener::Opener;
 
 /// Why something of the backend's could not be done.
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -103,6 +106,8 @@ pub(crate) struct Settings {
     pub(crate) pragmas: Vec<(String, Value)>,
     /// Which SQLite is there.
     pub(crate) sqlite_version: i32,
+    /// A callback of a manager's runs on each connection before `on_connect`.
+    pub(crate) with_init: bool,
     pub(crate) on_connect: Option<Callback>,
     pub(crate) setup: Option<Callback>,
     pub(crate) on_open: Option<Callback>,
@@ -139,13 +144,12 @@ pub(crate) struct Sqlite {
 enum Source {
     File {
         file: Box<File>,
-        /// Opens the file if it is there. Whoever opened a database with other flags would get a
-        /// descriptor that SQLite cannot use again for the next connection.
-        opener: SqliteConnectionManager,
+        /// Opens the file if it is there.
+        opener: Opener,
     },
     Agents(Agents),
     Memory {
-        opener: SqliteConnectionManager,
+        opener: Opener,
         /// SQLite frees a database in memory with its last connection; this one is never lent.
         _anchor: Mutex<rusqlite::Connection>,
     },
@@ -245,6 +249,14 @@ impl Sqlite {
         match self.takes_writes() {
             true => Ok(()),
             false => Err(Error::ReadOnly),
+        }
+    }
+
+    /// The name of the one file, if there is one.
+    pub(crate) fn file_name(&self) -> Option<String> {
+        match &self.source {
+            Source::File { file, .. } => Some(database::name_of(&file.path)),
+            Source::Agents(_) | Source::Memory { .. } => None,
         }
     }
 

@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::OpenFlags;
 use rusqlite::config::DbConfig;
 
 use super::agents::{self, AgentFile, Agents, OpenPlan};
@@ -18,7 +16,10 @@ use super::connection::{self, Connection};
 use super::database::{self, Database, Kind};
 use super::file::{File, Generation};
 use super::identity::Claim;
+#[cfg(feature = "r2d2_sqlite")]
+use super::manager::Managed;
 use super::open_files::{NoRoom, Reserved};
+use super::opener::Opener;
 use super::reset::Baseline;
 use super::set_up_lock::SetUpLock;
 use super::wal::Wal;
@@ -42,52 +43,38 @@ impl Sqlite {
     ) -> Result<Self, Error> {
         let sharing = database.0.sharing(settings.synchronous);
         match database.0 {
-            Kind::Agents(place) => Ok(Sqlite {
-                settings,
-                told_of_hook: AtomicBool::new(false),
-                own_checkpoints: AtomicBool::new(false),
-                sharing,
-                source: Source::Agents(Agents::new(place, sharing, max_connections)?),
-            }),
+            Kind::Agents(place) => {
+                let agents = Agents::new(place, sharing, max_connections)?;
+                Ok(Sqlite::of(sharing, settings, Source::Agents(agents)))
+            }
             Kind::File(path) | Kind::ReadOnly(path) => {
-                let wal = Wal::new(&settings);
-                let file = Box::new(File::claim(&path, wal, max_connections)?);
-                let flags = match settings.access {
-                    Access::ReadOnlyFile => {
-                        file.check_readable()?;
-                        READ_ONLY
-                    }
-                    _ => {
-                        file.check_path()?;
-                        FLAGS
-                    }
+                let opener = match settings.access {
+                    Access::ReadOnlyFile => Opener::reading,
+                    _ => Opener::existing,
                 };
-                let opener = SqliteConnectionManager::file(&file.path).with_flags(flags);
-                let sqlite = Sqlite {
-                    settings,
-                    told_of_hook: AtomicBool::new(false),
-                    own_checkpoints: AtomicBool::new(false),
-                    sharing,
-                    source: Source::File { file, opener },
+                Sqlite::on_file(&path, opener, settings, max_connections)
+            }
+            #[cfg(feature = "r2d2_sqlite")]
+            Kind::Manager(manager) => {
+                let managed = Managed::new(manager, &settings)?;
+                let settings = Settings {
+                    access: managed.access(&settings)?,
+                    with_init: true,
+                    ..settings
                 };
-                sqlite.first_open()?;
-                Ok(sqlite)
+                let path = managed.path().to_path_buf();
+                let opener = |_: &Path| Opener::Manager(managed);
+                Sqlite::on_file(&path, opener, settings, max_connections)
             }
             Kind::Memory => {
-                let name = database::memory_name();
-                let opener = SqliteConnectionManager::file(name);
+                let opener = Opener::memory(&database::memory_name());
                 let target = database::IN_MEMORY;
                 let anchor = connect(&opener, &settings, target)?;
-                let sqlite = Sqlite {
-                    settings,
-                    told_of_hook: AtomicBool::new(false),
-                    own_checkpoints: AtomicBool::new(false),
-                    sharing,
-                    source: Source::Memory {
-                        opener,
-                        _anchor: Mutex::new(anchor),
-                    },
+                let source = Source::Memory {
+                    opener,
+                    _anchor: Mutex::new(anchor),
                 };
+                let sqlite = Sqlite::of(sharing, settings, source);
                 if let Source::Memory { opener, .. } = &sqlite.source {
                     let connection = connect(opener, &sqlite.settings, target)?;
                     let connection = sqlite.set_up(connection, target)?;
@@ -99,6 +86,36 @@ impl Sqlite {
         }
     }
 
+    /// The same for one file, by what opens it where it really is.
+    fn on_file(
+        path: &Path,
+        opener: impl FnOnce(&Path) -> Opener,
+        settings: Settings,
+        max_connections: usize,
+    ) -> Result<Self, Error> {
+        let wal = Wal::new(&settings);
+        let file = Box::new(File::claim(path, wal, max_connections)?);
+        match settings.access {
+            Access::ReadOnlyFile => file.check_readable()?,
+            _ => file.check_path()?,
+        }
+        let opener = opener(&file.path);
+        let source = Source::File { file, opener };
+        let sqlite = Sqlite::of(Sharing::OneFile, settings, source);
+        sqlite.first_open()?;
+        Ok(sqlite)
+    }
+
+    fn of(sharing: Sharing, settings: Settings, source: Source) -> Self {
+        Sqlite {
+            settings,
+            told_of_hook: AtomicBool::new(false),
+            own_checkpoints: AtomicBool::new(false),
+            sharing,
+            source,
+        }
+    }
+
     /// The rest of `new` for a file, which may not be there yet.
     fn first_open(&self) -> Result<(), Error> {
         let Source::File { file, opener } = &self.source else {
@@ -107,13 +124,11 @@ impl Sqlite {
         let target = file.target();
         {
             let _lock = self.set_up_lock(&file.path)?;
-            let creator = SqliteConnectionManager::file(&file.path)
-                .with_flags(FLAGS | OpenFlags::SQLITE_OPEN_CREATE);
             let first = match self.settings.access {
-                Access::ReadOnlyFile => opener,
-                _ => &creator,
+                Access::ReadOnlyFile => opener.clone(),
+                _ => opener.creating(),
             };
-            let connection = connect(first, &self.settings, &target)?;
+            let connection = connect(&first, &self.settings, &target)?;
             if let Err(error) = file.claim_identity() {
                 discard(connection);
                 return Err(error);
@@ -322,7 +337,7 @@ impl Sqlite {
     pub(super) fn configured(
         &self,
         target: &str,
-        opener: &SqliteConnectionManager,
+        opener: &Opener,
         generation: u64,
         agent_file: Option<AgentFile>,
     ) -> Result<Connection, Error> {
@@ -367,7 +382,7 @@ impl Sqlite {
     pub(super) fn open_file(
         &self,
         file: &File,
-        opener: &SqliteConnectionManager,
+        opener: &Opener,
         patience: &Patience<'_>,
     ) -> Result<Connection, Error> {
         let target = file.target();
@@ -406,7 +421,7 @@ impl Sqlite {
     fn set_up_once(
         &self,
         file: &File,
-        opener: &SqliteConnectionManager,
+        opener: &Opener,
         target: &str,
         generation: Generation,
     ) -> Result<(), Error> {
@@ -464,7 +479,7 @@ impl Sqlite {
                         continue;
                     };
                     agents.claim_identity(path, &plan)?;
-                    let ready = connect(&opener(path), &self.settings, &target)
+                    let ready = connect(&Opener::existing(path), &self.settings, &target)
                         .and_then(|connection| self.set_up_agent(connection, &target, &plan));
                     match ready {
                         Ok(ready) => (plan, ready),
@@ -477,7 +492,7 @@ impl Sqlite {
             };
             let opened = match ready {
                 Some(opened) => Ok(opened),
-                None => connect(&opener(path), &self.settings, &target)
+                None => connect(&Opener::existing(path), &self.settings, &target)
                     .and_then(|connection| self.configure(connection, &target)),
             };
             let (connection, baseline) = match opened {
@@ -535,16 +550,6 @@ impl Sqlite {
         let room = room.map_err(|NoRoom| agents::no_descriptors(path))?;
         Ok((SetUpLock::acquire(path, deadline)?, room))
     }
-}
-
-const FLAGS: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
-
-const READ_ONLY: OpenFlags =
-    OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
-
-/// Opens the file if it is there.
-pub(super) fn opener(path: &Path) -> SqliteConnectionManager {
-    SqliteConnectionManager::file(path).with_flags(FLAGS)
 }
 
 /// Closes a connection that was never lent. It has no statements left that could keep it open.

@@ -167,7 +167,7 @@ impl Baseline {
             hooked_by_on_open,
             busy_timeout: settings.busy_timeout,
             transaction_behavior: match (&settings.on_connect, &settings.on_open) {
-                (None, None) => TransactionBehavior::Deferred,
+                (None, None) if !settings.with_init => TransactionBehavior::Deferred,
                 _ => transaction_behavior(connection, &watch),
             },
             statement_cache: settings.statement_cache,

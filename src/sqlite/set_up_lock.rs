@@ -8,12 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use r2d2::ManageConnection;
 use rusqlite::Connection;
 
 use super::agents::make_private_file;
 use super::identity::{Identity, beside};
-use super::open::{discard, open_error, opener};
+use super::open::{discard, open_error};
+use super::opener::open_existing;
 use super::retry::{until, while_busy};
 use crate::error::Error;
 
@@ -39,7 +39,7 @@ impl SetUpLock {
             }
             let identity = || Identity::at(&path).ok().map(|(identity, _)| identity);
             let before = identity();
-            let connection = match opener(&path).connect() {
+            let connection = match open_existing(&path) {
                 Ok(connection) => connection,
                 // It may have been removed meanwhile, and made again by another process.
                 Err(_)

@@ -16,6 +16,8 @@ mod hostile;
 mod in_time;
 mod kill;
 mod litestream;
+#[cfg(feature = "r2d2_sqlite")]
+mod manager;
 mod model;
 mod opening;
 mod options;
