@@ -90,11 +90,9 @@ fn all_of_a_pool_works() {
         .unwrap();
     assert_eq!(pool.name(), "agents.db");
     insert(&pool.lease("a").unwrap());
-    pool.write("b", |tx| -> Result<usize, Error> {
-        Ok(tx.execute("INSERT INTO t VALUES (2)", [])?)
-    })
-    .unwrap();
-    let found = pool.read("c", |tx| Ok::<_, Error>(count(tx)));
+    pool.write("b", |tx| tx.execute("INSERT INTO t VALUES (2)", []))
+        .unwrap();
+    let found = pool.read("c", |tx| Ok(count(tx)));
     assert_eq!(found.unwrap(), 2);
     let copy = fixture.in_folder("copy.db");
     pool.backup(&copy).unwrap();
@@ -189,7 +187,9 @@ fn a_manager_that_only_reads() {
         builder(manager.with_flags(OpenFlags::SQLITE_OPEN_READ_ONLY))
     };
     assert_eq!(refused(reading()).0, "database");
-    let set_up = reading().reads_only(true).setup(|_| Ok(()));
+    let set_up = reading()
+        .reads_only(true)
+        .setup(|_| Ok::<_, leasepool::Error>(()));
     assert_eq!(refused(set_up).0, "setup");
     let pool = reading().reads_only(true).build().unwrap();
     let lease = pool.lease("a").unwrap();
