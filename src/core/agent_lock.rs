@@ -1,6 +1,5 @@
-//! AgentLock: where agents have connections of their own, the right to use an agent's database. One borrower at
-//! a time holds it; a borrower that waits for it holds no permit that others could use.
-//! It knows no connections.
+//! AgentLock: where each agent has its own database, the right to use that database. One borrower at a time holds it.
+//! It knows no connections. A borrower that waits for it holds no permit that others could use.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use crate::sync::semaphore::{Closed, Refusal, Semaphore};
 
 pub(crate) struct AgentLock(Semaphore<Claim>);
 
-/// The agent's database is the holder's alone. Dropping it lets the next one have it.
+/// Its holder alone uses the agent's database. Dropping it lets the next borrower in.
 pub(crate) struct AgentLockGuard(Arc<KeyedEntry<AgentLock>>);
 
 impl AgentLock {
@@ -29,7 +28,7 @@ impl AgentLock {
 }
 
 impl<B: Backend> Core<B> {
-    /// The key of the agent's database, in the memory of the pool if it is known.
+    /// The key of the agent's database. The agent's entry remembers it, if the agent is known.
     pub(crate) fn lock_key(&self, agent: &str) -> Result<Arc<str>, Error> {
         let entry = self.parking.lot.find(agent);
         match entry.as_ref().and_then(|entry| entry.lock.as_ref()) {
@@ -38,7 +37,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// The same for a caller that awaits: what the user's function says, it says on a worker.
+    /// The same for a caller that awaits: the user's function runs on a worker.
     pub(crate) async fn lock_key_async(&self, agent: &str) -> Result<Arc<str>, Error> {
         let core = self.this.upgrade().filter(|_| self.backend.asks_user());
         let Some(core) = core.filter(|_| self.parking.lot.find(agent).is_none()) else {

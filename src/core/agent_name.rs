@@ -1,4 +1,4 @@
-//! AgentName: the id of an agent as text, rendered from anything that displays, without allocating if it is short.
+//! AgentName: the id of an agent as text, rendered from any `Display`; short ids need no allocation.
 //! It knows no agents.
 
 use std::fmt::{self, Display, Write};
@@ -9,10 +9,10 @@ use crate::error::Error;
 const MAX_LEN: usize = 1024;
 /// Ids up to this length, in bytes, need no allocation. A UUID has 36.
 const SHORT: usize = 63;
-/// How the ids of agents begin that the pool itself borrows for.
+/// The prefix of the ids that the pool itself borrows under.
 const RESERVED: &str = "leasepool: ";
 
-/// An id that an agent may have.
+/// A valid agent id.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentName(Text);
 
@@ -25,7 +25,7 @@ enum Text {
 
 impl AgentName {
     /// # Errors
-    /// For an id that cannot be an agent's.
+    /// [`Error::InvalidAgent`] for an id that no agent may have.
     #[inline]
     pub(crate) fn of(id: impl Display) -> Result<Self, Error> {
         let mut text = Text::Short {
@@ -53,7 +53,7 @@ impl Text {
     #[inline]
     fn as_str(&self) -> &str {
         match self {
-            // Whole strings were put in, so that it is UTF-8.
+            // Only whole strings were written, so it is UTF-8.
             Text::Short { len, bytes } => bytes
                 .get(..usize::from(*len))
                 .and_then(|bytes| std::str::from_utf8(bytes).ok())
@@ -128,7 +128,7 @@ mod tests {
     fn any_length_in_any_parts() {
         for len in [1, 2, 62, 63, 64, 65, 500, 1023, 1024] {
             for size in [1, 7, 63, 64, 1024] {
-                // Two bytes each, and one more if it is odd.
+                // Two bytes each, and one more if the length is odd.
                 let text = "é".repeat(len / 2) + &"x".repeat(len % 2);
                 let chars: Vec<_> = text.chars().collect();
                 let parts = chars.chunks(size).map(|part| part.iter().collect());
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(of(Fails), Err("it cannot be displayed"));
         let too_long = "it is longer than 1024 bytes";
         assert_eq!(of("x".repeat(1025)), Err(too_long));
-        // Also if it goes on with something short.
+        // Also if something short follows.
         let parts = vec!["x".repeat(1000), "y".repeat(25), "z".into()];
         assert_eq!(of(Parts(parts)), Err(too_long));
         let reserved = Err("ids that begin with \"leasepool: \" are reserved");

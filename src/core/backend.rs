@@ -1,4 +1,4 @@
-//! What the core needs of a kind of connection: open, reset, close, and what it costs.
+//! What the core needs from a kind of connection: open, reset, close, and its cost.
 //! It knows nothing of pools.
 
 use std::borrow::Cow;
@@ -12,104 +12,105 @@ use crate::observe::stats::Stats;
 ///
 /// The pool never calls two methods on one connection at once. No method may panic.
 pub(crate) trait Backend: Send + Sync + 'static {
-    /// What a slot holds. A lease dereferences to its target.
+    /// The connection in a slot. A lease dereferences to this type's target.
     type Connection: DerefMut<Target: Sized> + Send + 'static;
 
-    /// Opens a connection that can serve `agent`. Where agents have connections of their own, it first waits until
-    /// none is open to what the agent's would be to; and for room, as `patience` says.
+    /// Opens a connection that can serve `agent`. Where each agent has its own database, it first waits until
+    /// no other connection to that database is open, and until there is room, as `patience` says.
     ///
     /// # Errors
-    /// What the caller of `lease` is to see. Nothing may stay open behind an error.
+    /// The error that the caller of `lease` sees. After an error, nothing stays open.
     fn open(&self, agent: &str, patience: &Patience<'_>) -> Result<Self::Connection, Error>;
 
-    /// Whether somebody waits for room, which there is when another connection is closed.
+    /// Whether a call waits for room. Closing another connection makes room.
     fn wants_room(&self) -> bool {
         false
     }
 
-    /// Looks again at what connections depend on (for a file: whether it is still the same), if the
-    /// last look is too old. Called before every lease, so it must cost next to nothing as a rule.
+    /// Checks again what connections depend on (for a file: whether it is still the same), if the last check
+    /// is too old. Called before every lease, so it must normally cost almost nothing.
     fn refresh(&self, now: Instant);
 
-    /// Counts the changes that [`refresh`](Backend::refresh) saw: while it stays the same, so does
-    /// what [`is_current`](Backend::is_current) says.
+    /// Counts the changes that [`refresh`](Backend::refresh) saw. While this number stays the same, so does
+    /// every answer of [`is_current`](Backend::is_current).
     fn generation(&self) -> u64;
 
-    /// Whether the connection is to what is there now, by what [`refresh`](Backend::refresh) saw last. It does no
-    /// I/O, and is called under the lock of what is parked.
+    /// Whether the connection is to the current database, by what [`refresh`](Backend::refresh) last saw. It
+    /// does no I/O, and is called under the lot's lock.
     fn is_current(&self, connection: &Self::Connection) -> bool;
 
-    /// Whether each agent has a connection of its own, and one at a time.
+    /// Whether each agent has its own database, with one connection at a time.
     fn is_per_agent(&self) -> bool {
         false
     }
 
-    /// Where agents have connections of their own: the key of the database `agent` uses. Agents with equal keys
-    /// share a lock.
+    /// Where each agent has its own database: the key of the database that `agent` uses. Agents with equal
+    /// keys share a lock.
     ///
     /// # Errors
-    /// What [`open`](Backend::open) would return for an agent that can have none.
+    /// The error that [`open`](Backend::open) would return, for an agent that can have no database.
     ///
     /// # Blocking
-    /// For as long as the user's function takes, where [`asks_user`](Backend::asks_user).
+    /// For as long as the user's function runs, where [`asks_user`](Backend::asks_user).
     fn lock_key<'a>(&self, agent: &'a str) -> Result<Cow<'a, str>, Error> {
         Ok(Cow::Borrowed(agent))
     }
 
-    /// Whether [`lock_key`](Backend::lock_key) runs a function of the user's, and looks at the file system.
+    /// Whether [`lock_key`](Backend::lock_key) runs a function of the user's and looks at the file system.
     fn asks_user(&self) -> bool {
         false
     }
 
-    /// Whether the connection is to the database of this key. Called under the lock of what is parked.
+    /// Whether the connection is to the database with this key. Called under the lot's lock.
     fn serves(&self, _connection: &Self::Connection, _key: &str) -> bool {
         true
     }
 
-    /// Whether a connection to the database of this key is open, or being closed.
+    /// Whether a connection to the database with this key is open, or is being closed.
     fn is_open(&self, _key: &str) -> bool {
         false
     }
 
-    /// Waits until no connection to the database of this key is open, until `deadline` at most. Returns whether none is.
+    /// Waits until no connection to the database with this key is open, but no longer than until `deadline`.
+    /// Returns whether that is so.
     fn wait_until_closed(&self, _key: &str, _deadline: Instant) -> bool {
         true
     }
 
-    /// Looks again at what this one connection depends on, if the last look is too old. Called before each
-    /// lease, so it must cost next to nothing as a rule.
+    /// Checks again what this one connection depends on, if the last check is too old. Called before each
+    /// lease, so it must normally cost almost nothing.
     fn revisit(&self, _connection: &mut Self::Connection, _now: Instant) {}
 
-    /// Ends a lease: rolls back what was left open. The same agent may get the connection next.
+    /// Ends a lease: rolls back an open transaction. The same agent may get the connection next.
     fn settle(&self, connection: &mut Self::Connection) -> Fate;
 
-    /// Removes every trace of the last agent, or says that it cannot. It does no I/O.
+    /// Removes every trace of the last agent, or reports that it cannot. It does no I/O.
     fn reset(&self, connection: &mut Self::Connection) -> Fate;
 
     /// Closes the connection.
     ///
     /// # Errors
-    /// With the connection inside if it is still open, without it if it closed badly.
+    /// Returns the connection inside the error if it is still open, and none if it was closed with an error.
     fn close(
         &self,
         connection: Self::Connection,
         mode: CloseMode,
     ) -> Result<(), NotClosed<Self::Connection>>;
 
-    /// The largest number of descriptors that `max_connections` connections can ever hold at once.
-    /// It must not fall when `max_connections` grows.
+    /// The largest number of descriptors that `max_connections` connections can ever hold at once. It must
+    /// not fall when `max_connections` grows.
     fn fd_ceiling(&self, max_connections: usize) -> usize;
 
-    /// How many descriptors connections hold now, as the operating system tells; `None` where it does
-    /// not.
+    /// How many descriptors connections hold now, according to the operating system; `None` where it does not
+    /// say.
     fn descriptors(&self) -> Option<usize> {
         None
     }
 
-    /// Adds to a snapshot what only the backend knows.
+    /// Adds to a snapshot the numbers that only the backend knows.
     fn observe(&self, _stats: &mut Stats) {}
 
-    /// Whether a connection could be opened now, as far as that can be said without opening one.
+    /// Whether a connection could be opened now, as far as the backend can tell without opening one.
     ///
     /// # Errors
     /// What [`open`](Backend::open) would return.
@@ -117,32 +118,32 @@ pub(crate) trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The pool is closed, and so is its last connection. May be called more than once.
+    /// Called when the pool and its last connection are closed, possibly more than once.
     fn closed(&self) {}
 }
 
-/// For how long to wait for room, and what to do first.
+/// How long to wait for room, and how to make some first.
 pub(crate) struct Patience<'a> {
     pub(crate) deadline: Instant,
     pub(crate) make_room: &'a (dyn MakeRoom + Sync),
 }
 
 pub(crate) trait MakeRoom {
-    /// Sees to it that what can be closed is closed, without waiting for it.
+    /// Starts to close what can be closed, without waiting until it is closed.
     fn make_room(&self);
 }
 
-/// Where nothing can be closed.
+/// For callers that cannot close anything.
 impl MakeRoom for () {
     fn make_room(&self) {}
 }
 
-/// What becomes of a connection after [`settle`](Backend::settle) or [`reset`](Backend::reset).
+/// What happens to a connection after [`settle`](Backend::settle) or [`reset`](Backend::reset).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It can serve again.
     Reuse,
-    /// Nothing is wrong with it, but it is to be closed where it may take time, instead of being parked.
+    /// It has no fault, but it is to be closed where blocking is allowed, instead of being parked.
     Close,
     /// It must be closed.
     Discard,
@@ -151,19 +152,19 @@ pub(crate) enum Fate {
 /// How a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CloseMode {
-    /// Its time has come: age, or the pool closes.
+    /// It reached its maximum age, or the pool closes.
     Retire,
-    /// Its agent was evicted, or another needs its place. The agent may come back.
+    /// Its agent was evicted, or another agent needs its slot. The agent may come back.
     Evict,
-    /// It is not to be trusted: it must write nothing more, not even a last checkpoint.
+    /// It may be faulty: it must write nothing more, not even a last checkpoint.
     Abandon,
 }
 
-/// A connection that did not close as it should.
+/// A connection that did not close, or closed with an error.
 #[derive(Debug)]
 pub(crate) struct NotClosed<C> {
     /// The connection, if it is still open.
     pub(crate) connection: Option<C>,
-    /// Why.
+    /// The error.
     pub(crate) error: Error,
 }

@@ -1,6 +1,6 @@
-//! Check-in: the end of every lease. It closes nothing, for it may be on an async thread: what must be closed
-//! becomes free with its verdict, and the next permit holder that may block closes it.
-//! The order is: slot, permit, everything else.
+//! Check-in: the end of every lease, in this order: slot, permit, everything else.
+//! It closes nothing, since it may run on an async thread: a connection that must be closed goes back doomed, and the next
+//! permit holder that may block closes it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -45,7 +45,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Ends a lease and closes its connection, on this thread.
+    /// Ends a lease and closes its connection on this thread.
     pub(super) fn discard_now(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>) {
         let mode = self.discard(
             &self.counters.discarded_by_lease,
@@ -61,11 +61,11 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Gives back the slot of a lease, or of a checkout that never became one, then its permit.
+    /// Returns the slot of a lease, or of a checkout that never became one, and then its permit.
     fn give_back(&self, entry: Arc<Entry>, slot: TakenSlot<B>, may_park: bool, lease: bool) {
         let now = Instant::now();
         let index = slot.index;
-        // Borrowers that name no agent are none of the agents that are cached.
+        // Borrowers that name no agent do not count among the cached agents.
         let may_park = may_park && (self.parking.parks() || entry.is_anonymous());
         let ended = |loan: &Loan| {
             if lease {

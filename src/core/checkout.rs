@@ -1,12 +1,13 @@
-//! Check-out: from the request to a connection that is ready, one step after the other.
-//! Callers that block, that await and that will not wait share every step; only the way to wait differs (`sync::wait`).
+//! Check-out: from the request to a connection that is ready, step by step.
+//! Blocking, awaiting and non-waiting callers share every step; only the way to wait differs (`sync::wait`).
 //!
-//! 1. Where agents have connections of their own: the agent's lock.
+//! 1. Where each agent has its own database: the agent's lock.
 //! 2. A permit.
-//! 3. A slot, which a permit holder finds at once: the agent's own, or a free one, or another agent's.
-//! 4. What the connection needs: nothing, a reset (microseconds, no I/O), or to be opened anew. The last is done
-//!    on a worker thread, so that the caller comes back in time, whatever the disk does. If the caller gives
-//!    up, the worker finishes, and the connection is parked for the agent.
+//! 3. A slot, which a permit holder finds without waiting: the agent's own, or a free one, or another
+//!    agent's.
+//! 4. What the connection needs: nothing, a reset (microseconds, no I/O), or to be opened anew. A worker
+//!    thread opens it, so that the caller returns in time, however slow the disk is. If the caller gives up,
+//!    the worker finishes, and the connection is parked for the agent.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,16 +30,16 @@ use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Held, Refusal};
 use crate::sync::wait::{await_until, block_until};
 
-/// How long a caller waits for the opening of its own connection, at least: who has no patience for others may
-/// have it for a disk.
+/// How long a caller at least waits for its own connection to be opened. A short timeout limits the wait for
+/// other borrowers, not for the disk.
 const OWN_OPENING: Duration = Duration::from_millis(40);
-/// How long to wait at the limit around opening.
+/// How long a request waits at the limit around opening.
 const OPENING_PATIENCE: Duration = Duration::from_millis(10);
 
 /// How far a request got without waiting.
 enum Step<B: Backend, H: Handle<B>> {
     Ready(Checkout<B, H>),
-    /// Its connection must be closed, if there is one and how, and another opened.
+    /// A new connection must be opened. If the slot holds an old one, it is closed first, in this mode.
     Open(Checkout<B, H>, Option<CloseMode>),
 }
 
@@ -53,7 +54,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     }
 }
 
-/// For whom a slot is to be taken, with the lock where agents have connections of their own.
+/// The agent that needs a slot, with its lock where each agent has its own database.
 type Target = (Arc<Entry>, Option<AgentLockGuard>);
 
 impl<B: Backend> Core<B> {
@@ -76,7 +77,7 @@ impl<B: Backend> Core<B> {
         request: &Request<'_>,
         begun: Option<Step<B, H>>,
     ) -> Result<Checkout<B, H>, Error> {
-        // In a block: it has left every queue when the error is made.
+        // In a block: the request has left every queue when the error is made.
         let done = {
             let mut work = pin!(self.in_time(handle, request, begun));
             let mut done = block_until(request.deadline(), work.as_mut());
@@ -110,7 +111,7 @@ impl<B: Backend> Core<B> {
         self.ended(request, done)
     }
 
-    /// The end of a request that may have waited. `None`: its time has passed.
+    /// Ends a request that may have waited. `None`: its deadline passed.
     fn ended<T>(&self, request: &Request<'_>, done: Option<Result<T, Error>>) -> Result<T, Error> {
         let done = done.unwrap_or_else(|| {
             let wanted = request.stage();
@@ -134,15 +135,16 @@ impl<B: Backend> Core<B> {
             Wanted::Agent => request.waiting_at_lock(),
             _ => 0,
         };
-        // Before it is counted: it names those who hold now, and who sees the count may return.
+        // Made before the timeout is counted: the error names the present holders, and a thread that sees the
+        // count may return its lease.
         let thread = request.thread();
         let error = self.exhausted_for(agent, thread, wanted, request.asked_at, waiting);
         count(&self.counters.timeouts);
         error
     }
 
-    /// What can be had at this moment: a permit, and with it a slot; where agents have connections of their own, if
-    /// this one's is parked. `None`: the caller must wait, or look further.
+    /// What can be had without waiting: a permit, and with it a slot. Where each agent has its own database,
+    /// only if the agent's connection is parked. `None`: the caller must wait, or look further.
     #[inline]
     fn at_once<H: Handle<B>>(
         &self,
@@ -170,7 +172,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// The agent's lock, if nobody has it and the agent's connection is parked.
+    /// Takes the agent's lock, if it is free and the agent's connection is parked.
     fn lock_parked(&self, agent: &str, now: Instant) -> Option<(Arc<Entry>, AgentLockGuard)> {
         let entry = self.parking.lot.find(agent)?;
         let lock = entry.lock.as_ref().filter(|_| entry.has_slot())?;
@@ -178,7 +180,7 @@ impl<B: Backend> Core<B> {
         Some((entry, guard))
     }
 
-    /// All steps, however long they take, from where it has begun.
+    /// All remaining steps, however long they take.
     async fn in_time<H: Handle<B>>(
         &self,
         handle: &H,
@@ -220,18 +222,18 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Where agents have connections of their own: the agent, locked.
+    /// Where each agent has its own database: the agent's entry, locked.
     async fn lock_target(&self, request: &Request<'_>) -> Result<Option<Target>, Error> {
         let Some((entry, lock)) = self.entry_and_lock(request).await? else {
             return Ok(None);
         };
         let guard = self.lock_agent(request, &entry, &lock).await?;
-        // It may have become known, or been evicted, meanwhile.
+        // The agent may have become known, or been evicted, while this request waited.
         let entry = self.parking.lot.find(request.agent).unwrap_or(entry);
         Ok(Some((entry, Some(guard))))
     }
 
-    /// The lock of an agent, where agents have connections of their own.
+    /// The lock of an agent, where each agent has its own database.
     pub(super) async fn agent_lock(
         &self,
         request: &Request<'_>,
@@ -239,7 +241,7 @@ impl<B: Backend> Core<B> {
         Ok(self.lock_target(request).await?.and_then(|(_, lock)| lock))
     }
 
-    /// Where agents have connections of their own: the agent's entry, which may not be known yet, and its lock.
+    /// Where each agent has its own database: the agent's entry, which may not be known yet, and its lock.
     #[allow(clippy::type_complexity, reason = "it is taken apart at once")]
     async fn entry_and_lock(
         &self,
@@ -286,16 +288,17 @@ impl<B: Backend> Core<B> {
         answer.map_err(|Closed| Error::Closed)
     }
 
-    /// The limit around opening, where agents have connections of their own and this one's is not parked. Files
-    /// are opened a few at a time: SQLite opens them one by one, so more would only hold slots, in which
-    /// connections of others could stay parked, while they wait for each other. `None` if there is no need, or
-    /// if it takes too long: slow callbacks of some keep nobody from opening theirs.
+    /// The limit around opening, where each agent has its own database and this agent's connection is not
+    /// parked. Only a few files are opened at a time. SQLite opens files one after the other, so more
+    /// openings would only hold slots, in which other agents' connections could stay parked. `None` if the
+    /// limit is not needed, or if waiting at it takes too long: slow callbacks of some agents must not stop
+    /// others from opening.
     async fn limit_opening(
         &self,
         request: &Request<'_>,
         entry: &Arc<Entry>,
     ) -> Option<Held<'_, Claim>> {
-        // Who may not wait takes what there is.
+        // A request that may not wait takes what is available now.
         if request.wait.is_none() || entry.has_slot() || self.permits.free() == 0 {
             return None;
         }
@@ -306,7 +309,7 @@ impl<B: Backend> Core<B> {
             .ok()
     }
 
-    /// Notes what the request is about to wait for, or refuses one that will not wait.
+    /// Notes what the request is about to wait for, or refuses a request that may not wait.
     fn check_patience(&self, request: &Request<'_>, wanted: Wanted) -> Result<(), Error> {
         if request.wait.is_none() {
             return Err(self.timed_out(request, wanted));
@@ -321,7 +324,7 @@ impl<B: Backend> Core<B> {
         request: &Request<'_>,
         entry: &Arc<Entry>,
     ) -> Result<(Permit<'_, B>, Instant), Error> {
-        // It may have waited long for the agent's lock.
+        // The request may have waited long for the agent's lock.
         let now = Instant::now();
         match self.permits.try_acquire(now) {
             Ok(()) => Ok((Permit(self), now)),
@@ -346,8 +349,8 @@ impl<B: Backend> Core<B> {
         answer.map_err(|Closed| Error::Closed)
     }
 
-    /// Makes a checkout of a permit, with the agent's own connection or any other, and says what is still to be
-    /// done to it. Never blocks.
+    /// Turns a permit into a checkout, with the agent's own connection or any other, and says what the
+    /// connection still needs. Never blocks.
     #[inline]
     fn begin<H: Handle<B>>(
         &self,
@@ -368,7 +371,7 @@ impl<B: Backend> Core<B> {
         }
         let entry = entry.unwrap_or_else(|| self.entry(request.agent));
         let taken = self.take(entry, lock.as_ref(), loan);
-        // By the rule there is one: the permit says so.
+        // The rule guarantees a slot to a permit holder.
         let Some(Taken { slot, entry, from }) = taken else {
             return Err(Error::Closed);
         };
@@ -390,7 +393,8 @@ impl<B: Backend> Core<B> {
         known.unwrap_or_else(|| Entry::new(Arc::from(agent), None))
     }
 
-    /// The agent's slot, or any. Of an agent that has a connection of its own, wherever that is.
+    /// The agent's slot, or any other. Where each agent has its own database: the slot with a connection to
+    /// it, wherever that slot is.
     fn take(
         &self,
         entry: Arc<Entry>,
@@ -398,7 +402,7 @@ impl<B: Backend> Core<B> {
         loan: Loan,
     ) -> Option<Taken<TakenSlot<B>, Arc<KeyedEntry<AgentLock>>>> {
         let lot = &self.parking.lot;
-        // Parked for another agent with the same database, or free, since the agent was evicted.
+        // Parked for another agent with the same database, or free because the agent was evicted.
         if let Some(lock) = lock
             && !entry.has_slot()
             && self.backend.is_open(lock.key())
@@ -407,12 +411,12 @@ impl<B: Backend> Core<B> {
         {
             return Some(taken);
         }
-        // This one's is not free either.
+        // This request's own permit is not free either.
         let alone = self.permits.free() + 1 >= self.options.max_connections;
         lot.take(entry, loan, !alone)
     }
 
-    /// Whether there is a connection in the slot to the database of this key. Called under the lot's lock.
+    /// Whether the slot holds a connection to the database with this key. Called under the lot's lock.
     pub(super) fn is_open_to(&self, slot: &TakenSlot<B>, key: &str) -> bool {
         let open = slot.open.as_ref();
         open.is_some_and(|open| self.backend.serves(&open.connection, key))

@@ -1,5 +1,5 @@
-//! Closing a pool: it is over when all N permits, and with them all N slots, are out of circulation. So it misses
-//! nothing: whatever is lent or in hand anywhere has a permit.
+//! Closing a pool: it is done when all N permits, and with them all N slots, are out of circulation. So it misses no
+//! connection: each one that is lent or in hand has a permit.
 //! It never takes a connection from a lease.
 
 use std::pin::pin;
@@ -15,18 +15,19 @@ use crate::observe::events;
 use crate::observe::stats::count;
 use crate::sync::wait::await_until;
 
-/// How long a caller waits for the closing of idle connections, at least.
+/// How long a caller at least waits for idle connections to be closed.
 const OWN_CLOSING: Duration = Duration::from_millis(40);
 
 impl<B: Backend> Core<B> {
     /// # Errors
-    /// In a fork; and on a thread that is in a call of this core's: closing would wait for it.
+    /// [`Error::Forked`] in a fork. [`Error::Reentrant`] on a thread that is in a call of this core, since
+    /// closing would wait for that call.
     pub(crate) fn check_reentrancy(&self) -> Result<(), Error> {
         self.check_origin()?;
         reentrancy::check(self.address()).map_err(|within| Error::Reentrant { within })
     }
 
-    /// Refuses new leases, and all who wait.
+    /// Refuses new leases and all callers that wait.
     pub(crate) fn refuse(&self) {
         if self.permits.close() {
             self.opening.close();
@@ -36,7 +37,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Closes the pool, and waits until that is done, until `deadline` at most.
+    /// Closes the pool and waits until that is done, but no longer than until `deadline`.
     pub(crate) async fn close(
         self: &Arc<Self>,
         asked_at: Instant,
@@ -47,7 +48,7 @@ impl<B: Backend> Core<B> {
         let mut emptied = pin!(self.emptied());
         let mut done = await_until(deadline, emptied.as_mut()).await;
         if done.is_none() && self.parking.lot.levels().lent == 0 {
-            // All that is left is in a worker's hand.
+            // A worker has everything that is left.
             done = await_until(asked_at + OWN_CLOSING, emptied).await;
         }
         match done {
@@ -67,10 +68,10 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Closes what is idle of a closed pool. Whatever is returned later is closed by a worker.
+    /// Closes the idle connections of a closed pool. A worker closes each connection that is returned later.
     pub(crate) fn wind_up(&self) {
         while self.permits.try_acquire_spare(0) {
-            // From here on the permit is never returned. With it, there is a slot.
+            // From here on the permit is never returned. A permit holder finds a slot.
             let Some(mut slot) = self.parking.lot.take_any() else {
                 break;
             };
@@ -94,13 +95,13 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// All slots are out of circulation.
+    /// Whether all slots are out of circulation.
     fn is_empty(&self) -> bool {
         let out = self.out.lock();
         out.retired.len() + out.stuck.len() >= self.options.max_connections
     }
 
-    /// Tries once more what could not be closed.
+    /// Tries once more to close connections that could not be closed.
     fn close_stuck(&self) -> Result<(), Error> {
         let stuck = std::mem::take(&mut self.out.lock().stuck);
         let mut result = Ok(());
@@ -131,20 +132,20 @@ impl<B: Backend> Core<B> {
         if self.counters.open.load(Acquire) == 0 {
             self.all_closed();
         }
-        // Another call may have looked while they were in our hand.
+        // Another caller may have looked while this thread held them.
         self.emptied.notify(usize::MAX);
         result
     }
 
     fn all_closed(&self) {
-        // Before anybody is told: who returns from `close` may build the next pool at once.
+        // The backend is told first: a caller that returns from `close` may build the next pool at once.
         self.backend.closed();
         if !self.told_closed.swap(true, AcqRel) {
             events::closed(&self.options.name);
         }
     }
 
-    /// What tells this core from others of the process, while it lives.
+    /// The number that identifies this core within the process, while it lives.
     pub(crate) fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }

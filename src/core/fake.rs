@@ -1,5 +1,5 @@
-//! A backend that opens nothing, and counts; and a pool of it for tests of the core.
-//! It does what it is told to, in every way that a real one can go wrong.
+//! A backend that opens nothing and counts, and a pool of it for tests of the core.
+//! Each switch makes it fail in a way that a real backend can fail.
 
 mod tests;
 
@@ -225,7 +225,7 @@ fn assert_whole(pool: &Pool, switches: &Switches) {
     assert!(pool.try_lease("one too many").is_err());
     drop(leases);
     assert_eq!(pool.stats().lent, 0);
-    // A worker may be closing what settling gave up.
+    // A worker may still be closing a connection that `settle` gave up.
     eventually("the count is the backend's", || {
         pool.stats().open == switches.open.load(SeqCst)
     });

@@ -1,5 +1,5 @@
-//! Checkout: a slot that is lent, with its permit. Dropping it is the only way to end it.
-//! It decides nothing about where the connection goes: `checkin` does.
+//! Checkout: a lent slot with its permit. Dropping the checkout is the only way to end it.
+//! It does not decide where the connection goes: `checkin` does.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,8 +11,8 @@ use super::parking::Entry;
 use super::prepare::Need;
 use super::slot::{OpenConnection, TakenSlot};
 
-/// What keeps the core alive while a connection is lent: the core's own handle, or one of a layer above, so that a
-/// lease counts one reference and not two.
+/// Keeps the core alive while a connection is lent. It is the core's own handle or that of a layer above, so
+/// that a lease counts one reference and not two.
 pub(crate) trait Handle<B: Backend>: Clone + Send + Sync + 'static {
     fn core(&self) -> &Core<B>;
 }
@@ -23,35 +23,35 @@ impl<B: Backend> Handle<B> for Arc<Core<B>> {
     }
 }
 
-/// A connection that is lent, or is being made ready to be.
+/// A connection that is lent, or is being prepared for it.
 pub(crate) struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
     handle: H,
     /// `None` only at the end.
     lent: Option<Lent<B>>,
     verdict: Verdict,
-    /// Where agents have connections of their own. Goes back after the slot and the permit.
+    /// Where each agent has its own database: its lock. It is released after the slot and the permit.
     lock: Option<AgentLockGuard>,
 }
 
-/// A slot, and the agent that it is lent to.
+/// A slot, and the agent it is lent to.
 struct Lent<B: Backend> {
     slot: TakenSlot<B>,
     entry: Arc<Entry>,
 }
 
-/// What becomes of the connection at the end of its checkout.
+/// What happens to the connection at the end of its checkout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It was never ready to be lent: what is there, if anything, is closed.
+    /// It never became ready to be lent: the connection in the slot, if there is one, is closed.
     Unready,
     /// It is parked for its agent.
     Park,
-    /// It is reset before anybody gets it, also the same agent.
+    /// It is reset before any agent gets it, including the same one.
     Free,
 }
 
 impl<B: Backend, H: Handle<B>> Checkout<B, H> {
-    /// Takes over the caller's permit, too.
+    /// Takes over the caller's permit as well.
     pub(super) fn new(
         handle: &H,
         entry: Arc<Entry>,
@@ -66,7 +66,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         }
     }
 
-    /// From here on it is a lease.
+    /// From here on, the checkout counts as a lease.
     #[inline]
     pub(super) fn ready(mut self, hit: bool) -> Self {
         self.verdict = Verdict::Park;
@@ -104,12 +104,12 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         self.lent.as_mut().map(|lent| &mut lent.slot)
     }
 
-    /// At its end, the connection is reset before anybody gets it, also the same agent.
+    /// When the checkout ends, the connection is reset before any agent gets it, including the same one.
     pub(crate) fn free_at_end(&mut self) {
         self.verdict = Verdict::Free;
     }
 
-    /// Ends the lease, and closes its connection on this thread.
+    /// Ends the lease and closes its connection on this thread.
     pub(crate) fn discard(mut self) {
         if let Some(Lent { slot, entry }) = self.lent.take() {
             self.core().discard_now(entry, slot);
@@ -126,7 +126,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         }
     }
 
-    /// Ends a checkout whose connection cannot be closed. The agent's entry and lock go on.
+    /// Ends a checkout whose connection cannot be closed. The agent's entry and lock live on.
     pub(super) fn retire_stuck(mut self) -> (Arc<Entry>, Option<AgentLockGuard>) {
         let Some(Lent { slot, entry }) = self.lent.take() else {
             unreachable!("only the end of a checkout takes its slot");
@@ -143,7 +143,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     pub(crate) fn connection(&self) -> &B::Connection {
         match self.open() {
             Some(open) => &open.connection,
-            // It is handed out with its slot occupied, and only its end takes the slot out.
+            // A checkout is handed out with its slot occupied, and only its end takes the slot out.
             None => unreachable!("a checkout always has a connection"),
         }
     }
@@ -159,7 +159,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
 impl<B: Backend, H: Handle<B>> Drop for Checkout<B, H> {
     fn drop(&mut self) {
         if self.core().is_forked() {
-            // The connection is the other process's, and so is all that would be told of its end.
+            // The connection belongs to the other process, and so does everything that its end would notify.
             std::mem::forget((self.lent.take(), self.lock.take(), self.handle.clone()));
             return;
         }

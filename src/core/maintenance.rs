@@ -1,5 +1,5 @@
-//! Maintenance: what must happen in time even if nobody calls. [`Core::maintain`] is called now and then, and
-//! closes nothing: it leaves that to a worker, which takes a permit like everybody, and only while others stay free.
+//! Maintenance: work that must happen in time even if no call is made. The ticker calls [`Core::maintain`] regularly.
+//! It closes nothing itself. A worker does, with a permit, and only while other permits stay free.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,11 +15,12 @@ use crate::observe::events;
 use crate::observe::stats::{Holder, count};
 use crate::sync::keyed_map::KeyedMap;
 
-/// For how long holders must have been waiting themselves before that is reported.
+/// How long holders must have been waiting themselves before the pool reports a deadlock.
 const DEADLOCK: Duration = Duration::from_secs(1);
 
 impl<B: Backend> Core<B> {
-    /// How often [`maintain`](Core::maintain) must be called, so that every timeout is obeyed to within a second.
+    /// How often [`maintain`](Core::maintain) must be called, so that every timeout is obeyed to within a
+    /// second.
     pub(crate) fn maintenance_period(&self) -> Duration {
         let shortest = [self.options.idle_timeout, self.options.overdue_after]
             .into_iter()
@@ -53,7 +54,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Where agents have connections of their own, an evicted one is closed.
+    /// Where each agent has its own database, the connection of an evicted agent is closed.
     pub(super) fn after_eviction(&self) {
         if self.backend.is_per_agent() {
             self.tidy_soon();
@@ -74,7 +75,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Reports, once, that all who hold what others wait for are waiting, too: as far as can be known, a deadlock.
+    /// Reports, once, that every holder that others wait for is waiting, too: most likely a deadlock.
     fn report_deadlock(&self, now: Instant) {
         let deadlocked = self.deadlocked(now);
         let news = !deadlocked.is_empty();
@@ -86,7 +87,8 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Each holder that others wait for, with the claim that its thread waits with; empty unless that is so of all.
+    /// Each holder that others wait for, with the claim that its thread waits with. Empty unless all such
+    /// holders wait.
     fn deadlocked(&self, now: Instant) -> Vec<(Holder, Claim)> {
         let claims = self.waiting_claims();
         let waiting: HashMap<u64, Claim> = claims
@@ -108,14 +110,14 @@ impl<B: Backend> Core<B> {
             }
             match waiting.get(&loan.thread) {
                 Some(claim) => found.push((loan.holder(&entry.agent, now), claim.clone())),
-                // A queue at one agent's lock is that agent's alone.
+                // The queue at one agent's lock concerns only that agent.
                 None => all &= !contended,
             }
         });
         if all { found } else { Vec::new() }
     }
 
-    /// Lets a worker close what must be closed and is lent to nobody.
+    /// Lets a worker close the connections that must be closed and are not lent.
     pub(super) fn tidy_soon(&self) {
         let Some(core) = self.this.upgrade() else {
             return;
@@ -125,14 +127,14 @@ impl<B: Backend> Core<B> {
         }
         let submitted = self.workers.submit(Box::new(move || core.tidy()));
         if submitted.is_err() {
-            // It is left for whoever takes the slot next.
+            // The next borrower of the slot closes it.
             self.tidying.store(false, Relaxed);
         }
     }
 
     fn tidy(&self) {
         self.tidying.store(false, Relaxed);
-        // With one connection, nobody else's can stay free; and who waits for room is served first.
+        // With one connection, no permit can stay free. And a call that waits for room is served first.
         let spare = || usize::from(self.options.max_connections > 1 && !self.backend.wants_room());
         while !self.permits.is_closed() && self.permits.try_acquire_spare(spare()) {
             let permit = Permit(self);
@@ -170,7 +172,7 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// For whoever has asked for something that may take room.
+    /// For a caller whose request may need room.
     pub(crate) fn patience(&self, request: &Request<'_>) -> Patience<'_> {
         Patience {
             deadline: request.deadline(),
@@ -187,7 +189,7 @@ impl<B: Backend> Core<B> {
         })
     }
 
-    /// Whether connections are open that are nobody's, where agents have connections of their own.
+    /// Where each agent has its own database: whether connections are open that belong to no agent.
     fn has_idle(&self) -> bool {
         use std::sync::atomic::Ordering::Acquire;
         if !self.backend.is_per_agent() {
@@ -198,7 +200,7 @@ impl<B: Backend> Core<B> {
         self.counters.open.load(Acquire) > used
     }
 
-    /// Refuses all who wait at agents' locks.
+    /// Refuses all callers that wait at agents' locks.
     pub(super) fn close_locks(&self) {
         let locks: Vec<Arc<_>> = self.locks.iter().flat_map(KeyedMap::all).collect();
         for lock in locks {

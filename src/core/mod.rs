@@ -1,5 +1,5 @@
-//! The core: who has which connection. It knows no SQL: all it does to a connection, it does through its
-//! [`Backend`].
+//! The core: which borrower has which connection.
+//! It knows no SQL: it works on a connection only through its [`Backend`].
 //!
 //! # The cycle
 //! ```text
@@ -7,7 +7,7 @@
 //!        ┌──────────────────────────────────► LENT ──────────────────────────────┐
 //!        │                                  in a Checkout                         │
 //!        │                                                                        ▼
-//!   ┌─────────┐   evicted: number of agents, idle time, `release`          ┌────────────┐
+//!   ┌─────────┐   evicted: number of agents, idle time, `evict`            ┌────────────┐
 //!   │  FREE   │ ◄───────────────────────────────────────────────────────── │   PARKED   │
 //!   │ in r2d2 │                  moka's listener, one step                 │ in an Entry│
 //!   └─────────┘                                                            └────────────┘
@@ -15,30 +15,32 @@
 //!        │   given back                                          own agent: a hit   │ another agent:
 //!        │                                                        back to LENT      │ reset, then LENT
 //!     IN HAND  (being closed, by a permit holder) ◄─────────────────────────────────┘
-//!        └──► STUCK, if it cannot be closed; its permit went with it
+//!        └──► STUCK, if it cannot be closed; its permit stays with it
 //! ```
-//! A slot is the right to have one connection open. There are N, and each is in one of these places.
+//! A slot is the right to have one connection open. There are N slots, and each is in exactly one of these
+//! places.
 //!
 //! # The rule
-//! **Whoever has a slot lent or in hand holds a permit.** There are N permits. So a permit holder always finds a
-//! slot that is free or parked, at once: no slot is ever in neither place without a permit holder having it, and the
-//! [`lot`] looks at all of them while none can move. A slot is given back first, its permit second. No exception:
-//! [`maintenance`] takes a permit before it closes anything, and [`close`] is over when it holds all N.
+//! **A slot is lent or in hand only together with a permit.** There are N permits. So a permit holder always
+//! finds a slot that is free or parked, without waiting: a slot is in neither place only while another permit
+//! holder has it, and the [`lot`] can look at all slots while none of them moves. A slot is returned first,
+//! its permit second. There is no exception: [`maintenance`] takes a permit before it closes anything, and
+//! [`close`] is done when it holds all N permits.
 //!
-//! # Who may wait for what
-//! Waiting is always for a permit, for an agent's lock, or for a worker thread's answer, each with a deadline:
-//! [`checkout`]. What may block (opening, closing) is done on the core's own [`WorkerPool`]; its tasks wait
-//! for nobody.
+//! # What a call may wait for
+//! A call waits only for a permit, for an agent's lock, or for a worker thread's answer, and always with a
+//! deadline: [`checkout`]. Work that may block (opening, closing) runs on the core's own [`WorkerPool`]; no
+//! worker thread waits for a permit.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`lot`] | free and parked slots |
 //! | [`slot`] | r2d2 as the list of free slots |
 //! | [`parking`] | moka: which agents are known |
-//! | [`agent_name`], [`request`], [`checkout`], [`prepare`], [`guard`], [`checkin`] | a lease, from the request to the end |
+//! | [`agent_name`], [`request`], [`checkout`], [`prepare`], [`guard`], [`checkin`] | a lease, from the request to its end |
 //! | [`room`] | slots for connections that are not lent |
 //! | [`agent_lock`] | one borrower at a time, where agents have databases of their own |
-//! | [`maintenance`], [`close`] | what happens when nobody calls; the end |
+//! | [`maintenance`], [`close`] | work that no call starts; the end |
 
 pub(crate) mod agent_lock;
 pub(crate) mod agent_name;
@@ -82,10 +84,10 @@ use backend::{Backend, CloseMode, NotClosed};
 use parking::Parking;
 use slot::{OpenConnection, TakenSlot};
 
-/// The options that do not depend on the kind of connection. Valid.
+/// The options that do not depend on the kind of connection, already validated.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// What the pool is called in the log and in metrics.
+    /// The pool's name in logs and metrics.
     pub(crate) name: Arc<str>,
     pub(crate) max_connections: usize,
     pub(crate) cached_agents: usize,
@@ -96,51 +98,53 @@ pub(crate) struct Options {
     pub(crate) overdue_after: Option<Duration>,
 }
 
-/// What all handles and leases of a pool have in common.
+/// The state that all handles and leases of a pool share.
 pub(crate) struct Core<B: Backend> {
     pub(crate) backend: B,
     pub(crate) options: Options,
     pub(crate) counters: Arc<Counters>,
-    /// In a fork of this process, nothing of the pool may be touched.
+    /// Detects a fork: in a fork of this process, no code may touch the pool's state.
     origin: Origin,
     permits: Semaphore<Claim>,
-    /// Where agents have connections of their own, the locks of those in use.
+    /// Where each agent has its own database: the locks of the databases in use.
     locks: Option<KeyedMap<AgentLock>>,
-    /// A limit around opening, where that happens all the time.
+    /// Limits how many connections are opened at once, where each agent has its own database.
     opening: Semaphore<Claim>,
-    /// Held by whoever takes several permits, one after the other: no two of them may wait for each other.
+    /// Held by a caller that takes several permits one after the other. Two such callers could otherwise wait
+    /// for each other.
     several: Semaphore<Claim>,
     parking: Parking<B>,
     slow_waits: SlowWaits,
-    /// Slots that were taken out of circulation with their permits.
+    /// Slots that are out of circulation, together with their permits.
     out: Mutex<Out<B>>,
-    /// Told whenever a slot was taken out of circulation.
+    /// Notified each time a slot goes out of circulation.
     emptied: Event,
-    /// The backend's generation that idle connections were last compared with.
+    /// The backend's generation when idle connections were last compared with it.
     swept_generation: AtomicU64,
-    /// Whether [`Backend::closed`] was called.
+    /// Whether the log was told that the last connection is closed.
     told_closed: AtomicBool,
-    /// A worker is tidying, or is about to.
+    /// Whether a worker is tidying, or is about to.
     tidying: AtomicBool,
     workers: Arc<WorkerPool>,
-    /// Whether the log knows of the deadlock that there is.
+    /// Whether the current deadlock has been logged.
     deadlock_reported: AtomicBool,
     this: Weak<Core<B>>,
 }
 
-/// What is out of circulation.
+/// The slots that are out of circulation.
 struct Out<B: Backend> {
-    /// Their connection cannot be closed. It stays in the count of open connections for as long as the pool lives.
+    /// Slots whose connection cannot be closed. It stays in the count of open connections as long as the pool
+    /// lives.
     stuck: Vec<TakenSlot<B>>,
-    /// Vacant, of a closed pool.
+    /// Vacant slots of a closed pool.
     retired: Vec<TakenSlot<B>>,
 }
 
-/// A permit, which goes back when it is dropped.
+/// A permit. Dropping it returns it.
 pub(crate) struct Permit<'a, B: Backend>(&'a Core<B>);
 
-/// The connection in the slot cannot be closed. The slot must go out of circulation, and the permit of whoever has
-/// it with it.
+/// The connection in the slot cannot be closed. The slot must go out of circulation, together with its
+/// holder's permit.
 pub(crate) struct Stuck;
 
 impl<B: Backend> Core<B> {
@@ -171,7 +175,7 @@ impl<B: Backend> Core<B> {
             swept_generation: AtomicU64::new(backend.generation()),
             told_closed: AtomicBool::new(false),
             tidying: AtomicBool::new(false),
-            // Each task has a permit, but for one that tidies or winds up.
+            // Each task has a permit, except one that tidies or winds up.
             workers: WorkerPool::new("leasepool-work", options.max_connections + 1),
             deadlock_reported: AtomicBool::new(false),
             this: Weak::clone(this),
@@ -208,7 +212,7 @@ impl<B: Backend> Core<B> {
     }
 
     /// # Errors
-    /// In a fork of the process that has built the pool.
+    /// [`Error::Forked`] in a fork of the process that built the pool.
     #[inline]
     pub(crate) fn check_origin(&self) -> Result<(), Error> {
         match self.is_forked() {
@@ -217,13 +221,14 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Whether this is a fork of the process that has built the pool: another thread of that may have had any lock.
+    /// Whether this process is a fork of the one that built the pool. Another thread may have held any lock
+    /// at the fork.
     #[inline]
     pub(crate) fn is_forked(&self) -> bool {
         self.origin.is_elsewhere()
     }
 
-    /// Whether a lease could be had at once.
+    /// Whether a lease could be had without waiting.
     pub(crate) fn ready(&self) -> Result<(), Error> {
         self.check_origin()?;
         if self.permits.is_closed() {
@@ -252,7 +257,8 @@ impl<B: Backend> Core<B> {
         claims
     }
 
-    /// Who has a connection, or was granted one and has not taken it; the oldest first.
+    /// The holders of connections, the oldest first. A caller that was granted a connection and has not taken
+    /// it yet counts as a holder.
     pub(crate) fn holders(&self) -> Vec<Holder> {
         if self.is_forked() {
             return Vec::new();
@@ -277,7 +283,8 @@ impl<B: Backend> Core<B> {
         self.exhausted_for(None, None, wanted, asked_at, waiting)
     }
 
-    /// `agent`: whose lease was waited for, if not any; `thread`: which thread was blocked.
+    /// `agent`: the agent whose lock the call waited for, if it waited for one; `thread`: the thread that was
+    /// blocked.
     pub(crate) fn exhausted_for(
         &self,
         agent: Option<&str>,
@@ -325,7 +332,7 @@ impl<B: Backend> Core<B> {
         mode
     }
 
-    /// Closes the connection in a slot, in place. For a permit holder that may block.
+    /// Closes the connection in a slot, in place. The caller holds a permit and may block.
     fn vacate(&self, slot: &mut TakenSlot<B>, mode: CloseMode) -> Result<(), Stuck> {
         let Some(open) = slot.open.take() else {
             return Ok(());
@@ -355,23 +362,24 @@ impl<B: Backend> Core<B> {
         Ok(())
     }
 
-    /// Takes a slot out of circulation that cannot be vacated. Its permit is never returned.
+    /// Takes a slot whose connection cannot be closed out of circulation. Its permit is never returned.
     fn retire_stuck(&self, slot: TakenSlot<B>) {
         self.counters.stuck.fetch_add(1, AcqRel);
         self.out.lock().stuck.push(slot);
         self.emptied.notify(usize::MAX);
     }
 
-    /// Returns a permit. In a closed pool, what came back with it is then closed, by a worker.
+    /// Returns a permit. If the pool is closed, a worker then closes the connection that came back with it.
     fn return_permit(&self, now: Instant) {
         self.permits.release(now);
-        // Either we see here that the pool is closed, or whoever closes it sees the permit: both change one word.
+        // Either this thread sees that the pool is closed, or the closing thread sees the permit: both change
+        // one word.
         if self.permits.is_closed() {
             self.wind_up_soon();
         }
     }
 
-    /// All numbers, as they are called outside.
+    /// All numbers, under their public names.
     #[cfg(any(feature = "metrics", feature = "status"))]
     pub(crate) fn families(&self, stats: &Stats) -> Vec<crate::observe::families::Family> {
         let descriptors = self.backend.descriptors();
@@ -393,9 +401,9 @@ impl<B: Backend> Core<B> {
         stats
     }
 
-    /// Whether fewer slots are vacant than should be.
+    /// Whether too few slots are vacant.
     fn lacks_room(&self) -> bool {
-        /// One slot in so many is kept vacant.
+        /// One slot in this many is kept vacant.
         const SPARE: usize = 8;
         let max = self.options.max_connections;
         self.backend.is_per_agent() && max - self.counters.open.load(Acquire).min(max) < max / SPARE
@@ -403,7 +411,7 @@ impl<B: Backend> Core<B> {
 }
 
 impl<B: Backend> Permit<'_, B> {
-    /// Leaves the permit to whatever has the slot now, whose end returns it.
+    /// Leaves the permit with the current holder of the slot, who returns it in the end.
     fn pass_on(self) {
         std::mem::forget(self);
     }

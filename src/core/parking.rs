@@ -1,14 +1,14 @@
 //! Parking: the agents that the pool knows, and the slots parked for them.
-//! It moves slots; it never opens, resets or closes what is in them.
+//! It moves slots; it never opens, resets or closes the connections in them.
 //!
-//! moka keeps the entries of agents and decides which agent to forget: by number (`cached_agents`), by idle time,
-//! or when it is told. Its listener then makes free in r2d2 what is parked for that agent. An entry outlives the
-//! connection that is parked in it: reclaiming takes the slot out and leaves the entry, parking puts one back, and
-//! neither calls moka. moka is called when an agent is new, when an agent is evicted, and, so that its order is
-//! that of use, once in a while for an agent that is used.
+//! moka keeps the entries of agents and decides which agent to forget: by number (`cached_agents`), by idle
+//! time, or when the pool says so. Its listener then moves the agent's parked slots to r2d2. An entry
+//! outlives the connection that is parked in it: reclaiming takes the slot out and leaves the entry, parking
+//! puts a slot back, and neither calls moka. moka is called when an agent is new, when an agent is evicted,
+//! and once in a while for an agent in use, so that its order follows use.
 //!
-//! moka is never called with the lot's lock held. The listener runs under moka's locks, on any thread, so it does
-//! nothing but take the lot's lock for an instant.
+//! moka is never called with the lot's lock held. The listener runs under moka's locks, on any thread, so it
+//! does nothing but take the lot's lock for an instant.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -31,8 +31,8 @@ use crate::sync::keyed_map::KeyedEntry;
 pub(crate) type Entry = lot::Entry<Arc<KeyedEntry<AgentLock>>>;
 pub(crate) type SlotLot<B> = Lot<TakenSlot<B>, FreeSlots<B>, Arc<KeyedEntry<AgentLock>>>;
 
-/// Counts evictions, and keeps them to be reported: the listener may not report by itself, since a subscriber to
-/// events could call moka.
+/// Counts evictions, and keeps them until they are reported. The listener may not report them itself, since a
+/// subscriber to events could call moka.
 struct Evictions {
     counters: Arc<Counters>,
     /// Which agents were evicted, and why.
@@ -42,11 +42,11 @@ struct Evictions {
 pub(crate) struct Parking<B: Backend> {
     pub(crate) lot: Arc<SlotLot<B>>,
     moka: moka::sync::Cache<Arc<str>, Arc<Entry>, RandomState>,
-    /// Agents known at most. 0: none is, and nothing is parked.
+    /// The largest number of known agents. 0: none is known, and nothing is parked.
     cached_agents: usize,
-    /// How many agents may have become known before moka is told again that one is in use.
+    /// How many agents may become known before moka is told again that one is in use.
     touch_every: u64,
-    /// Agents that have become known.
+    /// How many agents have become known.
     insertions: AtomicU64,
     evictions: Arc<Evictions>,
     name: Arc<str>,
@@ -67,7 +67,7 @@ impl<B: Backend> Parking<B> {
         let listener = {
             let (lot, evictions) = (Arc::clone(&lot), Arc::clone(&evictions));
             move |_: Arc<Arc<str>>, entry: Arc<Entry>, cause| {
-                // moka knows by itself only the number of agents.
+                // moka itself evicts only by number of agents.
                 let cause = match cause {
                     RemovalCause::Size => Eviction::Size,
                     _ if entry.leaving.load(Relaxed) == Eviction::Idle as u8 => Eviction::Idle,
@@ -84,8 +84,8 @@ impl<B: Backend> Parking<B> {
                 .eviction_listener(listener)
                 .build_with_hasher(RandomState::default()),
             cached_agents,
-            // Exact where it is seen who is evicted; elsewhere an agent in use is told of long before its turn
-            // to be forgotten comes.
+            // With few agents, the order must be exact, since users see which agent is evicted. With many,
+            // moka hears of an agent in use long before it would forget it.
             touch_every: match cached_agents {
                 0..=64 => 0,
                 n => n as u64 / 8,
@@ -96,7 +96,7 @@ impl<B: Backend> Parking<B> {
         })
     }
 
-    /// Notes that the agent is in use. As a rule that is one comparison.
+    /// Notes that the agent is in use. Usually this is one comparison.
     #[inline]
     pub(crate) fn touch(&self, entry: &Entry) {
         if entry.is_anonymous() {
@@ -110,7 +110,7 @@ impl<B: Backend> Parking<B> {
         }
     }
 
-    /// Whether anything may be parked.
+    /// Whether connections may be parked.
     pub(crate) fn parks(&self) -> bool {
         self.cached_agents > 0
     }
@@ -130,7 +130,7 @@ impl<B: Backend> Parking<B> {
         self.report();
     }
 
-    /// Evicts an agent: what is parked for it becomes free, and what it has been lent will when it comes back.
+    /// Evicts an agent: its parked connections become free, and so does each lent one when it comes back.
     /// Returns whether a connection was parked.
     pub(crate) fn evict(&self, agent: &str) -> bool {
         let (entry, freed) = self.lot.evict_agent(agent);
@@ -142,15 +142,15 @@ impl<B: Backend> Parking<B> {
         freed > 0
     }
 
-    /// Evicts the agents whose connections have all been parked since `cutoff` or longer, and makes free what has
-    /// been parked as long for others. Returns how many connections became free.
+    /// Evicts the agents whose connections have all been parked since `cutoff` or longer, and frees
+    /// connections of other agents that have been parked as long. Returns how many connections became free.
     pub(crate) fn evict_idle(&self, cutoff: Instant) -> usize {
         let (mut freed, idle) = self.lot.idle_since(cutoff);
         add(&self.evictions.counters.evicted_by_idle, freed as u64);
         for entry in idle {
             entry.leaving.store(Eviction::Idle as u8, Relaxed);
             self.moka.invalidate(&*entry.agent);
-            // moka may not have heard of it yet.
+            // moka may not know the agent yet.
             let more = self.lot.evict(&entry);
             self.evictions.note(&entry, more, Eviction::Idle);
             freed += 1;
@@ -159,13 +159,13 @@ impl<B: Backend> Parking<B> {
         freed
     }
 
-    /// Lets moka do what it does only when it is called.
+    /// Lets moka do its pending work, which it does only when it is called.
     pub(crate) fn maintain(&self) {
         self.moka.run_pending_tasks();
         self.report();
     }
 
-    /// Reports what the listener saw. Called where moka was, with no lock held.
+    /// Reports what the listener saw. Called after moka was, with no lock held.
     fn report(&self) {
         let evictions = std::mem::take(&mut *self.evictions.unreported.lock());
         for (agent, cause) in evictions {
@@ -175,7 +175,7 @@ impl<B: Backend> Parking<B> {
 }
 
 impl Evictions {
-    /// So many connections that were parked for the agent became free.
+    /// Counts and keeps an eviction that freed `freed` parked connections of the agent.
     fn note(&self, entry: &Entry, freed: usize, cause: Eviction) {
         if freed == 0 {
             return;

@@ -16,26 +16,26 @@ use super::{Core, Stuck};
 use crate::error::Error;
 use crate::observe::stats::{Counters, count};
 
-/// So much sooner than the caller gives up, at most, the wait for room ends.
+/// The wait for room ends at most this much before the caller's deadline.
 const SOONER: Duration = Duration::from_millis(10);
 
 /// What a slot needs before it can serve.
 pub(super) enum Need {
     Nothing,
-    /// A new connection; the one that is there must be closed, and how.
+    /// A new connection. If the slot holds an old one, it must be closed first, in this mode.
     Open(Option<CloseMode>),
 }
 
 pub(super) enum Renewed<B: Backend, H: Handle<B>> {
     Ready(Checkout<B, H>),
-    /// Its old connection cannot be closed, and is out of circulation. This is there to begin again with.
+    /// Its old connection cannot be closed, and its slot is out of circulation. The caller begins again with
+    /// this entry and lock.
     Stuck(Arc<Entry>, Option<AgentLockGuard>),
 }
 
 impl<B: Backend> Core<B> {
-    /// What the slot needs before the agent can be served from it, on a connection to the database of `key`, where
-    /// agents have their own. Resets the connection in it, if that is all it
-    /// needs.
+    /// What the slot needs before it can serve the agent. Where each agent has its own database, `key` is
+    /// that database's. Resets the connection in the slot, if it needs no more than that.
     #[inline]
     pub(super) fn inspect(
         &self,
@@ -87,8 +87,9 @@ impl<B: Backend> Core<B> {
         Need::Nothing
     }
 
-    /// Opens a connection: on a worker thread, or here for a caller that will not wait for others, but for a disk. What
-    /// others must do first is waited for until `deadline` at most.
+    /// Opens a connection: on a worker thread, or on this thread (`here`) for a caller that waits for no
+    /// other borrower, but does wait for the disk. Waits until `deadline` at most for what other borrowers
+    /// must do first.
     pub(super) async fn renewed<H: Handle<B>>(
         &self,
         checkout: Checkout<B, H>,
@@ -105,7 +106,7 @@ impl<B: Backend> Core<B> {
         {
             Ok(answer) => match answer.await {
                 Ok(renewed) => renewed,
-                // It was the user's, and the user is told.
+                // The panic came from the user's code, so it continues in the caller.
                 Err(panic) => resume_unwind(panic),
             },
             Err(error) => Err(Error::no_thread(error)),
@@ -114,9 +115,9 @@ impl<B: Backend> Core<B> {
 
     /// Opens a connection in a vacant slot.
     fn occupy(&self, agent: &str, slot: &mut TakenSlot<B>, deadline: Instant) -> Result<(), Error> {
-        // Counted before it is opened, and not counted any more only after it is closed, so that the
-        // count is never below the truth.
-        // Who waits for room in vain is to hear that, and not only that the time has passed.
+        // Counted before it is opened, and no longer counted only after it is closed, so that the count is
+        // never below the truth. The wait for room ends a little early, so that its caller gets that error,
+        // and not just a timeout.
         let left = deadline.saturating_duration_since(Instant::now());
         let patience = Patience {
             deadline: deadline - (left / 10).min(SOONER),
@@ -136,8 +137,8 @@ impl<B: Backend> Core<B> {
     }
 }
 
-/// Closes the connection in the slot, if there is one, and opens another. Blocks for as long as SQLite and `on_open`
-/// do.
+/// Closes the connection in the slot, if there is one, and opens another. Blocks as long as SQLite and
+/// `on_open` do.
 fn renew<B: Backend, H: Handle<B>>(
     mut checkout: Checkout<B, H>,
     mode: Option<CloseMode>,

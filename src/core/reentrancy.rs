@@ -1,21 +1,21 @@
-//! What the thread knows of calls that are at work on it, so that one that would wait for itself is told at once.
-//! It knows no pools but by a number.
+//! Which calls of a pool are running on this thread, so that a call that would wait for itself fails at once.
+//! It knows pools only by a number.
 
 use std::cell::RefCell;
 
 thread_local! {
-    /// The cores in whose calls this thread is, each by its address, and which call it is.
+    /// The calls that this thread is in: the address of the core, and the name of the call.
     static WITHIN: RefCell<Vec<(usize, &'static str)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// This thread is within a call, until it is dropped.
+/// This thread is within a call until this is dropped.
 pub(crate) struct Within(());
 
 /// A write.
 pub(crate) const WRITE: &str = "a write";
 /// A read.
 pub(crate) const READ: &str = "a read";
-/// `setup`, `on_open`, and everything else that is called while a connection is opened.
+/// `setup`, `on_open`, and every other callback that runs while a connection is opened.
 pub(crate) const OPENING: &str = "the opening of a connection";
 
 impl Within {
@@ -32,7 +32,7 @@ impl Drop for Within {
 }
 
 /// # Errors
-/// The call of this core's that the thread is in.
+/// Returns, as the error, the call of this core that the thread is in.
 pub(crate) fn check(core: usize) -> Result<(), &'static str> {
     let found = WITHIN.with_borrow(|within| within.iter().rfind(|(c, _)| *c == core).copied());
     match found {
@@ -41,7 +41,7 @@ pub(crate) fn check(core: usize) -> Result<(), &'static str> {
     }
 }
 
-/// Whether the thread is in a write of this core's.
+/// Whether the thread is in a write of this core.
 pub(crate) fn is_in_write(core: usize) -> bool {
     WITHIN.with_borrow(|within| within.contains(&(core, WRITE)))
 }

@@ -1,4 +1,4 @@
-//! Request: who asks for a connection, since when, until when, and what for it waits.
+//! Request: which agent asks for a connection, since when, until when, and what it waits for.
 //! It takes nothing.
 
 use std::panic::Location;
@@ -13,28 +13,28 @@ use crate::observe::claim::Claim;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::thread;
 
-/// Who asks for a connection, since when, until when, and from where.
+/// Which agent asks for a connection, since when, until when, and from which line.
 pub(crate) struct Request<'a> {
     pub(super) agent: &'a str,
     pub(super) asked_at: Instant,
-    /// `None`: not at all.
+    /// `None`: it does not wait.
     pub(super) wait: Option<Duration>,
     place: &'static Location<'static>,
     /// The thread that blocks while it waits.
     thread: Option<u64>,
-    /// What it is waiting for, in case its time passes.
+    /// What it is waiting for, for the error if it times out.
     stage: AtomicU8,
-    /// When its last wait for others ended, in nanoseconds since it asked; 0 if it has not waited.
+    /// When its last wait for other borrowers ended, in nanoseconds since it asked; 0 if it has not waited.
     waited: AtomicU64,
-    /// Where agents have connections of their own: the lock at which it waits.
+    /// Where each agent has its own database: the lock at which it waits.
     lock: OnceLock<Arc<KeyedEntry<AgentLock>>>,
 }
 
-/// What a request can be waiting for, in the order of its steps.
+/// What a request can wait for.
 const STAGES: [Wanted; 3] = [Wanted::Connection, Wanted::Agent, Wanted::Opening];
 
 impl<'a> Request<'a> {
-    /// `wait`: for how long to wait; `None`: not at all.
+    /// `wait`: how long to wait; `None`: not at all.
     pub(crate) fn new(
         agent: &'a str,
         wait: Option<Duration>,
@@ -52,7 +52,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// For the caller that has made this claim, on a connection of `agent`'s.
+    /// For the caller that made this claim, on a connection of `agent`.
     pub(crate) fn on_behalf(claim: &Claim, agent: &'a str, wait: Duration) -> Self {
         Request {
             agent,
@@ -95,13 +95,13 @@ impl<'a> Request<'a> {
         let _ = self.lock.set(Arc::clone(lock));
     }
 
-    /// A wait for others has ended.
+    /// Notes that a wait for other borrowers has ended.
     pub(super) fn note_wait(&self) {
         let nanos = u64::try_from(self.asked_at.elapsed().as_nanos());
         self.waited.store(nanos.unwrap_or(u64::MAX).max(1), Relaxed);
     }
 
-    /// How long it waited for others, if it did.
+    /// How long it waited for other borrowers, if it did.
     pub(super) fn waited(&self) -> Option<Duration> {
         match self.waited.load(Relaxed) {
             0 => None,
@@ -109,7 +109,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// How many wait at the agent's lock.
+    /// How many callers wait at the agent's lock.
     pub(super) fn waiting_at_lock(&self) -> usize {
         let lock = self.lock.get();
         lock.map_or(0, |lock| lock.semaphore().waiting())

@@ -1,5 +1,5 @@
-//! Rooms: vacant slots in hand, for what opens connections that are not lent; and an agent's database set aside, so
-//! that no connection to it is open.
+//! Rooms: vacant slots for connections that are not lent. And an agent's database set aside, so that no connection to it
+//! is open.
 //! It opens nothing.
 
 use std::pin::pin;
@@ -28,8 +28,8 @@ pub(crate) struct SetAside<'a, B: Backend> {
 }
 
 impl<B: Backend> Core<B> {
-    /// So many rooms. With `closed`, the agent's database is locked, and no connection to it is open. Blocks until the
-    /// request's time has passed, and for as long as it takes to close what is there.
+    /// Takes `rooms` rooms. With `closed`, the agent's database is locked, and no connection to it is open.
+    /// Blocks until the request's deadline, and as long as it takes to close the connections in the way.
     pub(crate) fn set_aside(
         &self,
         request: &Request<'_>,
@@ -48,7 +48,7 @@ impl<B: Backend> Core<B> {
             });
             block_until(request.deadline(), taking)
         };
-        // The wait has left every queue when the error is made.
+        // The request has left every queue when the error is made.
         let timed_out = || Err(self.timed_out(request, request.stage()));
         let (permits, lock) = taken.unwrap_or_else(timed_out)?;
         if let (Some(lock), Some(permit)) = (&lock, permits.first()) {
@@ -62,7 +62,8 @@ impl<B: Backend> Core<B> {
         })
     }
 
-    /// So many permits, all of them or none. Those who want several take turns: no two wait for each other.
+    /// Takes `n` permits, all of them or none. Callers that want several take turns, so that no two wait for
+    /// each other.
     async fn several_permits(
         &self,
         n: usize,
@@ -83,13 +84,13 @@ impl<B: Backend> Core<B> {
         Ok(permits)
     }
 
-    /// Any slot, vacated. Blocks for as long as it takes to close what is in it.
+    /// Any slot, vacated. Blocks as long as it takes to close its connection.
     fn room<'a>(
         &'a self,
         permit: Permit<'a, B>,
         request: &Request<'_>,
     ) -> Result<Room<'a, B>, Error> {
-        // By the rule there is one.
+        // The rule guarantees a slot to a permit holder.
         let Some(mut slot) = self.parking.lot.take_any() else {
             return Err(Error::Closed);
         };
@@ -104,8 +105,8 @@ impl<B: Backend> Core<B> {
         })
     }
 
-    /// Closes what is open to the database of this key and lent to nobody, and waits until what is in another hand is
-    /// closed, until the request's time has passed. The caller has the key's lock.
+    /// Closes idle connections to the database with this key, and waits until those that another permit
+    /// holder has are closed, but no longer than until the request's deadline. The caller has the key's lock.
     fn close_database(
         &self,
         _permit: &Permit<'_, B>,

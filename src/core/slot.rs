@@ -1,9 +1,9 @@
-//! A slot: the right to have one connection open; and r2d2 as the list of those that are free.
+//! A slot: the right to have one connection open. r2d2 is the list of free slots.
 //! It opens and closes nothing.
 //!
-//! r2d2 pools slots, not connections, so that r2d2 never opens, checks or drops a connection: what
-//! its background threads, back-off and counts do can then not matter (a slot is made at once and
-//! never breaks), and a bad connection is closed in place by the permit holder that has its slot.
+//! r2d2 pools slots, not connections, so r2d2 never opens, checks or drops a connection. Its background
+//! threads, back-off and counts therefore do not matter: a slot is made at once and never breaks. The permit
+//! holder that has the slot closes a bad connection in place.
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
@@ -19,8 +19,8 @@ use super::backend::{Backend, CloseMode};
 use super::lot::{FreeList, Token};
 use crate::error::Error;
 
-/// A slot that is not free. Dropping it makes it free, so only the lot does that, under its lock. Boxed, since it
-/// moves with every lease, to and from where it is parked.
+/// A slot that is not free. Dropping it makes it free, so only the lot drops it, under its lock. Boxed, since
+/// it moves to and from its cell with every lease.
 pub(crate) type TakenSlot<B> = Box<r2d2::PooledConnection<Slots<B>>>;
 
 pub(crate) struct Slot<B: Backend> {
@@ -34,10 +34,10 @@ pub(crate) struct Slot<B: Backend> {
 pub(crate) struct OpenConnection<B: Backend> {
     pub(crate) connection: B::Connection,
     pub(crate) opened_at: Instant,
-    /// Whether an agent has had it since it was opened or reset.
+    /// Whether an agent has used it since it was opened or reset.
     pub(crate) used: bool,
-    /// Its lease has ended in a way that nobody may use it any more: the next permit holder closes it, where that
-    /// may block.
+    /// After a faulty lease the connection may not be lent again. The next permit holder that may block
+    /// closes it, in this mode.
     pub(crate) doomed: Option<CloseMode>,
 }
 
@@ -50,15 +50,15 @@ pub(crate) struct Slots<B> {
 /// r2d2, as the lot's list of free slots.
 pub(crate) struct FreeSlots<B: Backend>(r2d2::Pool<Slots<B>>);
 
-/// r2d2 wants threads to make slots on. One serves all pools: a slot is made in nanoseconds, and
-/// only while a pool is built.
+/// r2d2 wants threads to make slots on. One thread serves all pools: a slot takes nanoseconds to make, and
+/// slots are made only while a pool is built.
 fn slot_maker() -> Result<Arc<ScheduledThreadPool>, Error> {
     static SLOT_MAKER: Mutex<Option<Arc<ScheduledThreadPool>>> = Mutex::new(None);
     let mut maker = SLOT_MAKER.lock();
     if let Some(made) = &*maker {
         return Ok(Arc::clone(made));
     }
-    // It panics if it cannot start its thread, and says so on stderr: find out before.
+    // The thread pool panics if it cannot start its thread, and prints to stderr: find out before.
     let probe = std::thread::Builder::new().spawn(|| ());
     probe
         .map_err(Error::no_thread)?
@@ -86,7 +86,8 @@ impl<B: Backend> FreeSlots<B> {
         let size = u32::try_from(n).map_err(|e| unbuilt(&e))?;
         let pool = r2d2::Pool::builder()
             .max_size(size)
-            // With more, r2d2 counts idle slots up to that number under its lock, at every `try_get`.
+            // With `min_idle` above zero, r2d2 counts idle slots up to that number under its lock, at every
+            // `try_get`.
             .min_idle(Some(0))
             .test_on_check_out(false)
             .idle_timeout(None)
@@ -98,7 +99,7 @@ impl<B: Backend> FreeSlots<B> {
                 backend: PhantomData,
             })
             .map_err(|e| unbuilt(&e))?;
-        // Makes them all. From now on, every slot is in r2d2 or taken, and none is ever made again.
+        // Makes all slots. From now on, every slot is in r2d2 or taken, and r2d2 makes no more.
         let slots: Result<Vec<_>, _> = (0..n).map(|_| pool.get()).collect();
         drop(slots.map_err(|e| unbuilt(&e))?);
         Ok(FreeSlots(pool))

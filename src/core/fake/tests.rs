@@ -1,5 +1,5 @@
-//! The core by itself: what becomes of connections, permits and slots, whatever the backend does.
-//! No SQLite is here.
+//! The core alone: what happens to connections, permits and slots, whatever the backend does.
+//! It uses no SQLite.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,7 +27,7 @@ fn another_agent_gets_it_reset() {
     assert!(pool.lease("b").unwrap().connection().seen_by.is_empty());
     assert_eq!(switches.resets.load(SeqCst), 1);
     assert_eq!(switches.open.load(SeqCst), 1);
-    // An opened connection that nobody has had is not reset.
+    // A newly opened connection that no agent has used is not reset.
     pool.release("b");
     drop(pool.lease("c").unwrap());
     assert_eq!(pool.stats().resets, 2);
@@ -93,11 +93,11 @@ fn a_connection_that_cannot_be_closed_keeps_its_slot() {
     drop(reset);
     switches.reset_discards.store(true, Relaxed);
     let last = pool.lease("c").unwrap();
-    // Reclaims what is parked for b, and cannot use it.
+    // Reclaims the connection parked for b, and cannot use it.
     assert!(pool.try_lease("d").is_err());
     assert_eq!(pool.stats().stuck, 2);
     drop(last);
-    // It is closed after all, if that becomes possible before the pool ends.
+    // It is closed in the end, if that becomes possible before the pool ends.
     switches.cannot_close.store(false, Relaxed);
     switches.reset_discards.store(false, Relaxed);
     assert_whole(&pool, &switches);
@@ -173,7 +173,7 @@ fn the_backend_is_told_when_all_is_closed() {
     });
 }
 
-/// Threads lease, return, discard and release at random: never are more than N open.
+/// Threads lease, return, discard and release at random: never more than N connections are open.
 #[test]
 fn never_more_than_n() {
     const N: usize = 4;
@@ -214,7 +214,7 @@ fn asking<'a>(
     Box::pin(pool.core.checkout_async(&pool.core, request))
 }
 
-/// A1: who has a permit and a slot that must be closed first comes back in time, and no poll waits for that.
+/// A1: a permit holder whose slot must be closed first returns in time, and no poll waits for the closing.
 #[test]
 fn a_slow_close_delays_nobody_beyond_their_time() {
     let (pool, switches) = pool(1);
@@ -264,7 +264,7 @@ fn closing_misses_nothing_that_is_being_evicted() {
     }
 }
 
-/// A3: granted, never polled again, and dropped while the pool closes.
+/// A3: a future that is granted a permit, never polled again, and dropped while the pool closes.
 #[test]
 fn closing_is_told_of_a_future_that_is_granted_and_not_polled() {
     let (pool, switches) = pool(1);
@@ -279,7 +279,7 @@ fn closing_is_told_of_a_future_that_is_granted_and_not_polled() {
     assert!(matches!(poll_once(&mut future), Some(Err(Error::Closed))));
 }
 
-/// A4: the loser of a `select!` that is kept holds a permit, and is named.
+/// A4: the loser of a `select!` that is kept alive holds a permit, and the error names it.
 #[test]
 fn exhausted_names_one_that_was_granted_and_has_not_taken() {
     let (pool, switches) = pool(1);
@@ -299,7 +299,7 @@ fn exhausted_names_one_that_was_granted_and_has_not_taken() {
     assert_whole(&pool, &switches);
 }
 
-/// What is parked below the top of an agent's stack grows old by itself.
+/// An agent's second parked connection grows old while the agent uses only the first.
 #[test]
 fn an_agent_keeps_what_it_uses_and_gives_back_the_rest() {
     let (pool, switches) = pool(4);

@@ -1,4 +1,4 @@
-//! A cell: where one slot is, under a lock of its own, so that hits on different slots do not meet.
+//! A cell: the place of one slot, with its own lock, so that hits on different slots do not contend.
 //! It knows no other cell.
 
 use std::sync::Arc;
@@ -9,39 +9,40 @@ use super::known::Entry;
 use super::{From, Loan};
 use crate::sync::prim::{AtomicBool, Guard, Mutex};
 
-/// Apart from the next in memory, since several threads write here in turn.
+/// On cache lines of its own, since several threads write here in turn.
 #[repr(align(128))]
 pub(super) struct Cell<S, L> {
     state: Mutex<State<S, L>>,
-    /// Whether a slot is parked here, to be read before the lock is taken. Written under the lock.
+    /// Whether a slot is parked here. Read before the lock is taken, written under it.
     parked: AtomicBool,
 }
 
-/// What is known of one slot.
+/// The state of one slot.
 pub(super) struct State<S, L> {
     pub(super) place: Place<S, L>,
-    /// Whose it is, while it is parked or lent. Changed under the lot's lock and this one.
+    /// Its owner while it is parked or lent. Changed under both the lot's lock and this one.
     pub(super) owner: Option<Arc<Entry<L>>>,
     pub(super) parked_at: Instant,
-    /// How often a search for a victim will pass it over: once for each hit, up to `CREDIT`.
+    /// How often a search for a victim will pass it over: once for each hit, at most `CREDIT` times.
     credit: u8,
     /// How often another agent took it.
     pub(super) reclaims: u64,
 }
 
 pub(super) enum Place<S, L> {
-    /// Free, or in the hand of a permit holder that lends it to nobody.
+    /// Free, or held by a permit holder that lends it to no agent.
     Elsewhere,
     Lent(Loan),
-    /// With the borrower's reference to the owner, so that a hit need not make one.
+    /// Parked, together with the borrower's reference to the owner, so that a hit need not make a new one.
     Parked(S, Arc<Entry<L>>),
 }
 
-/// With more, agents that came back often would stay for long after they stopped; with less, the hit rate falls.
+/// With more credit, agents that came back often would stay for long after they stopped; with less, the hit
+/// rate falls.
 pub(super) const CREDIT: u8 = 3;
 
 impl<S, L> Cell<S, L> {
-    /// Of a slot that is free.
+    /// The cell of a slot that is free.
     pub(super) fn new(now: Instant) -> Self {
         Cell {
             state: Mutex::new(State {
@@ -60,13 +61,13 @@ impl<S, L> Cell<S, L> {
         self.state.lock()
     }
 
-    /// Whether a slot is parked here, as far as can be told without the lock.
+    /// Whether a slot seems to be parked here. Certain only under the lock.
     #[inline]
     pub(super) fn looks_parked(&self) -> bool {
         self.parked.load(Relaxed)
     }
 
-    /// Lends the slot that is parked here to its own agent, if `is_wanted` says so of that.
+    /// Lends the slot that is parked here to its own agent, if `is_wanted` accepts that agent.
     #[inline]
     pub(super) fn lend_to_owner(
         &self,
@@ -84,7 +85,7 @@ impl<S, L> Cell<S, L> {
         self.unpark(&mut state, Place::Lent(loan))
     }
 
-    /// Parks the slot for its owner, with the borrower's reference to it.
+    /// Parks the slot for its owner, with the borrower's reference to the owner.
     #[inline]
     pub(super) fn park(
         &self,
@@ -98,7 +99,7 @@ impl<S, L> Cell<S, L> {
         self.parked.store(true, Relaxed);
     }
 
-    /// Takes out what is parked here, with the agent. It is still its owner's.
+    /// Takes out the parked slot with its agent. The slot still belongs to that owner.
     #[inline]
     pub(super) fn unpark(
         &self,
@@ -139,12 +140,12 @@ impl<S, L> State<S, L> {
         }
     }
 
-    /// Whether the agent has come back to it, as far as that counts still.
+    /// Whether the agent has come back to it lately.
     pub(super) fn has_credit(&self) -> bool {
         self.credit > 0
     }
 
-    /// Whether a search for a victim passes it over.
+    /// Whether a search for a victim passes it over. Uses up one credit.
     pub(super) fn spend_credit(&mut self) -> bool {
         let has_credit = self.has_credit();
         self.credit = self.credit.saturating_sub(1);

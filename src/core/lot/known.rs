@@ -1,4 +1,4 @@
-//! The agents that the lot knows, and where to look first for the slot of one.
+//! The agents that the lot knows, and where to look first for an agent's slot.
 //! It moves no slots.
 
 use std::collections::HashMap;
@@ -11,43 +11,44 @@ use foldhash::quality::{FixedState, RandomState};
 use crate::sync::prim::{self, Mutex};
 use crate::sync::thread;
 
-/// One agent. It outlives the connections that are parked for it.
+/// One agent. Its entry outlives the connections that are parked for it.
 pub(crate) struct Entry<L> {
     pub(crate) agent: Arc<str>,
-    /// Where agents have connections of their own: the agent's lock.
+    /// Where each agent has its own database: the agent's lock.
     pub(crate) lock: Option<L>,
     mark: Mark,
     /// The first in the list of its slots, parked and lent, or `NONE`. Written under the lot's lock.
     pub(super) first: AtomicUsize,
     /// Written under the lot's lock.
     standing: prim::AtomicU8,
-    /// When moka was last told that the agent is in use, in insertions. The parking's.
+    /// When moka was last told that the agent is in use, counted in insertions. Used by the parking.
     pub(in crate::core) touched: AtomicU64,
-    /// Why it is being evicted, for the count; moka only knows "explicitly". The parking's.
+    /// Why the agent is being evicted, for the count; moka itself only reports "explicitly". Used by the
+    /// parking.
     pub(in crate::core) leaving: AtomicU8,
 }
 
-/// What an agent is to the pool.
+/// How the pool treats an agent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Standing {
-    /// No lease of the agent has ended yet: nobody finds the entry.
+    /// No lease of the agent has ended yet: a search does not find the entry.
     New,
     /// The lot finds it by its agent.
     Known,
-    /// What comes back for it becomes free.
+    /// Each slot that comes back for it becomes free.
     Evicted,
 }
 
-/// The agent of the borrowers that name none: any number of them, on any thread. What is parked for one of them is
-/// as good for the others.
+/// The agent of all borrowers that name none: any number of them, on any thread. A connection parked for one
+/// of them serves the others just as well.
 pub(crate) const ANONYMOUS: &str = "leasepool: get";
 
 /// No slot.
 pub(super) const NONE: usize = usize::MAX;
 
-/// The entries of agents whose connections are, or were, parked; found without the lot's lock. Its own locks are
-/// taken alone, or within the lot's.
+/// The entries of agents whose connections are, or were, parked. Found without the lot's lock. Its own locks
+/// are taken alone, or within the lot's.
 pub(super) struct Known<L> {
     shards: Box<[Mutex<Shard<L>>]>,
 }
@@ -56,19 +57,21 @@ type Shard<L> = HashMap<Arc<str>, Arc<Entry<L>>, RandomState>;
 
 const SHARDS: usize = 64;
 
-/// Where to look first for an agent's slot: a guess, read without a lock and checked under the lot's. It spares a hit
-/// the way to the agent's entry. Agents whose ids meet here overwrite each other's; the later then takes the longer way.
+/// Where to look first for an agent's slot: a guess, read without a lock and checked under the cell's lock.
+/// It saves a hit the lookup of the agent's entry. Agents whose ids share a place overwrite each other's
+/// hints; the loser then takes the longer way.
 pub(super) struct Hints(Box<[AtomicU64]>);
 
-/// The last slots that were parked without their agents having come back, the last first: a guess, like a hint.
+/// The slots that were parked last and whose agents had not come back to them, the latest first: a guess,
+/// like a hint.
 #[derive(Default)]
 pub(super) struct Recent(AtomicU64);
 
-/// A number made of an agent's id: where its hint is, and what it must bear.
+/// A hash of an agent's id. It says where the agent's hint is, and the hint repeats part of it.
 #[derive(Clone, Copy)]
 pub(super) struct Mark(u64);
 
-/// The bits of a hint that hold the slot; the others are the agent's.
+/// The bits of a hint that hold the slot; the others repeat the mark.
 const SLOT_BITS: u64 = 0xFFFF;
 
 impl<L> Entry<L> {
@@ -84,17 +87,18 @@ impl<L> Entry<L> {
         })
     }
 
-    /// Whether a slot is parked for it or lent to it, at this moment.
+    /// Whether a slot is parked for it or lent to it at this moment.
     pub(crate) fn has_slot(&self) -> bool {
         self.first.load(Relaxed) != NONE
     }
 
-    /// Whether its slots are those of the borrowers that name no agent.
+    /// Whether this is the entry of the borrowers that name no agent.
     pub(crate) fn is_anonymous(&self) -> bool {
         *self.agent == *ANONYMOUS
     }
 
-    /// Where its hint is. Each thread has one for the anonymous borrowers on it, so that they do not meet.
+    /// Where its hint is. Each thread has its own hint for anonymous borrowers, so that threads do not
+    /// contend.
     fn mark(&self) -> Mark {
         if self.is_anonymous() {
             Mark::of_thread(thread::number())
@@ -122,7 +126,7 @@ impl<L> Known<L> {
     }
 
     fn shard(&self, agent: &str) -> Option<&Mutex<Shard<L>>> {
-        // The map within hashes the whole id; here it is enough that neighbours rarely meet.
+        // The map hashes the whole id; here it is enough that similar ids rarely share a shard.
         let last = agent.as_bytes().last().copied().unwrap_or(0);
         self.shards
             .get((usize::from(last) + agent.len() * 16) % SHARDS)
@@ -133,7 +137,7 @@ impl<L> Known<L> {
         self.shard(agent)?.lock().get(agent).cloned()
     }
 
-    /// The entry that is found for the agent from now on: this one, unless there is another.
+    /// Returns the entry that is found for the agent from now on: this one, unless another is already known.
     pub(super) fn insert(&self, entry: &Arc<Entry<L>>) -> Arc<Entry<L>> {
         let Some(shard) = self.shard(&entry.agent) else {
             return Arc::clone(entry);
@@ -158,7 +162,7 @@ impl<L> Known<L> {
 impl Mark {
     #[inline]
     pub(super) fn of(agent: &str) -> Self {
-        // Whoever makes ids meet on purpose wins nothing: their hits take the longer way.
+        // An attacker who makes ids collide gains nothing: their hits only take the longer way.
         Mark(FixedState::default().hash_one(agent))
     }
 
@@ -169,7 +173,7 @@ impl Mark {
 }
 
 impl Hints {
-    /// For so many slots.
+    /// For this many slots.
     pub(super) fn new(slots: usize) -> Self {
         let hints = slots.saturating_mul(4).clamp(64, 4096).next_power_of_two();
         Hints((0..hints).map(|_| AtomicU64::new(0)).collect())
@@ -179,7 +183,7 @@ impl Hints {
         self.0.get(mark.0 as usize & (self.0.len() - 1))
     }
 
-    /// The slot that was parked last for an agent with this mark, as far as is known.
+    /// The slot that was parked last for an agent with this mark, as far as the hint says.
     #[inline]
     pub(super) fn get(&self, mark: Mark) -> Option<usize> {
         let hint = self.of(mark)?.load(Relaxed);
@@ -187,7 +191,8 @@ impl Hints {
         is_its.then(|| (hint & SLOT_BITS) as usize - 1)
     }
 
-    /// The slot that was parked for the agent last. Under its cell's lock. Returns whether the hint was another.
+    /// Notes the slot that was parked last for the agent. Called under its cell's lock. Returns whether the
+    /// hint was different.
     #[inline]
     pub(super) fn set<L>(&self, owner: &Entry<L>, slot: usize) -> bool {
         let slot = slot as u64 + 1;
@@ -196,7 +201,7 @@ impl Hints {
         }
         let mark = owner.mark();
         let found = mark.0 & !SLOT_BITS | slot;
-        // As a rule it is there already, and then its memory is not disturbed.
+        // Usually the hint is already right. Then it is not written, so that its cache line stays shared.
         match self.of(mark) {
             Some(hint) if hint.load(Relaxed) != found => {
                 hint.store(found, Relaxed);
@@ -206,7 +211,7 @@ impl Hints {
         }
     }
 
-    /// The slot is the agent's no more.
+    /// The slot no longer belongs to the agent.
     pub(super) fn clear<L>(&self, owner: &Entry<L>, slot: usize) {
         let mark = owner.mark();
         let found = mark.0 & !SLOT_BITS | (slot as u64 + 1);
@@ -221,7 +226,7 @@ impl Hints {
 impl Recent {
     #[inline]
     pub(super) fn note(&self, slot: usize) {
-        // Of two threads that note at once, one is forgotten.
+        // If two threads note at once, one note is lost.
         let slots = self.0.load(Relaxed) << 16 | (slot as u64 + 1) & SLOT_BITS;
         self.0.store(slots, Relaxed);
     }

@@ -1,16 +1,17 @@
-//! The lot: where every slot is that is not in somebody's hand.
-//! It closes nothing, calls no moka and no user code, and knows no connections.
+//! The lot: holds every slot that no permit holder has.
+//! It closes nothing, never calls moka or user code, and knows no connections.
 //!
-//! A slot is a token that moves by value. Here it is *free* (in the free list) or *parked* (in its [`Cell`], for its
-//! owner). There are N slots and N permits, and a slot leaves only with a permit holder; so at every moment there is
-//! one for each permit holder that has none yet.
+//! A slot is a token that moves by value. Here it is *free* (in the free list) or *parked* (in its [`Cell`],
+//! for its owner). There are N slots and N permits, and only a permit holder takes a slot out. So at every
+//! moment the lot holds one slot for each permit holder that has none yet.
 //!
 //! # Locks
-//! Each cell has a lock, under which its slot is parked and lent to its owner again: hits on different slots do not
-//! meet. Everything else, whatever makes a slot another agent's or nobody's, happens under the lot's lock, and then
-//! under the cell's: `moves`. So a permit holder that has the lot's lock sees all slots stand still but those
-//! that their own agents take and bring back. A search can miss one of those; it then takes all cells' locks, in
-//! their order, and finds one. Nobody else takes two cells' locks.
+//! Each cell has its own lock, under which its slot is parked and lent to its owner again. So hits on
+//! different slots do not contend. Every other change, which gives a slot to another agent or to none,
+//! happens under the lot's lock, and then under the cell's: `moves`. So a permit holder that has the lot's
+//! lock sees all slots stand still, except those that their own agents take and return. A search can miss one
+//! of those; it then takes the locks of all cells, in their order, and finds one. No other code holds two
+//! cells' locks.
 
 mod cell;
 mod known;
@@ -31,19 +32,19 @@ pub(crate) use known::{ANONYMOUS, Entry};
 use known::{Hints, Known, Mark, Recent, Standing};
 use moves::Moves;
 
-/// What moves: a slot.
+/// A slot, as the lot sees it.
 pub(crate) trait Token {
     /// Which of the N slots it is.
     fn index(&self) -> usize;
 }
 
-/// Where free slots are. Called under the lot's lock.
+/// The list of free slots. Called under the lot's lock.
 pub(crate) trait FreeList<S> {
     fn pop(&self) -> Option<S>;
     fn push(&self, slot: S);
 }
 
-/// Who has a slot, since when, and from where.
+/// Which thread has a slot, since when, and from which line.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Loan {
     pub(crate) since: Instant,
@@ -64,11 +65,11 @@ pub(crate) struct Lot<S, F, L> {
     recent: Recent,
 }
 
-/// What many threads write, apart from what they read.
+/// Keeps data that many threads write on cache lines of its own, apart from data that they only read.
 #[repr(align(128))]
 struct Line<T>(T);
 
-/// What [`Lot::take`] found.
+/// The slot that [`Lot::take`] found.
 pub(crate) struct Taken<S, L> {
     pub(crate) slot: S,
     pub(crate) entry: Arc<Entry<L>>,
@@ -84,15 +85,15 @@ pub(crate) enum From<L> {
     Other(Arc<Entry<L>>),
 }
 
-/// What became of a slot that came back.
+/// What happened to a slot that came back.
 pub(crate) struct Returned<L> {
-    /// How it had been lent, and to whom, if that was reported as overdue.
+    /// The loan and its agent, if the loan was reported as overdue.
     pub(crate) overdue: Option<(Loan, Arc<Entry<L>>)>,
-    /// The agent is known from now on: moka is to be told.
+    /// The agent has just become known: moka must be told.
     pub(crate) new: Option<Arc<Entry<L>>>,
 }
 
-/// How many slots are where, and how many were reclaimed.
+/// How many slots are in which place, and how many were reclaimed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Levels {
     pub(crate) lent: usize,
@@ -124,8 +125,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         self.known.find(agent)
     }
 
-    /// For a permit holder: the slot parked for the agent last, if it is known without a search where that is. Most
-    /// hits are found here.
+    /// For a permit holder: the slot that was parked last for the agent, if the hint still leads to it. No
+    /// search is needed. Most hits are found here.
     #[inline]
     pub(crate) fn take_hinted(&self, agent: &str, loan: Loan) -> Option<(S, Arc<Entry<L>>)> {
         if *agent == *ANONYMOUS {
@@ -135,7 +136,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         cell.lend_to_owner(loan, |owner| *owner.agent == *agent)
     }
 
-    /// The same for a borrower that names no agent: the slot that this thread had last, or one that was parked just now.
+    /// The same for a borrower that names no agent: the slot that this thread had last, or a slot that was
+    /// parked just now.
     fn take_anonymous(&self, loan: Loan) -> Option<(S, Arc<Entry<L>>)> {
         let hinted = self.hints.get(Mark::of_thread(loan.thread));
         let mut slots = hinted.into_iter().chain(self.recent.slots());
@@ -145,8 +147,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         })
     }
 
-    /// For a permit holder: a slot parked for the agent, or a free one, or one of an agent that is missed least.
-    /// `busy`: others are lent at the same time.
+    /// For a permit holder: a slot parked for the agent, or a free one, or one whose agent is the least
+    /// likely to miss it. `busy`: other slots are lent at the same time.
     pub(crate) fn take(&self, entry: Arc<Entry<L>>, loan: Loan, busy: bool) -> Option<Taken<S, L>> {
         let mut moves = self.moves.0.lock();
         let mut next = entry.first.load(Relaxed);
@@ -161,7 +163,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         let (slot, from) = match self.pop_free(&mut moves) {
             Some(slot) => (slot, From::Free),
             None => match self.unpark_victim(&mut moves, busy)? {
-                // It was parked just now, behind our back.
+                // Its owner returned it just now, while this search went on.
                 (slot, loser) if Arc::ptr_eq(&loser, &entry) => (slot, From::Agent),
                 (slot, loser) => (slot, From::Other(loser)),
             },
@@ -169,8 +171,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         Some(self.lend(&mut moves, slot, entry, loan, from))
     }
 
-    /// For a permit holder: the slot that `wanted` picks, free or (`true`) parked, lent to the agent of `entry`. It looks at
-    /// all of them.
+    /// For a permit holder: the slot that `wanted` picks, free or (`true`) parked, lent to the agent of
+    /// `entry`. It looks at all slots.
     pub(crate) fn take_matching_for(
         &self,
         entry: &Arc<Entry<L>>,
@@ -182,20 +184,21 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         Some(self.lend(&mut moves, slot, Arc::clone(entry), loan, From::Free))
     }
 
-    /// For a permit holder that lends it to nobody: any slot.
+    /// For a permit holder that lends the slot to no agent: any slot.
     pub(crate) fn take_any(&self) -> Option<S> {
         let mut moves = self.moves.0.lock();
         let free = self.pop_free(&mut moves);
         free.or_else(|| Some(self.unpark_victim(&mut moves, false)?.0))
     }
 
-    /// For a permit holder that lends it to nobody: the slot that `wanted` picks, free or (`true`) parked. It looks at all
-    /// of them, one after the other.
+    /// For a permit holder that lends the slot to no agent: the slot that `wanted` picks, free or (`true`)
+    /// parked. It looks at all slots, one after the other.
     pub(crate) fn take_matching(&self, wanted: impl Fn(&S, bool) -> bool) -> Option<S> {
         self.pick(&mut self.moves.0.lock(), wanted)
     }
 
-    /// For a permit holder that lends it to nobody: the parked slot that is missed least.
+    /// For a permit holder that lends the slot to no agent: the parked slot whose agent is the least likely
+    /// to miss it.
     pub(crate) fn take_victim(&self) -> Option<S> {
         Some(self.unpark_victim(&mut self.moves.0.lock(), false)?.0)
     }
@@ -243,7 +246,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         })
     }
 
-    /// Takes out what is parked in a cell. It is nobody's any more.
+    /// Takes the slot that is parked in a cell. It has no owner any more.
     fn unpark(
         &self,
         moves: &mut Moves,
@@ -258,15 +261,15 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         Some((slot, owner))
     }
 
-    /// For a permit holder that found no slot free: the parked slot that is missed least, as far as can be told. The
-    /// hand goes round, and takes the first whose agent has not come back to it since the hand was there last (the
-    /// clock algorithm, with a count).
+    /// For a permit holder that found no free slot: a parked slot whose agent is the least likely to miss it.
+    /// The hand goes round the cells and takes the first slot whose agent has not come back to it since the
+    /// hand was last there (the clock algorithm, with a count).
     fn unpark_victim(&self, moves: &mut Moves, busy: bool) -> Option<(S, Arc<Entry<L>>)> {
         let warm = busy && moves.prefers_warm();
         if warm && let Some(victim) = self.unpark_warm(moves) {
             return Some(victim);
         }
-        // After so many rounds, the one that had most has no credit left.
+        // After this many rounds, even the slot with the most credit has none left.
         for _ in 0..=CREDIT {
             let mut passed = 0;
             for _ in 0..self.cells.len() {
@@ -288,7 +291,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         self.unpark_any(moves)
     }
 
-    /// One that was parked just now, whose agent has not come back to it: the processor has its pages still at hand.
+    /// A slot that was parked just now and to which its agent has not come back: its pages are still in the
+    /// processor's caches.
     fn unpark_warm(&self, moves: &mut Moves) -> Option<(S, Arc<Entry<L>>)> {
         self.recent.slots().find_map(|index| {
             let cell = self.cells.get(index)?;
@@ -300,8 +304,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         })
     }
 
-    /// Hits move slots while the hand goes round: each cell can be empty when it is looked at, though a slot is parked
-    /// at every moment. So nothing moves here.
+    /// Hits move slots while the hand goes round. So each cell can be empty when the hand looks at it,
+    /// although a slot is parked at every moment. Here all cells are locked, so that nothing moves.
     #[cold]
     fn unpark_any(&self, moves: &mut Moves) -> Option<(S, Arc<Entry<L>>)> {
         let states: Vec<_> = self.cells.iter().map(Cell::lock).collect();
@@ -325,8 +329,9 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         self.free.push(slot);
     }
 
-    /// A slot that was lent comes back from its borrower: parked if it may be, and free otherwise. Its permit is returned
-    /// afterwards. `ended` is told of the loan, under the slot's lock: never twice at once.
+    /// A lent slot comes back from its borrower: it is parked if it may be, and becomes free otherwise. The
+    /// caller returns its permit afterwards. `ended` is called with the loan, under the slot's lock: never
+    /// twice at once for one slot.
     #[inline]
     pub(crate) fn give_back(
         &self,
@@ -341,7 +346,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             return Returned::default();
         };
         let mut state = cell.lock();
-        // An eviction first says that the agent is evicted and then looks here: one of us sees the other.
+        // An eviction first marks the agent as evicted and then looks here: one of the two threads sees the
+        // other's change.
         if !may_park || !borrower.is(Standing::Known) {
             drop(state);
             return self.give_back_slowly(slot, borrower, may_park, now, ended);
@@ -388,7 +394,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
                 borrower.set(Standing::Known);
                 returned.new = Some(found);
             } else {
-                // Another first lease of the agent has ended before.
+                // Another first lease of the agent ended earlier.
                 moves.unlink(index, &borrower);
                 moves.link(index, &found);
                 state.owner = Some(Arc::clone(&found));
@@ -399,7 +405,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         returned
     }
 
-    /// Parks a slot for its owner, and notes where it will be looked for.
+    /// Parks a slot for its owner, and notes where to look for it.
     #[inline]
     fn park(
         &self,
@@ -417,12 +423,12 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         cell.park(state, slot, owner, now);
     }
 
-    /// A permit holder that lent the slot to nobody puts it back. The permit is returned afterwards.
+    /// A permit holder that lent the slot to no agent puts it back. It returns its permit afterwards.
     pub(crate) fn put_back(&self, slot: S) {
         self.push_free(&mut self.moves.0.lock(), slot);
     }
 
-    /// The slot of a permit holder leaves for good.
+    /// A permit holder's slot leaves the lot for good.
     pub(crate) fn forget(&self, index: usize) {
         let mut moves = self.moves.0.lock();
         let Some(cell) = self.cells.get(index) else {
@@ -435,8 +441,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         }
     }
 
-    /// Forgets an agent: what is parked for it becomes free, and so will what comes back. Returns how many slots
-    /// were parked. The anonymous borrowers are always known.
+    /// Forgets an agent: its parked slots become free, and so does each lent slot when it comes back. Returns
+    /// how many slots were parked. The anonymous borrowers are never forgotten.
     pub(crate) fn evict(&self, entry: &Arc<Entry<L>>) -> usize {
         let mut moves = self.moves.0.lock();
         if !entry.is_anonymous() {
@@ -456,7 +462,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         freed
     }
 
-    /// Evicts the agents that leases have now, without their being known, too. Returns how many slots were parked.
+    /// Evicts an agent, including entries that only leases hold and that are not known. Returns the known
+    /// entry, and how many slots were parked.
     pub(crate) fn evict_agent(&self, agent: &str) -> (Option<Arc<Entry<L>>>, usize) {
         let known = {
             let _moves = self.moves.0.lock();
@@ -474,8 +481,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         (known, freed)
     }
 
-    /// What has been parked since `cutoff` or longer: makes slots free whose agent has a younger one, and returns
-    /// how many, and the agents all of whose slots are as old.
+    /// Finds slots that have been parked since `cutoff` or longer. Frees those whose agent also has a younger
+    /// one, and returns how many it freed, and the agents all of whose parked slots are that old.
     pub(crate) fn idle_since(&self, cutoff: Instant) -> (usize, Vec<Arc<Entry<L>>>) {
         let mut moves = self.moves.0.lock();
         let (mut freed, mut idle) = (0, Vec::<Arc<Entry<L>>>::new());

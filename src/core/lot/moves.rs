@@ -1,4 +1,4 @@
-//! Moves: what changes when a slot becomes another agent's, or nobody's. Under the lot's lock.
+//! Moves: what changes when a slot goes to another agent, or to none. All of it happens under the lot's lock.
 //! It holds no slots.
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::known::{Entry, NONE};
 
 pub(super) struct Moves {
-    /// How many slots are in the free list: as a rule none, and then it need not be asked.
+    /// How many slots are in the free list. Usually zero, and then the list is not asked.
     pub(super) free: usize,
-    /// Which slot the search for a victim looked at last.
+    /// The slot that the search for a victim looked at last.
     hand: usize,
-    /// Searches while others were lent.
+    /// How many searches ran while other slots were lent.
     searches: u32,
     /// By slot: its place in the list of its owner's slots, parked and lent.
     links: Box<[Links]>,
@@ -28,7 +28,7 @@ const ALONE: Links = Links {
 };
 
 impl Moves {
-    /// Of so many slots, all of them free.
+    /// For `slots` slots, all of them free.
     pub(super) fn new(slots: usize) -> Self {
         Moves {
             free: slots,
@@ -38,22 +38,22 @@ impl Moves {
         }
     }
 
-    /// Where the hand is next. It goes downward, since the free list gives the last slot first: so the first round
-    /// follows the order in which agents came.
+    /// Moves the hand to the next slot. It goes downward, since the free list gives out the last slot first:
+    /// so the first round follows the order in which agents came.
     pub(super) fn turn(&mut self) -> usize {
         let before = self.hand.checked_sub(1);
         self.hand = before.unwrap_or_else(|| self.links.len().saturating_sub(1));
         self.hand
     }
 
-    /// Whether a search while others are lent takes the slot parked last. Not always: agents that came back often, and
-    /// then stopped, must not keep theirs for ever.
+    /// Whether a search, while other slots are lent, takes a slot that was parked last. Not every time: an
+    /// agent that came back often and then stopped must not keep its slot for ever.
     pub(super) fn prefers_warm(&mut self) -> bool {
         self.searches = self.searches.wrapping_add(1);
         !self.searches.is_multiple_of(4)
     }
 
-    /// The slot is the agent's from now on.
+    /// The slot belongs to the agent from now on.
     pub(super) fn link<L>(&mut self, index: usize, owner: &Entry<L>) {
         let first = owner.first.swap(index, Relaxed);
         if let Some(links) = self.links.get_mut(first) {
@@ -67,7 +67,7 @@ impl Moves {
         }
     }
 
-    /// The slot is the agent's no more.
+    /// The slot no longer belongs to the agent.
     pub(super) fn unlink<L>(&mut self, index: usize, owner: &Entry<L>) {
         let Some(links) = self.links.get_mut(index) else {
             return;
@@ -82,7 +82,7 @@ impl Moves {
         }
     }
 
-    /// The next of its owner's slots.
+    /// The next slot of the same owner.
     pub(super) fn after(&self, index: usize) -> usize {
         self.links.get(index).map_or(NONE, |links| links.after)
     }

@@ -82,7 +82,7 @@ fn an_agent_that_came_back_keeps_its_own_while_others_pass_by() {
         assert_eq!(lease(&lot, "regular"), "hit", "{i}");
         assert_ne!(lease(&lot, &format!("passer-by {i}")), "regular");
     }
-    // It does not for ever.
+    // It does not keep it for ever.
     let mut losers = (0..20).map(|i| lease(&lot, &format!("later {i}")));
     assert!(losers.any(|loser| loser == "regular"));
 }
@@ -106,7 +106,7 @@ fn while_others_are_lent_the_one_parked_last_is_taken_as_a_rule() {
         }
         last = agent;
     }
-    // The hand may come by where that one is, too.
+    // The hand may also happen to take the slot that was parked last.
     assert!(warm >= 30 && others >= 5, "{warm} {others}");
 }
 
@@ -156,7 +156,7 @@ fn only_what_has_been_parked_for_as_long_is_idle() {
     lot.give_back(young.0, young.1, true, later, |_| ());
     let (freed, idle) = lot.idle_since(start);
     let idle: Vec<_> = idle.iter().map(|entry| &*entry.agent).collect();
-    // One of a's is young, so a stays and the other of its own does not.
+    // One slot of a is young, so a stays known, and its old slot becomes free.
     assert_eq!((freed, idle), (1, vec!["b"]));
     assert_eq!(lot.levels().parked, 2);
 }
