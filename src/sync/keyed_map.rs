@@ -1,4 +1,4 @@
-//! KeyedMap: one value for each key that is in use. It forgets a key with its last user.
+//! KeyedMap: one value for each key in use. The last user of a key removes it.
 //! It does not know what the values are.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ pub(crate) struct KeyedMap<T>(Arc<Map<T>>);
 
 type Map<T> = Mutex<HashMap<Arc<str>, Weak<KeyedEntry<T>>, RandomState>>;
 
-/// A value, for as long as it is used.
+/// A value in use.
 pub(crate) struct KeyedEntry<T> {
     value: T,
     key: Arc<str>,
@@ -24,7 +24,7 @@ impl<T> KeyedMap<T> {
         KeyedMap(Arc::default())
     }
 
-    /// The value of `key`: the one that is in use, or a new one.
+    /// The value of `key`: the one in use, or a new one.
     pub(crate) fn get(&self, key: &str, make: impl FnOnce() -> T) -> Arc<KeyedEntry<T>> {
         let mut map = self.0.lock();
         if let Some(entry) = map.get(key).and_then(Weak::upgrade) {
@@ -66,7 +66,7 @@ impl<T> Drop for KeyedEntry<T> {
             return;
         };
         let mut map = map.lock();
-        // Somebody may have put a new one in its place.
+        // Another thread may have put a new entry in its place.
         if map
             .get(&self.key)
             .is_some_and(|entry| entry.strong_count() == 0)

@@ -1,5 +1,5 @@
-//! Oneshot: the place where a caller waits for an answer, blocking or awaiting, and finds it.
-//! It carries any answer, and gives it once. No foreign code runs under its lock.
+//! Oneshot: carries one answer to a caller that waits for it, blocking or awaiting.
+//! It gives the answer once, whatever its type. No foreign code runs under its lock.
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 pub(crate) struct Oneshot<R>(Mutex<State<R>>);
 
 enum State<R> {
-    /// The caller does not wait yet.
+    /// The caller has not polled yet.
     Blank,
     Waiting(Waker),
     Answered(R),
-    /// The answer was taken, or is not wanted any more.
+    /// The answer was taken, or the caller no longer wants it.
     Over,
 }
 
@@ -23,12 +23,12 @@ impl<R> Oneshot<R> {
         Oneshot(Mutex::new(State::Blank))
     }
 
-    /// Gives the answer. Only the first counts.
+    /// Gives the answer. Only the first answer counts.
     pub(crate) fn answer(&self, answer: R) {
         let mut state = self.0.lock();
         if let State::Answered(_) | State::Over = &*state {
             drop(state);
-            // It may be the user's.
+            // Dropped without the lock: it may be the user's value.
             drop(answer);
             return;
         }
@@ -39,10 +39,10 @@ impl<R> Oneshot<R> {
         }
     }
 
-    /// The answer is not wanted any more.
+    /// The caller no longer wants the answer.
     pub(crate) fn cancel(&self) {
         let before = std::mem::replace(&mut *self.0.lock(), State::Over);
-        // What is in it may be the user's, and its drop anything.
+        // Dropped without the lock: it may be the user's value, and its drop may do anything.
         drop(before);
     }
 
@@ -53,7 +53,7 @@ impl<R> Oneshot<R> {
             State::Blank | State::Waiting(_) => {
                 std::mem::swap(&mut *state, &mut waiting);
                 drop(state);
-                // The waker of an earlier poll.
+                // The waker of an earlier poll. It is dropped without the lock.
                 drop(waiting);
                 Poll::Pending
             }
@@ -65,7 +65,7 @@ impl<R> Oneshot<R> {
         }
     }
 
-    /// The answer, once it is there. Dropping the future cancels.
+    /// Waits for the answer. Dropping the future cancels.
     pub(crate) fn received(self: Arc<Self>) -> impl Future<Output = R> + Send + use<R>
     where
         R: Send,

@@ -1,9 +1,9 @@
-//! Origin: the process in which something was made. A fork of it has the same memory, but neither its threads nor the
-//! locks that it holds on files.
+//! Origin: the process in which a value was made.
+//! A fork of that process has the same memory, but neither its threads nor its locks on files.
 
 use std::fmt;
 
-/// The process in which this was made.
+/// The process in which this value was made.
 #[derive(Clone)]
 pub(crate) struct Origin(Option<Guard>);
 
@@ -21,10 +21,10 @@ impl Origin {
         Origin(guard)
     }
 
-    /// Whether this is a fork of the process in which it was made. One load from memory.
+    /// Whether this process is a fork of the one in which the value was made. Costs one load from memory.
     #[inline]
     pub(crate) fn is_elsewhere(&self) -> bool {
-        // A guard tells each fork once; a copy of it tells it again.
+        // A guard reports each fork once; a clone of it reports it again.
         self.0
             .as_ref()
             .is_some_and(|guard| guard.clone().detected_fork())

@@ -1,8 +1,8 @@
 //! The lock and the atomics that `semaphore` and `lot` are made of.
-//! Nothing else may be here: the model checker puts loom's in their place.
+//! Nothing else may be here: the model checker replaces these with loom's.
 //!
-//! The lock is the standard library's. What it protects is held for tens of nanoseconds, and its spinning is made
-//! for that; parking_lot's yields the processor after a few rounds, which costs more than the wait
+//! The lock is the standard library's. It is held for tens of nanoseconds, and its spinning suits that.
+//! parking_lot's lock yields the processor after a few rounds, which costs more than the wait
 //! (`cargo bench -p leasepool-benches --bench lease -- misses`).
 
 use std::sync::PoisonError;

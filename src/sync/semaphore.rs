@@ -2,15 +2,17 @@
 //! It never runs foreign code (wakers, drops of tags) under its lock, and reads no clock under it.
 //!
 //! # Who gets a returned permit
-//! A returned permit is free. A caller that is running may take it at once, even while others queue: that
-//! costs no context switch. The first in the queue is woken, and takes a free permit when it runs. Once the
-//! first has waited for `overtaking`, no newcomer may take a permit any more: the next one is *granted* to the
-//! first, whether it runs or not. With `overtaking` zero that is always so, and the order is strict.
+//! A returned permit becomes free. A caller that is running may take it at once, even while others queue:
+//! that costs no context switch. The first in the queue is woken, and takes a free permit when it runs. Once
+//! the first has waited for longer than `overtaking`, newcomers may no longer take permits: the next permit
+//! is *granted* to the first, whether it runs or not. With `overtaking` zero, every permit is granted this
+//! way, and the order is strict.
 //!
 //! # The word
 //! One word holds the number of free permits and three flags. Without a queue, taking and returning a permit
-//! is one compare-exchange. So it is with a queue, while its first is awake (`WOKEN`) and has not waited too
-//! long: the first will see the free permit, because it gives up `WOKEN` in a compare-exchange of the same word.
+//! is one compare-exchange. The same is true with a queue, while its first is awake (`WOKEN`) and has not
+//! waited too long. The first cannot miss the free permit, because it gives up `WOKEN` in a compare-exchange
+//! of the same word.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -22,20 +24,20 @@ use std::time::{Duration, Instant};
 
 use super::prim::{AtomicU64, AtomicUsize, Mutex};
 
-/// Callers queue. Set and cleared under the lock.
+/// At least one caller queues. Set and cleared under the lock.
 const QUEUED: usize = 1 << (usize::BITS - 1);
-/// No caller gets a permit any more.
+/// The semaphore is closed: no caller gets a permit any more.
 const CLOSED: usize = 1 << (usize::BITS - 2);
-/// The first in the queue has been woken, and has not looked since.
+/// The first in the queue has been woken and has not polled since.
 const WOKEN: usize = 1 << (usize::BITS - 3);
 const FREE: usize = WOKEN - 1;
 
-/// N permits. Each caller brings a tag that says who it is. As long as what processors fetch at once, so that it
-/// disturbs nothing beside it.
+/// N permits. Each caller brings a tag that says who it is. Aligned to the lines that processors fetch at
+/// once, so that neighbours in memory are not disturbed.
 #[repr(align(128))]
 pub(crate) struct Semaphore<T> {
     word: AtomicUsize,
-    /// From when on nobody may overtake the first in the queue, in nanoseconds since `born`.
+    /// From this time on, no caller may overtake the first in the queue; in nanoseconds since `born`.
     strict_from: AtomicU64,
     queue: Mutex<Queue<T>>,
     overtaking: Duration,
@@ -44,23 +46,23 @@ pub(crate) struct Semaphore<T> {
 
 struct Queue<T> {
     next_ticket: u64,
-    /// Who waits, by ticket: in the order of arrival.
+    /// The waiting callers by ticket: in the order of arrival.
     waiting: BTreeMap<u64, Waiter<T>>,
-    /// Who was granted a permit and has not taken it yet.
+    /// The callers that were granted a permit and have not taken it yet.
     granted: BTreeMap<u64, Waiter<T>>,
 }
 
 struct Waiter<T> {
     tag: T,
     since: Instant,
-    /// `None` while its owner is being woken, until the owner polls again.
+    /// `None` from the moment its owner is woken until the owner polls again.
     waker: Option<Waker>,
 }
 
-/// Why there is no permit now.
+/// Why a caller gets no permit now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// None is free for a newcomer.
+    /// No permit is free for a newcomer.
     Busy,
     Closed,
 }
@@ -69,15 +71,15 @@ pub(crate) enum Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed;
 
-/// A place in the queue, once it has been polled. Dropping it leaves the queue, and passes on a permit that was
-/// granted meanwhile.
+/// A place in the queue, once it has been polled. Dropping it leaves the queue; a permit that was granted
+/// meanwhile goes to the next caller.
 #[must_use = "nothing waits until it is polled"]
 pub(crate) struct Acquire<'a, T> {
     semaphore: &'a Semaphore<T>,
     state: State<T>,
 }
 
-/// A permit that goes back when it is dropped.
+/// A permit. Dropping it returns it.
 #[must_use = "the permit goes back at once"]
 pub(crate) struct Held<'a, T>(&'a Semaphore<T>);
 
@@ -87,7 +89,7 @@ enum State<T> {
     Over,
 }
 
-/// Wakers to be called once the lock is released.
+/// Wakers to call once the lock is released.
 #[derive(Default)]
 struct Wakes {
     one: Option<Waker>,
@@ -109,7 +111,7 @@ impl<T> Semaphore<T> {
         }
     }
 
-    /// Takes a permit without waiting. `Ok` owes one [`release`](Semaphore::release).
+    /// Takes a permit without waiting. After `Ok`, the caller owes one [`release`](Semaphore::release).
     #[inline]
     pub(crate) fn try_acquire(&self, now: Instant) -> Result<(), Refusal> {
         let mut word = self.word.load(Relaxed);
@@ -134,7 +136,8 @@ impl<T> Semaphore<T> {
         }
     }
 
-    /// Takes a permit that nobody waits for, if that leaves at least `spare` free ones; of a closed semaphore, too.
+    /// Takes a permit if no caller queues and at least `spare` permits stay free. Works on a closed
+    /// semaphore, too.
     pub(crate) fn try_acquire_spare(&self, spare: usize) -> bool {
         let mut word = self.word.load(Relaxed);
         while word & QUEUED == 0 && word & FREE > spare {
@@ -149,7 +152,7 @@ impl<T> Semaphore<T> {
         false
     }
 
-    /// Waits for a permit. `Ok` owes one [`release`](Semaphore::release).
+    /// Waits for a permit. After `Ok`, the caller owes one [`release`](Semaphore::release).
     pub(crate) fn acquire(&self, tag: T) -> Acquire<'_, T> {
         Acquire {
             semaphore: self,
@@ -157,7 +160,7 @@ impl<T> Semaphore<T> {
         }
     }
 
-    /// Takes a permit at once if there is one for a newcomer, and waits for one otherwise.
+    /// Takes a permit at once if one is free for a newcomer, and waits for one otherwise.
     pub(crate) async fn hold(&self, tag: impl FnOnce() -> T) -> Result<Held<'_, T>, Closed> {
         match self.try_acquire(Instant::now()) {
             Ok(()) => {}
@@ -171,8 +174,8 @@ impl<T> Semaphore<T> {
     #[inline]
     pub(crate) fn release(&self, now: Instant) {
         let mut word = self.word.load(Relaxed);
-        // While the first is awake and may still be overtaken, it needs no help; nor does the second, while the first
-        // finds one permit at most.
+        // While the first in the queue is awake and may still be overtaken, it needs no wake-up. Nor does the
+        // second, as long as the first finds no more than one permit.
         while word & QUEUED == 0 || (word & WOKEN != 0 && word & FREE == 0 && !self.is_strict(now))
         {
             match self
@@ -197,8 +200,8 @@ impl<T> Semaphore<T> {
         wakes.wake();
     }
 
-    /// Refuses all who wait, all who were granted a permit and have not taken it, and all who will ask. Permits
-    /// that were taken are still to be released. Returns whether that is new.
+    /// Refuses all waiting callers, all that were granted a permit and have not taken it, and all later ones.
+    /// Permits that were taken must still be released. Returns whether the semaphore was open before.
     pub(crate) fn close(&self) -> bool {
         let (before, waiting, granted) = {
             let mut queue = self.queue.lock();
@@ -221,7 +224,7 @@ impl<T> Semaphore<T> {
         self.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Permits that nobody holds.
+    /// How many permits are free.
     pub(crate) fn free(&self) -> usize {
         self.word.load(Ordering::Acquire) & FREE
     }
@@ -242,7 +245,7 @@ impl<T> Semaphore<T> {
         nanos_of(at.saturating_duration_since(self.born))
     }
 
-    /// The first must not be overtaken any more: it gets what is free.
+    /// The first in the queue must not be overtaken any more: grants it a free permit.
     #[cold]
     fn grant_overdue(&self, now: Instant) {
         let mut wakes = Wakes::default();
@@ -250,8 +253,8 @@ impl<T> Semaphore<T> {
         wakes.wake();
     }
 
-    /// Brings queue and word together: grants free permits to those who must not be overtaken, and wakes the
-    /// first of the others if a permit is free.
+    /// Brings queue and word into agreement: grants free permits to callers that must not be overtaken, and
+    /// wakes the first of the others if a permit is free.
     fn settle(&self, queue: &mut Queue<T>, now: Instant, wakes: &mut Wakes) {
         let limit = nanos_of(self.overtaking);
         loop {
@@ -266,7 +269,8 @@ impl<T> Semaphore<T> {
             if word & FREE == 0 {
                 return;
             }
-            // With two free, one must not wait for the first to run: the second is to be woken, too.
+            // With two free permits, the second caller must not wait until the first has run: it is woken as
+            // well.
             if self.nanos(now) >= strict_from || (word & WOKEN != 0 && word & FREE >= 2) {
                 let granted = (word - 1) & !WOKEN;
                 if self.swap(word, granted) {
@@ -291,14 +295,15 @@ impl<T> Semaphore<T> {
 }
 
 impl<T: Clone> Semaphore<T> {
-    /// Who waits, in order.
+    /// The tags of waiting callers, in order.
     pub(crate) fn waiters(&self) -> Vec<T> {
         let queue = self.queue.lock();
         queue.waiting.values().map(|w| w.tag.clone()).collect()
     }
 
-    /// Who was granted a permit, and has not taken it yet. The first in the queue counts among them when a free
-    /// permit is waiting for it: with `now`, it may be that nobody else may have it.
+    /// The tags of callers that were granted a permit and have not taken it yet. The first in the queue
+    /// counts among them while a free permit waits for it: by `now`, others may no longer be allowed to take
+    /// that permit.
     pub(crate) fn granted(&self, now: Instant) -> Vec<T> {
         self.grant_overdue(now);
         let queue = self.queue.lock();
@@ -319,7 +324,7 @@ impl<T> Future for Acquire<'_, T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let (polled, wakes, old) = this.poll_locked(cx.waker().clone());
-        // Foreign code: the lock is released.
+        // Foreign code runs here: the lock is released.
         drop(old);
         wakes.wake();
         if polled.is_ready() {
@@ -333,14 +338,15 @@ impl<T> Future for Acquire<'_, T> {
 impl<T> Unpin for Acquire<'_, T> {}
 
 impl<T> Acquire<'_, T> {
-    /// Answers, what to wake, and a waker to be dropped, all for after the lock.
+    /// Returns the answer, the wakers to call, and a waker to drop; both are foreign code, for after the
+    /// lock.
     fn poll_locked(&mut self, waker: Waker) -> (Poll<Result<(), Closed>>, Wakes, Option<Waker>) {
         let semaphore = self.semaphore;
         let now = Instant::now();
         let mut wakes = Wakes::default();
         let mut queue = semaphore.queue.lock();
         if semaphore.word.load(Ordering::Acquire) & CLOSED != 0 {
-            // `close` has emptied the queue, and taken back what was granted.
+            // `close` has emptied the queue and taken back granted permits.
             return (Poll::Ready(Err(Closed)), wakes, Some(waker));
         }
         let ticket = match std::mem::replace(&mut self.state, State::Over) {
@@ -356,8 +362,8 @@ impl<T> Acquire<'_, T> {
                     waker: None,
                 };
                 queue.waiting.insert(ticket, waiter);
-                // From here on, a permit that is returned is looked at under the lock. A permit that came back
-                // just before is seen below, by the first.
+                // From here on, a caller that returns a permit looks at the queue under the lock. If a permit
+                // came back just before, the first in the queue sees it below.
                 semaphore.word.fetch_or(QUEUED, AcqRel);
                 ticket
             }
@@ -374,7 +380,7 @@ impl<T> Acquire<'_, T> {
             loop {
                 let word = semaphore.word.load(Ordering::Acquire);
                 if word & FREE == 0 {
-                    // Who returns a permit from now on wakes us.
+                    // A caller that returns a permit from now on wakes us.
                     if semaphore.swap(word, word & !WOKEN) {
                         break;
                     }
@@ -418,7 +424,7 @@ impl<T> Drop for Acquire<'_, T> {
                 let first = queue.waiting.first_key_value().map(|(first, _)| *first);
                 let waiter = queue.waiting.remove(&ticket);
                 if first == Some(ticket) {
-                    // It may have been woken, and nobody would look at the free permit now.
+                    // This caller may have been woken, and now no caller would look at the free permit.
                     semaphore.word.fetch_and(!WOKEN, AcqRel);
                     semaphore.settle(&mut queue, now, &mut wakes);
                 }
@@ -451,7 +457,7 @@ impl Wakes {
     }
 }
 
-/// A waker is foreign code. That it panics is no reason to keep a permit from anybody.
+/// A waker is foreign code. If it panics, other callers must still get their permits.
 fn wake(waker: Waker) {
     let woken = catch_unwind(AssertUnwindSafe(|| waker.wake()));
     drop(woken);
@@ -595,7 +601,7 @@ mod tests {
         assert!(smol::block_on(smol::future::poll_once(&mut second)).is_none());
         assert_eq!(permits.waiters().len(), 2);
         permits.release(now());
-        // It has been granted the permit, and does not know it yet.
+        // The first has been granted the permit, and does not know it yet.
         drop(first);
         assert_eq!(smol::block_on(second), Some(Ok(())));
         permits.release(now());
@@ -631,8 +637,8 @@ mod tests {
         assert_eq!(permits.waiting(), 0);
     }
 
-    /// Threads come, go and give up at random; never may more than N be inside, and in the end all
-    /// N permits must be there.
+    /// Threads come, go and give up at random. Never may more than N be inside, and in the end all N permits
+    /// must be there.
     #[test]
     fn none_is_lost_or_made_under_contention() {
         for overtaking in [0, 20, 1_000_000] {
@@ -656,7 +662,7 @@ mod tests {
                             1 => acquire(permits, deadline).is_some(),
                             2 => smol::block_on(acquire_async(permits, deadline)).is_some(),
                             _ => {
-                                // Dropped at its first wait, and perhaps with the answer on its way.
+                                // Dropped at its first wait, perhaps with the answer on its way.
                                 let mut asked = pin!(acquire_async(permits, deadline));
                                 match smol::block_on(smol::future::poll_once(&mut asked)) {
                                     Some(taken) => taken.is_some(),
@@ -719,7 +725,7 @@ mod tests {
         });
     }
 
-    /// A waker that drops the future it belongs to, as an executor does that has ended.
+    /// A waker that drops the future it belongs to, like an executor that has ended.
     #[test]
     fn a_waker_may_do_anything() {
         type Slot<'a> =

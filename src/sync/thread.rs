@@ -1,10 +1,10 @@
-//! A number for each thread, for telling threads apart.
+//! Numbers threads, to tell them apart.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 thread_local! {
-    /// 0: not given yet. Without a destructor, so that it is there until the thread has ended.
+    /// 0: no number yet. It has no destructor, so it stays readable until the thread has ended.
     static NUMBER: Cell<u64> = const { Cell::new(0) };
 }
 

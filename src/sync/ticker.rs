@@ -1,5 +1,5 @@
 //! Ticker: one thread that calls a function again and again, until its owner is gone.
-//! It knows nothing of what it calls; a call that panics does not end it.
+//! It knows nothing of what it calls. A call that panics does not end the thread.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,8 +30,8 @@ enum Call {
 }
 
 impl Ticker {
-    /// Starts the thread. It calls `work` after `pause`, then again after the time that `work`
-    /// returned, until that is `None`.
+    /// Starts the thread. It first calls `work` after `pause`, and then each time after the duration that
+    /// `work` returned. It ends when `work` returns `None`.
     ///
     /// # Errors
     /// If no thread can be started.
@@ -57,7 +57,7 @@ impl Ticker {
             .map(drop)
     }
 
-    /// Lets the thread work now.
+    /// Makes the thread call `work` now.
     #[cfg(feature = "tokio")]
     pub(crate) fn call(&self) {
         self.0.say(Call::Now);

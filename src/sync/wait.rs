@@ -25,8 +25,8 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     })
 }
 
-/// Blocks until the future is ready, or `deadline` has passed. It is polled once after that: what is there at
-/// the last moment is taken.
+/// Blocks until the future is ready, or `deadline` has passed. The future is polled once more after the
+/// deadline, so that an answer at the last moment is taken.
 pub(crate) fn block_until<F: Future>(
     deadline: Instant,
     mut future: Pin<&mut F>,
@@ -69,7 +69,7 @@ pub(crate) async fn await_until<F: Future>(
             let alarm = alarm.get_or_insert_with(|| Alarm::at(deadline));
             match alarm.poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                // It may ring a little early.
+                // The timer may fire a little early.
                 Poll::Ready(()) => *alarm = Alarm::at(deadline),
             }
         }
@@ -77,10 +77,11 @@ pub(crate) async fn await_until<F: Future>(
     .await
 }
 
-/// Wakes a task at a time. One thread serves all alarms of the process, so it must not see a waker panic.
+/// Wakes a task at a given time. One thread serves all alarms of the process, so no waker's panic may reach
+/// it.
 pub(crate) struct Alarm {
     delay: Delay,
-    /// Whom it wakes, and how.
+    /// The task's waker, and the waker around it that the timer gets.
     wakes: Option<(Waker, Waker)>,
 }
 
@@ -106,7 +107,7 @@ impl Alarm {
     }
 }
 
-/// Wakes another one, whose panic ends here.
+/// Wakes another waker, and catches its panic.
 struct Careful(Waker);
 
 impl Wake for Careful {

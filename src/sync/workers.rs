@@ -1,4 +1,4 @@
-//! WorkerPool: a few threads that do what may block, started when there is work and ended when there is none.
+//! WorkerPool: a few threads for tasks that may block. They start when there is work and end when there is none.
 //! They know no pool. A task that panics costs no thread.
 
 use std::any::Any;
@@ -18,13 +18,13 @@ use super::oneshot::Oneshot;
 
 pub(crate) type Task = Box<dyn FnOnce() + Send>;
 
-/// How long a thread without work stays.
+/// How long a thread waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(crate) struct WorkerPool {
-    /// What the threads are called.
+    /// The name of the threads.
     name: &'static str,
-    /// Threads at most.
+    /// The largest number of threads.
     most: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -35,15 +35,15 @@ pub(crate) struct WorkerPool {
 
 #[derive(Default)]
 struct State {
-    /// With the number of their turn.
+    /// Each task with its turn number.
     tasks: VecDeque<(u64, Task)>,
     next_turn: u64,
     threads: usize,
-    /// Threads that wait for work, those included that were called and are about to take some.
+    /// Threads that wait for work, including those that were notified and are about to take a task.
     idle: usize,
 }
 
-/// How work ended that was handed to a thread.
+/// The result of work that a thread did, or its panic.
 pub(crate) type Outcome<T> = Result<T, Box<dyn Any + Send>>;
 
 impl WorkerPool {
@@ -58,10 +58,10 @@ impl WorkerPool {
         })
     }
 
-    /// Lets a thread do `task`, after those that came before.
+    /// Lets a thread do `task`, after earlier tasks.
     ///
     /// # Errors
-    /// If no thread can be started and none is there. The task is given back.
+    /// If no thread can be started and none exists. The task is returned.
     pub(crate) fn submit(self: &Arc<Self>, task: Task) -> Result<(), (Task, io::Error)> {
         self.push(task)?;
         #[cfg(feature = "tokio")]
@@ -78,7 +78,7 @@ impl WorkerPool {
         if state.tasks.len() <= state.idle || state.threads == self.most {
             return Ok(());
         }
-        // Under the lock, so that no thread is ever counted that does not exist. Threads are started rarely.
+        // Under the lock, so that every counted thread exists. Threads are started rarely.
         let workers = Arc::clone(self);
         let started = thread::Builder::new()
             .name(self.name.to_owned())
@@ -97,18 +97,19 @@ impl WorkerPool {
         }
     }
 
-    /// Does `work` on a thread of the pool's, or here, if no thread can be started: late is better than never.
+    /// Does `work` on a thread of this pool; or on the caller's thread, if no thread can be started, so that
+    /// it is done at all.
     pub(crate) fn submit_or_run(self: &Arc<Self>, work: impl FnOnce() + Send + 'static) {
         if let Err((task, _)) = self.submit(Box::new(work)) {
             run(task);
         }
     }
 
-    /// Does `work` on a thread of the pool's. Dropping the future leaves the work alone; its result is then
-    /// dropped on that thread.
+    /// Does `work` on a thread of this pool. Dropping the future does not stop the work; that thread then
+    /// drops the result.
     ///
     /// # Errors
-    /// If no thread can be started; `work` is dropped then.
+    /// If no thread can be started. Then `work` is dropped.
     pub(crate) fn hand_over<T, F>(
         self: &Arc<Self>,
         work: F,
@@ -127,7 +128,7 @@ impl WorkerPool {
         Ok(answer.received())
     }
 
-    /// Runs a future on the pool's threads, each time that it has something to do. It occupies none while it waits.
+    /// Polls a future on the pool's threads each time it is woken. It occupies no thread while it waits.
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
         let workers = Arc::clone(self);
         let schedule = move |runnable: async_task::Runnable| {
@@ -172,7 +173,7 @@ impl WorkerPool {
 }
 
 fn run(task: Task) {
-    // What a task leaves to be dropped may be the user's, and panic, too.
+    // Dropping the panic's payload runs user code, which may panic, too.
     let outcome = catch_unwind(AssertUnwindSafe(task));
     let _ = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
 }
