@@ -1,8 +1,8 @@
-//! What rusqlite has only with a feature, which any crate of the program may ask for.
+//! Items that rusqlite has only with a feature, which any crate of the program may enable.
 //! It calls nothing.
 //!
-//! An item of rusqlite's own goes before a trait's item of the same name. Where rusqlite lacks it, the trait's is found,
-//! and its type tells.
+//! Rust prefers rusqlite's own item to a trait's item of the same name. If rusqlite lacks it, the trait's
+//! item is used, and its type shows that.
 #![allow(
     dead_code,
     reason = "which of them are used depends on rusqlite's features"
@@ -16,10 +16,10 @@ use rusqlite::config::DbConfig;
 #[derive(Debug)]
 pub(super) struct Absent;
 
-/// How it is shown.
+/// Its `Debug` text.
 pub(super) const ABSENT: &str = "Absent";
 
-/// Whether that is what the closure would return.
+/// Whether the closure would return `Absent`.
 pub(super) fn is<T: 'static>(_: impl FnOnce() -> T) -> bool {
     TypeId::of::<T>() == TypeId::of::<Absent>()
 }

@@ -1,5 +1,5 @@
-//! Agents' own files: where each is, which are open, and what must be so before one is opened.
-//! It never opens a file: SQLite does, through whoever asks here.
+//! Agents' own files: where each is, which are open, and what must be checked before one is opened.
+//! It never opens a file: its callers do, through SQLite.
 
 use std::cell::Cell;
 use std::io;
@@ -21,42 +21,43 @@ use crate::error::{Error, FileState};
 pub(crate) struct Agents {
     place: Place,
     known: SetUpFiles,
-    /// Each with the pool's claim on it.
+    /// The open files, each with the pool's claim on it.
     pub(super) open: OpenFiles<PathBuf, Claim>,
-    /// The folder, for as long as the pool has it.
+    /// The pool's claim on the folder.
     claim: Mutex<Claim>,
 }
 
-/// The file of one connection: what it was when it was opened, and when that was looked at last.
+/// The file of one connection: its identity when it was opened, and when the pool last looked at it.
 pub(super) struct AgentFile {
     pub(super) path: PathBuf,
     /// The key of the database, as the core knows it.
     pub(super) key: Box<str>,
     identity: Identity,
-    /// The log that belongs to it, which stays where it is while the connection is open.
+    /// Its log, which stays where it is while the connection is open.
     log: Option<Identity>,
     beside: BesidePaths,
     looked_at: Instant,
-    /// What the last look saw.
+    /// The result of the last look.
     lost: bool,
     lost_log: bool,
 }
 
-/// What is to be done to open a file.
+/// What to do to open a file.
 pub(super) struct OpenPlan {
     pub(super) identity: Identity,
-    /// Nobody has set it up, as far as is known.
+    /// It must be set up, as far as this process knows.
     pub(super) set_up: bool,
-    /// It was made just now.
+    /// This call has just made it.
     pub(super) made: bool,
-    /// Nobody has written to it.
+    /// It is empty: no process has written to it.
     pub(super) is_empty: bool,
     /// Another process has written to it since.
     pub(super) others: Cell<bool>,
 }
 
 impl Agents {
-    /// Creates the folder if there is none, for nobody but the user, and claims it for a pool of so many connections.
+    /// Creates the folder if it does not exist, readable by the user only, and claims it for a pool of
+    /// `max_connections` connections.
     pub(super) fn new(
         place: Place,
         sharing: Sharing,
@@ -90,7 +91,7 @@ impl Agents {
         }
     }
 
-    /// Absolute, and for a function's without links.
+    /// The agent's file: an absolute path, and without links if it comes from a function.
     pub(super) fn path(&self, agent: &str) -> Result<PathBuf, Error> {
         match &self.place {
             Place::Folder(folder) => Ok(folder.join(id::encode(agent)?)),
@@ -109,8 +110,8 @@ impl Agents {
         }
     }
 
-    /// What is to be done to open the file at `path`. One that never existed is made if `make` says so; otherwise this
-    /// is `None`.
+    /// What to do to open the file at `path`. If the file never existed, it is made if `make` says so;
+    /// otherwise this is `None`.
     pub(super) fn plan(&self, path: &Path, make: bool) -> Result<Option<OpenPlan>, Error> {
         let known = self.known.at(path);
         let mut made = false;
@@ -128,7 +129,7 @@ impl Agents {
             }
             match make_private_file(path) {
                 Ok(()) => made = true,
-                // Another process was faster.
+                // Another process made it first.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => return Err(open_fault(path, source)),
             }
@@ -137,7 +138,7 @@ impl Agents {
             Some(known) if known.file == identity && length < SHORTEST => {
                 return Err(lost(path, FileState::Truncated));
             }
-            // SQLite would replay it into the file that has taken the place of its own.
+            // SQLite would replay this log into the file that replaced its own.
             Some(known)
                 if known.file != identity
                     && known.log.is_some()
@@ -156,7 +157,7 @@ impl Agents {
         }))
     }
 
-    /// Claims the file that the plan is for, under all its names.
+    /// Claims the file of the plan, under all its names.
     pub(super) fn claim_identity(&self, path: &Path, plan: &OpenPlan) -> Result<(), Error> {
         match self.open.lock().get_mut(path) {
             Some(open) => open.value.extend(path, plan.identity),
@@ -164,12 +165,12 @@ impl Agents {
         }
     }
 
-    /// Whether nobody has put another file at the path since the plan was made.
+    /// Whether the file at the path is still the one of the plan.
     pub(super) fn is_still(&self, path: &Path, plan: &OpenPlan) -> bool {
         Identity::at(path).is_ok_and(|(identity, _)| identity == plan.identity)
     }
 
-    /// The file is open and set up.
+    /// Notes that the file is open and set up.
     pub(super) fn remember(&self, path: &Path, known: Known) {
         self.known.remember(path, known);
     }
@@ -182,8 +183,8 @@ impl Agents {
         self.known.forget(path);
     }
 
-    /// Notes that a connection to the file is about to be opened, in this pool and no other. Waits for room as
-    /// `patience` says.
+    /// Notes that a connection to the file is about to be opened, in this pool and no other. Waits for room
+    /// as `patience` says.
     pub(super) fn opening(&self, path: &Path, patience: &Patience<'_>) -> Result<(), Error> {
         let claim = || Ok(Claim::new(path)?);
         let opening = self.open.opening(path.to_path_buf(), patience, claim);
@@ -203,7 +204,7 @@ impl Agents {
         Ok(Opened(self, path))
     }
 
-    /// Whether a connection to the file of this key is open, or being closed.
+    /// Whether a connection to the file with this key is open, or is being closed.
     pub(super) fn is_open(&self, key: &str) -> bool {
         self.path_of(key)
             .is_some_and(|path| self.open.is_open(&path))
@@ -216,13 +217,14 @@ impl Agents {
         }
     }
 
-    /// Waits until no connection to the file of this key is open, until `deadline` at most. Returns whether none is.
+    /// Waits until no connection to the file with this key is open, but no longer than until `deadline`.
+    /// Returns whether that is so.
     pub(super) fn wait_until_key_closed(&self, key: &str, deadline: Instant) -> bool {
         self.path_of(key)
             .is_none_or(|path| self.open.wait_until_closed(&path, deadline))
     }
 
-    /// Whether the folder is there.
+    /// Whether the folder exists.
     pub(super) fn check(&self) -> Result<(), Error> {
         match &self.place {
             Place::Folder(folder) => match std::fs::metadata(folder) {
@@ -238,7 +240,7 @@ impl Agents {
     }
 }
 
-/// A connection that serves no agent, for as long as this is there.
+/// Counts a connection that serves no agent, until it is dropped.
 pub(super) struct Opened<'a>(&'a Agents, &'a Path);
 
 impl Drop for Opened<'_> {
@@ -272,7 +274,7 @@ pub(super) fn no_descriptors(path: &Path) -> Error {
 }
 
 impl AgentFile {
-    /// Of a connection that is open.
+    /// For a connection that is open.
     pub(super) fn new(path: PathBuf, key: Box<str>, identity: Identity, now: Instant) -> Self {
         let beside = BesidePaths::of(&path);
         AgentFile {
@@ -296,7 +298,7 @@ impl AgentFile {
         }
     }
 
-    /// Looks whether the file and its log are still those that they were, if the last look is too old.
+    /// Checks that the file and its log are still the same, if the last look is too old.
     pub(super) fn look(&mut self, now: Instant) {
         if !self.lost && now.saturating_duration_since(self.looked_at) >= LOOK_EVERY {
             self.looked_at = now;
@@ -311,7 +313,7 @@ impl AgentFile {
         }
     }
 
-    /// What to remember of it, if something is to be remembered that was not so when it was opened.
+    /// What to remember of it, if that has changed since it was opened.
     pub(super) fn news(&self) -> Option<Known> {
         self.lost_log.then(|| self.known())
     }
@@ -321,13 +323,13 @@ impl AgentFile {
     }
 }
 
-/// How long the log of the file at `path` is.
+/// The length of the log of the file at `path`.
 pub(super) fn wal_length(path: &Path) -> u64 {
     std::fs::metadata(beside(path, "-wal")).map_or(0, |file| file.len())
 }
 
-/// Removes a database, and what SQLite keeps beside it: first what would change it, so that a crash in between
-/// leaves an older database, and not another one's log.
+/// Removes a database and the files beside it. The files that would change it go first: a crash in between
+/// leaves an older database, and not a log that SQLite would replay into another one.
 pub(super) fn remove_files(path: &Path) -> io::Result<()> {
     for suffix in ["-wal", "-journal", "-shm", ""] {
         match std::fs::remove_file(beside(path, suffix)) {
@@ -369,8 +371,8 @@ fn create_private_folder(folder: &Path) -> io::Result<()> {
     std::fs::create_dir_all(folder)
 }
 
-/// Makes an empty file that nobody but the user may read. `mknod` does so without opening it: no descriptor,
-/// and so no lock of SQLite's that closing one would drop. SQLite gives `-wal` and `-shm` the same mode.
+/// Makes an empty file that only the user may read. `mknod` makes it without opening it: so there is no
+/// descriptor whose closing would drop a lock of SQLite. SQLite gives `-wal` and `-shm` the same mode.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) fn make_private_file(path: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -378,7 +380,7 @@ pub(super) fn make_private_file(path: &Path) -> io::Result<()> {
     Ok(mknodat(CWD, path, FileType::RegularFile, mode, 0)?)
 }
 
-/// Elsewhere a file cannot be made without opening it; but one that did not exist has no locks to drop.
+/// On other systems a file cannot be made without opening it; but a new file has no locks to drop.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(super) fn make_private_file(path: &Path) -> io::Result<()> {
     let mut options = std::fs::OpenOptions::new();

@@ -1,5 +1,5 @@
-//! Backup: a copy of a database as one commit left it, whole at its path or not there at all.
-//! Whoever calls brings the connection that it is read from.
+//! Backup: a copy of a database as one commit left it, either whole at its path or absent.
+//! The caller brings the connection that the copy is read from.
 
 use std::ffi::OsString;
 use std::io;
@@ -21,7 +21,7 @@ use super::{Fault, Source, Sqlite, attaching_one, budget, read};
 use crate::core::backend::Patience;
 use crate::error::Error;
 
-/// How a backup is made: see [`Pool::backup_with`](crate::Pool::backup_with).
+/// How to make a backup: see [`Pool::backup_with`](crate::Pool::backup_with).
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -41,13 +41,13 @@ pub struct Backup<'a> {
 
 type Report<'a> = dyn FnMut(BackupProgress) -> ControlFlow<()> + 'a;
 
-/// How far a backup is.
+/// How far a backup has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackupProgress {
-    /// Pages that have been copied.
+    /// Pages copied so far.
     pub copied: u32,
-    /// Pages that the database has.
+    /// Pages of the database.
     pub pages: u32,
 }
 
@@ -62,13 +62,14 @@ impl Default for Backup<'_> {
 }
 
 impl<'a> Backup<'a> {
-    /// A copy of every page.
+    /// Copies every page.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether to write the database anew without its free pages, as `VACUUM INTO` does, instead of copying every
-    /// page. It takes longer, and the copy is smaller. It is done in one step: `progress` is told before and after.
+    /// Whether to write a new database without free pages, as `VACUUM INTO` does, instead of copying every
+    /// page. This takes longer, and the copy is smaller. It is done in one step: `progress` is called before
+    /// and after it.
     ///
     /// Defaults to `false`.
     pub fn compact(mut self, compact: bool) -> Self {
@@ -76,7 +77,7 @@ impl<'a> Backup<'a> {
         self
     }
 
-    /// How many pages are copied between two calls of `progress`; 0 counts as 1.
+    /// How many pages to copy between two calls of `progress`; 0 counts as 1.
     ///
     /// Defaults to 256.
     pub fn pages_per_step(mut self, pages: u16) -> Self {
@@ -84,10 +85,10 @@ impl<'a> Backup<'a> {
         self
     }
 
-    /// Is told how far the backup is after each step, on the thread that makes it, and may end it with
-    /// [`ControlFlow::Break`]: then nothing is left of it.
+    /// Calls `progress` after each step, on the thread that makes the backup, with how far the backup has
+    /// got. It may end the backup with [`ControlFlow::Break`]; then no file is left.
     ///
-    /// Defaults to going on.
+    /// Defaults to a function that goes on.
     pub fn progress(
         mut self,
         progress: impl FnMut(BackupProgress) -> ControlFlow<()> + 'a,
@@ -107,7 +108,8 @@ impl std::fmt::Debug for Backup<'_> {
 }
 
 impl Sqlite {
-    /// Copies the database that `source` is connected to. `patience` is for room, not for copying.
+    /// Copies the database that `source` is connected to. `patience` applies to the wait for room, not to the
+    /// copying.
     pub(crate) fn backup(
         &self,
         source: &Connection,
@@ -127,7 +129,7 @@ impl Sqlite {
         target.keep().map_err(failed)
     }
 
-    /// Copies an agent's database, on connections of its own.
+    /// Copies an agent's database, on connections that serve no agent.
     pub(crate) fn backup_agent(
         &self,
         agent: &str,
@@ -142,7 +144,7 @@ impl Sqlite {
             return Err(no_file());
         }
         if !agents.is_set_up(&path) {
-            // Somebody may be setting it up now.
+            // A borrower, or another process, may be setting it up now.
             drop(SetUpLock::acquire(&path, patience.deadline)?);
             if !path.exists() {
                 return Err(no_file());
@@ -157,7 +159,7 @@ impl Sqlite {
         copied
     }
 
-    /// Room for the descriptor of the copy.
+    /// Waits for room for the descriptor of the copy.
     fn room_for_target(
         &self,
         target: &Target,
@@ -186,11 +188,11 @@ impl Sqlite {
             &self.settings,
             &to.display().to_string(),
         )?;
-        // No journal: the copy is whole, or it is removed.
+        // Without a journal: the copy is whole, or it is removed.
         target.pragma_update(None, "journal_mode", "OFF")?;
         target.pragma_update(None, "synchronous", "OFF")?;
-        // What is read in one transaction does not change, so that writers never make the backup begin again. In WAL
-        // mode it keeps nobody from writing.
+        // In one transaction, the source does not change, so writers never make the backup begin again. In
+        // WAL mode the transaction keeps no writer from writing.
         let snapshot = read::try_snapshot(source)?;
         let backup = rusqlite::backup::Backup::new(source, &mut target)?;
         loop {
@@ -205,7 +207,7 @@ impl Sqlite {
             match step {
                 StepResult::Done => break,
                 StepResult::More => {}
-                // Nobody else has a lock on either, unless the database has no write-ahead log.
+                // No other connection locks either database, unless the source has no write-ahead log.
                 _ => return Err(busy().into()),
             }
         }
@@ -248,11 +250,11 @@ fn busy() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(code, None)
 }
 
-/// Where a copy is to be, and where it is made.
+/// The path of the copy, and the path where it is made.
 struct Target {
     path: PathBuf,
     folder: PathBuf,
-    /// Beside it, under a name that nobody else uses. It is removed when this is dropped.
+    /// Beside it, under a name that no other backup uses. It is removed when this is dropped.
     partial: PathBuf,
 }
 
@@ -272,7 +274,8 @@ impl Target {
         Ok(target)
     }
 
-    /// Whether nobody would be harmed if the copy were there.
+    /// Checks that the copy would overwrite no open database, and that SQLite would not replay another log
+    /// into it.
     fn check(&self) -> Result<(), Error> {
         match std::fs::metadata(&self.path) {
             Ok(found) if !found.is_file() => {
@@ -302,9 +305,9 @@ impl Target {
         Ok(())
     }
 
-    /// Puts the copy, which is whole, where it is to be.
+    /// Puts the finished copy at its path.
     fn keep(&self) -> Result<(), Fault> {
-        // Nobody else has it open, so no lock of SQLite's ends with this descriptor.
+        // No other connection has it open, so closing this descriptor drops no lock of SQLite.
         std::fs::File::open(&self.partial)?.sync_all()?;
         self.check()?;
         std::fs::rename(&self.partial, &self.path)?;
@@ -343,7 +346,7 @@ fn partial_name(name: &std::ffi::OsStr) -> OsString {
     partial
 }
 
-/// Whether this process has the file open, as far as the operating system tells.
+/// Whether this process has the file open, as far as the operating system says.
 fn is_open_here(path: &Path) -> bool {
     let (Ok((identity, _)), Ok(open)) = (Identity::at(path), std::fs::read_dir("/proc/self/fd"))
     else {

@@ -1,39 +1,40 @@
-//! Descriptor arithmetic: what N connections can cost, and what the process has left.
+//! Descriptor arithmetic: how many N connections can need, and how many the process has left.
 //! It opens no database, and never changes the process's limit.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// `/dev/urandom`, for an instant, once in a process.
+/// `/dev/urandom`, which SQLite opens for an instant, once in a process.
 const RANDOM: usize = 1;
-/// One that is no connection of the pool's to serve agents: the file in which a backup is made, or the lock of a
-/// database that is being set up.
+/// One descriptor for another purpose than serving an agent: the file of a backup in progress, or the lock of
+/// a database that is being set up.
 pub(super) const SPARE: usize = 1;
-/// Of these, what may be set up at one time while all connections are open, where agents have files of their own.
+/// How many of these may be in use at one time while all connections are open, where each agent has its own
+/// file.
 const SPARES: usize = 4;
-/// Folders of one file that SQLite has open for an instant, to sync them after a log was made: at a commit, and at a
-/// checkpoint.
+/// Folders that SQLite opens for an instant, to sync them after it made a log of the one file: at a commit,
+/// and at a checkpoint.
 const FOLDERS: usize = 2;
-/// A database attached to a connection: its file, `-wal`, `-shm`.
+/// The descriptors of an attached database: its file, `-wal`, `-shm`.
 const PER_ATTACHED: usize = 3;
 
-/// What connections are to.
+/// What the connections of a pool share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// One file.
+    /// All connections are to one file.
     OneFile,
-    /// As many files as connections, which are synced.
+    /// As many files as connections. They are synced.
     FileEach,
-    /// As many files as connections, which are never synced.
+    /// As many files as connections. They are never synced.
     UnsyncedFileEach,
-    /// Memory.
+    /// A database in memory.
     NoFile,
 }
 
-/// The most descriptors that `n` connections can hold: to one file, each its own for the database and
-/// for `-wal`, all together one for `-shm`; to a file each, all three, and for an instant the folder, which SQLite
-/// syncs when it first syncs a log. Databases in memory cost none.
+/// The most descriptors that `n` connections can hold. To one file: each has its own for the database and for
+/// `-wal`, and all share one for `-shm`. To a file each: all three, and for an instant the folder, which
+/// SQLite syncs when it first syncs a log. Databases in memory need none.
 pub(crate) fn ceiling(sharing: Sharing, n: usize, attach_limit: usize) -> usize {
     let attached = n * attach_limit * PER_ATTACHED;
     match (sharing, attached) {
@@ -46,7 +47,7 @@ pub(crate) fn ceiling(sharing: Sharing, n: usize, attach_limit: usize) -> usize 
     }
 }
 
-/// Of these, what may be in use for the files of the database, at most: see [`OpenFiles`](super::open_files::OpenFiles).
+/// How many of these the database's own files may use: see [`OpenFiles`](super::open_files::OpenFiles).
 pub(super) fn for_files(sharing: Sharing, n: usize) -> usize {
     match sharing {
         Sharing::OneFile => 2 * n + 1 + SPARE,
@@ -57,7 +58,8 @@ pub(super) fn for_files(sharing: Sharing, n: usize) -> usize {
     }
 }
 
-/// What a connection costs besides its descriptor of the database and the file's `-shm`: its `-wal`, and the folder.
+/// What a connection costs besides its descriptor of the database and the file's `-shm`: its `-wal`, and the
+/// folder.
 pub(super) fn per_connection(sharing: Sharing) -> usize {
     match sharing {
         Sharing::OneFile | Sharing::UnsyncedFileEach => 1,
@@ -67,7 +69,7 @@ pub(super) fn per_connection(sharing: Sharing) -> usize {
 }
 
 /// The largest number of connections whose ceiling is not above `descriptors`. `None` if there is none, or no
-/// largest.
+/// limit.
 pub(crate) fn affordable(
     sharing: Sharing,
     descriptors: usize,
@@ -88,7 +90,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// What the process's limit leaves, where that can be known.
+    /// What the process's limit leaves, where the operating system says.
     pub(crate) fn of_process() -> Option<Budget> {
         Some(Budget {
             available: soft_limit()?.saturating_sub(open_descriptors()?),
@@ -96,7 +98,7 @@ impl Budget {
         })
     }
 
-    /// Checks that a pool of this size stays within.
+    /// Checks that a pool of this size stays within the budget.
     pub(crate) fn check(&self, max_connections: usize, ceiling: usize) -> Result<(), Error> {
         if ceiling <= self.available {
             return Ok(());
@@ -123,12 +125,12 @@ fn soft_limit() -> Option<usize> {
 
 fn open_descriptors() -> Option<usize> {
     let entries = std::fs::read_dir("/proc/self/fd").or_else(|_| std::fs::read_dir("/dev/fd"));
-    // One of them is the folder's own, open while we count.
+    // One of them is the folder's own, which is open during the count.
     Some(entries.ok()?.count().saturating_sub(1))
 }
 
-/// How many descriptors this process has on database files that `is_ours` picks by path, and on the files that
-/// belong to them, deleted ones included. `None` where there is no `/proc`.
+/// How many descriptors this process has on database files that `is_ours` picks by path, and on the files
+/// that belong to them, including deleted ones. `None` where there is no `/proc`.
 pub(super) fn descriptors_on(is_ours: impl Fn(&Path) -> bool) -> Option<usize> {
     let of_database = |target: &Path| {
         let target = target.to_str()?;
@@ -139,8 +141,8 @@ pub(super) fn descriptors_on(is_ours: impl Fn(&Path) -> bool) -> Option<usize> {
             .unwrap_or(target);
         is_ours(Path::new(database)).then_some(())
     };
-    // They are read one by one, so that what is closed and opened meanwhile counts twice: a list counts if the
-    // next one is the same, or else the shortest.
+    // The links are read one by one, so a descriptor that is closed and opened meanwhile counts twice. A list
+    // is accepted if the next one is the same; otherwise the shortest is used.
     let list = || -> Option<Vec<PathBuf>> {
         let entries = std::fs::read_dir("/proc/self/fd").ok()?;
         let links = entries.filter_map(|entry| entry.ok()?.path().read_link().ok());
@@ -163,7 +165,7 @@ pub(super) fn descriptors_on(is_ours: impl Fn(&Path) -> bool) -> Option<usize> {
     Some(fewest)
 }
 
-/// Lists of descriptors that are made until two are the same.
+/// The most lists of descriptors that are made until two are the same.
 const LISTS: usize = 8;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Waiting for another connection's lock in a way that can be called off. SQLite's own busy handler
-//! cannot: `sqlite3_interrupt` does not wake it.
+//! Waiting for another connection's lock so that the wait can be cancelled. SQLite's own busy handler cannot be:
+//! `sqlite3_interrupt` does not wake it.
 //! It knows no leases.
 
 use std::cell::RefCell;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-/// Says, from any thread, that what runs on a connection is not wanted any more.
+/// Says, from any thread, that the work on a connection is no longer wanted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cancel(Arc<AtomicBool>);
 
@@ -24,7 +24,7 @@ impl Cancel {
     }
 }
 
-/// For how long to wait for a lock, and what may end that.
+/// How long to wait for a lock, and what may end the wait.
 struct Patience {
     cancel: Cancel,
     timeout: Duration,
@@ -32,16 +32,16 @@ struct Patience {
 }
 
 thread_local! {
-    /// Of the work on this thread. A busy handler of rusqlite's is a plain function, so this is how
-    /// ours knows whose turn it is; SQLite calls it on the thread that runs the statement.
+    /// Belongs to the work on this thread. rusqlite's busy handler is a plain function, so it finds its work
+    /// here; SQLite calls it on the thread that runs the statement.
     static PATIENCE: RefCell<Option<Patience>> = const { RefCell::new(None) };
 }
 
-/// Steps of SQLite's own handler, as far as they may go: a cancelled wait ends within the last.
+/// The first steps of SQLite's own handler. A cancelled wait ends within the last of them.
 const STEPS: [u64; 5] = [1, 2, 5, 10, 15];
 
-/// Runs `work` with locks waited for until `timeout`, or until `cancel`. Afterwards the connection
-/// waits as long as `timeout` by SQLite's own handler, whatever `work` set.
+/// Runs `work`. Locks are waited for until `timeout` has passed, or until `cancel`. Afterwards SQLite's own
+/// handler waits for `timeout` on the connection, whatever `work` set.
 pub(super) fn cancellable<R>(
     connection: &mut Connection,
     timeout: Duration,

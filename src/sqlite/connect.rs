@@ -1,5 +1,5 @@
-//! Connect: the one way in which the backend opens a connection, whatever it is for; and how a callback is run on one.
-//! It reads nothing from the file, and gives no pragma before `on_connect`; what a manager's `with_init` does comes before.
+//! Connect: the only way in which the backend opens a connection, for any purpose; and how a callback runs on one.
+//! It reads nothing from the file, and runs no pragma before `on_connect`. A manager's `with_init` runs before that.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,8 +11,8 @@ use super::opener::Opener;
 use super::{Callback, Fault, Settings, pragmas};
 use crate::error::Error;
 
-/// Opens a connection, for leases, `setup`, a backup, or to keep a database in memory. ATTACH is limited from the first
-/// on, and `on_connect` has run; what the builder has for a key was given.
+/// Opens a connection: for leases, `setup`, a backup, or to keep a database in memory. ATTACH is limited
+/// first, then `on_connect` runs, and then the builder's pragmas for a key.
 pub(super) fn connect(
     opener: &Opener,
     settings: &Settings,
@@ -34,7 +34,7 @@ pub(super) fn connect(
 
 fn begin(connection: &mut rusqlite::Connection, settings: &Settings) -> Result<(), Fault> {
     if settings.is_external() {
-        // Once it has read the file, a connection that is closed may run a checkpoint.
+        // Once a connection has read the file, closing it may run a checkpoint.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     }
     limit_attach(connection, settings)?;
@@ -42,8 +42,8 @@ fn begin(connection: &mut rusqlite::Connection, settings: &Settings) -> Result<(
     pragmas::unlock(connection, settings)
 }
 
-/// Runs a callback of the builder's, if there is one; a panic in it becomes an error. A transaction that it leaves open
-/// is committed, and the limit of ATTACH is the pool's again.
+/// Runs a callback of the builder, if there is one. A panic becomes an error. A transaction that the callback
+/// leaves open is committed, and ATTACH is limited again.
 pub(super) fn call(
     name: &'static str,
     callback: &Option<Callback>,
@@ -53,7 +53,7 @@ pub(super) fn call(
     let Some(callback) = callback else {
         return Ok(());
     };
-    // The connection is closed if the callback does not return, so nobody sees what it broke.
+    // If the callback does not return, the connection is closed, so nothing sees its broken state.
     match catch_unwind(AssertUnwindSafe(|| callback(connection))) {
         Ok(result) => result?,
         Err(panic) => return Err(Box::new(Error::panicked(name, &*panic))),

@@ -1,4 +1,4 @@
-//! Connection: rusqlite's, with what the backend remembers of it; and how a new one is prepared.
+//! Connection: rusqlite's connection, with what the backend remembers of it; and how a new one is prepared.
 //! It runs no user code.
 
 use std::cell::{Cell, RefCell};
@@ -25,23 +25,23 @@ pub(crate) struct Connection {
     inner: rusqlite::Connection,
     baseline: Baseline,
     generation: u64,
-    /// Its file was told that it shuts others out.
+    /// Its file has been told that it shuts others out.
     shuts_out: bool,
-    /// No statement is cached that was prepared outside of a group of writes.
+    /// No cached statement was prepared outside of a group of writes.
     grouped: bool,
-    /// Whose work was the last in a group of writes, since the connection was reset.
+    /// The agent of the last member of a group of writes, since the connection was reset.
     last_member: Option<Arc<str>>,
-    /// Where agents have files of their own: which one this is.
+    /// Where each agent has its own file: the file of this connection.
     agent_file: Option<AgentFile>,
-    /// Rows that it had changed when it was last asked what its commits noted.
+    /// How many rows it had changed when it was last asked what its commits noted.
     changes: u64,
-    /// How often a lease of it was used since its log was last looked at.
+    /// How often its lease was used since the pool last looked at its log.
     uses: Cell<u8>,
-    /// The log of the agent's own file, where commits note nothing.
+    /// The log of the agent's own file, for commits that note nothing.
     wal_file: RefCell<FileLength>,
 }
 
-/// So many uses of a lease by one look at the log.
+/// The pool looks at the log after this many uses of a lease.
 const USES: u8 = 16;
 
 impl Connection {
@@ -69,14 +69,15 @@ impl Connection {
         self.agent_file.as_ref()
     }
 
-    /// Whether a borrower keeps others from the file for as long as it is open, and nobody was told yet.
+    /// Whether a borrower keeps others from the file while the connection is open, and the file was not told
+    /// yet.
     pub(super) fn tells_that_it_shuts_out(&mut self) -> bool {
         let tells = self.baseline.watch.shuts_out() && !self.shuts_out;
         self.shuts_out |= tells;
         tells
     }
 
-    /// Whether that was told.
+    /// Whether the file was told.
     pub(super) fn has_told_that_it_shuts_out(&self) -> bool {
         self.shuts_out
     }
@@ -89,16 +90,16 @@ impl Connection {
         Arc::clone(&self.baseline.watch)
     }
 
-    /// Before a group of writes begins on it. The group waits for locks by itself, and sees only
-    /// statements that are prepared in it.
+    /// Called before a group of writes begins on it. The group waits for locks itself, and the authorizer
+    /// sees only statements that are prepared within the group.
     pub(super) fn enter_group(&mut self) -> rusqlite::Result<()> {
         self.inner.busy_timeout(Duration::ZERO)?;
         if self.agent_file.is_none() {
             self.baseline.make_rowid_table(&self.inner)?;
         }
-        // A cached statement is not seen again.
+        // The authorizer does not see a cached statement again.
         let may_break_out = match self.agent_file {
-            // A lease of the agent's.
+            // A lease of the agent may have cached some.
             Some(_) => self.baseline.watch.take_transactions(),
             None => !self.grouped,
         };
@@ -109,7 +110,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Before a member of this agent's works. `Discard`: on this connection it cannot.
+    /// Called before a member of this agent works. `Discard`: the member cannot work on this connection.
     pub(super) fn hand_on_to(&mut self, agent: &Arc<str>) -> rusqlite::Result<Fate> {
         match &self.last_member {
             Some(last) if last == agent => return Ok(Fate::Reuse),
@@ -122,9 +123,9 @@ impl Connection {
         Ok(Fate::Reuse)
     }
 
-    /// Takes off what one member of a group may have left for the next.
+    /// Removes what one member of a group may have left for the next.
     pub(super) fn begin_member(&mut self) -> rusqlite::Result<()> {
-        // Where the file is the agent's own, nobody else could run its checkpoints.
+        // Where the file is the agent's own, no other connection could run its checkpoints.
         let hook: Option<wal::Hook> = match self.agent_file {
             Some(_) => None,
             None => Some(wal::note),
@@ -132,12 +133,12 @@ impl Connection {
         self.baseline.begin_member(&mut self.inner, hook)
     }
 
-    /// Before a transaction begins that the pool commits: sets the hooks by which it stays the pool's.
+    /// Called before a transaction that the pool commits: sets the hooks that protect it.
     pub(crate) fn prepare_guard(&mut self) -> rusqlite::Result<()> {
         self.baseline.watch.guard_transactions(&mut self.inner)
     }
 
-    /// Before the lease's borrower works in that transaction.
+    /// Called before the lease's borrower works in that transaction.
     pub(crate) fn guard(&self) -> Guard {
         Guard::begin(self.watch())
     }
@@ -150,13 +151,13 @@ impl Connection {
         }
     }
 
-    /// After a group of writes.
+    /// Called after a group of writes.
     pub(super) fn leave_group(&mut self) {
         self.baseline.end_group(&mut self.inner);
     }
 
-    /// What this connection's commits on this thread have noted since it was asked last, once. What others have noted
-    /// on the thread is not ours to take.
+    /// Takes what this connection's commits on this thread have noted since the last call. Notes of other
+    /// connections on this thread stay.
     pub(crate) fn take_noted(&mut self) -> Commits {
         let changes = self.inner.total_changes();
         if std::mem::replace(&mut self.changes, changes) == changes {
@@ -168,7 +169,8 @@ impl Connection {
         }
     }
 
-    /// A lease of it is used: whether to look, now and then, if its commits note anything. It costs next to nothing.
+    /// Counts a use of its lease. Returns whether to check now that its commits note anything. It costs
+    /// almost nothing.
     #[inline]
     pub(crate) fn is_to_be_looked_at(&self) -> bool {
         let uses = self.uses.get().wrapping_add(1);
@@ -176,30 +178,31 @@ impl Connection {
         uses.is_multiple_of(USES)
     }
 
-    /// Whether it has changed something since it was asked last what its commits noted, and none has noted anything.
+    /// Whether it has changed rows since the last [`take_noted`](Connection::take_noted), and no commit has
+    /// noted anything.
     pub(crate) fn has_unnoted_commits(&self) -> bool {
         self.inner.total_changes() != self.changes
             && !wal::has_noted(self.baseline.watch.number())
             && self.inner.is_autocommit()
     }
 
-    /// Whether it is the pool that runs checkpoints, and not SQLite by itself.
+    /// Whether the pool runs its checkpoints, and not SQLite itself.
     pub(super) fn counts_on_pool(&self) -> bool {
         self.baseline.counts_on_pool()
     }
 
-    /// The file `-wal` is so long: whether it wants a checkpoint.
+    /// Reports the length of the file `-wal`. Returns whether the log needs a checkpoint.
     pub(super) fn is_overlong(&self, length: u64, (first, longest): (u64, u64)) -> bool {
         let mut file = self.wal_file.borrow_mut();
         file.is_overlong(length, first, longest)
     }
 
-    /// Copies what it can, and waits for nobody.
+    /// Copies as much of the log as possible, and waits for no other connection.
     pub(super) fn checkpoint(&self) -> rusqlite::Result<Checkpointed> {
         wal::checkpoint(&self.inner, wal::Mode::Passive)
     }
 
-    /// Whether a reset could clean it, as far as that can be told at once.
+    /// Whether a reset could clean it, as far as a quick check can tell.
     pub(crate) fn is_clean(&self) -> bool {
         !self.baseline.watch.is_touched() && !self.inner.is_busy()
     }
@@ -208,14 +211,15 @@ impl Connection {
         self.inner
     }
 
-    /// Which of the files at the path this is a connection to.
+    /// The generation of the file that it is connected to.
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Rolls back what the lease left open, so that it holds no lock while it is parked. `Discard`: it would, all the same.
+    /// Rolls back what the lease left open, so that the connection holds no lock while it is parked.
+    /// `Discard`: it would still hold one.
     pub(super) fn settle(&mut self) -> Fate {
-        // Without the authorizer of the pool's, the borrower may have turned on writing.
+        // If the borrower removed the pool's authorizer, it may have turned writing on.
         let watch = &self.baseline.watch;
         if watch.shuts_out() || (watch.only_reads() && watch.is_blind()) {
             return Fate::Discard;
@@ -226,7 +230,7 @@ impl Connection {
         let _quiet = self.baseline.watch.quiet();
         match self.inner.execute_batch("ROLLBACK") {
             Ok(()) => Fate::Reuse,
-            // SQLite may have rolled back by itself meanwhile; otherwise the disk is in trouble.
+            // SQLite may have rolled back by itself meanwhile. Otherwise the disk is failing.
             Err(_) => Fate::Discard,
         }
     }
@@ -241,7 +245,7 @@ impl Connection {
     }
 
     /// # Errors
-    /// With the connection, if statements or blob handles that were forgotten keep it open.
+    /// Returns the connection if forgotten statements or blob handles keep it open.
     pub(super) fn close(self) -> Result<(), (Box<Connection>, rusqlite::Error)> {
         let Connection {
             inner,
@@ -287,19 +291,19 @@ impl DerefMut for Connection {
     }
 }
 
-/// What every connection needs before anybody uses it, the one that runs `setup` included.
+/// Prepares a new connection, also the one that runs `setup`, before any other code uses it.
 pub(super) fn prepare(
     connection: &rusqlite::Connection,
     settings: &Settings,
     is_file: bool,
 ) -> Result<(), Fault> {
     if settings.is_external() {
-        // Before the file is read for the first time: from then on a connection that is closed may run a checkpoint.
+        // Before the first read of the file: after it, closing the connection may run a checkpoint.
         keep_log(connection)?;
     }
     connection.busy_timeout(settings.busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(settings.statement_cache);
-    // Temporary files would be descriptors that nobody has counted.
+    // Temporary files would be descriptors that the ceiling does not count.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     // SQLite's own default depends on how it was compiled.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
@@ -308,7 +312,7 @@ pub(super) fn prepare(
     }
     pragmas::begin_file(connection, settings)?;
     if settings.access == Access::ReadOnlyFile {
-        // Whatever is wrong with the file shows now.
+        // If the file cannot be read, the error must come now.
         read::first_read(connection).map_err(why_not_read)?;
     } else if is_file {
         if connection.is_readonly("main")? {
@@ -328,7 +332,8 @@ pub(super) fn prepare(
     connection.pragma_update(None, "synchronous", synchronous)?;
     let longest = match settings.checkpoints {
         Checkpoints::Pool => i64::from(settings.wal_size) * i64::from(wal::FILE),
-        // To whoever runs the checkpoints, a log that is shorter than what it has read is another log.
+        // The process that runs the checkpoints takes a log that became shorter than what it has read for a
+        // new log.
         Checkpoints::External { .. } => -1,
     };
     connection.pragma_update(None, "journal_size_limit", longest)?;
@@ -340,13 +345,13 @@ pub(super) fn prepare(
     pragmas::finish(connection, settings)
 }
 
-/// Sees to it that SQLite runs no checkpoint by itself on this connection.
+/// Keeps SQLite from running checkpoints by itself on this connection.
 pub(super) fn keep_log(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)
 }
 
-/// Why a file that is opened for reading only cannot be read, in words where SQLite's leave one to guess.
+/// Why a file that is opened read-only cannot be read, where SQLite's own message does not say it.
 fn why_not_read(error: rusqlite::Error) -> Fault {
     use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
     match error.sqlite_error_code() {
@@ -361,19 +366,19 @@ fn why_not_read(error: rusqlite::Error) -> Fault {
     }
 }
 
-/// Sees to it that the file is in WAL mode. Where it is already, this changes nothing and takes no
-/// lock; the first read of the file is here, so here a file that is no database shows.
+/// Makes sure that the file is in WAL mode. If it is already, this changes nothing and takes no lock. This is
+/// the first read of the file, so a file that is no database fails here.
 fn write_ahead(connection: &rusqlite::Connection, patience: Duration) -> Result<(), Fault> {
     let mode = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
-    // Often SQLite does not wait by itself here: when it runs the log's recovery, or has read the file already and
-    // another connection is about to change the mode, too.
+    // Often SQLite does not wait by itself here: when it recovers the log, or when it has read the file
+    // already and another connection is about to change the mode, too.
     let deadline = Instant::now() + patience;
     let now = while_busy(until(deadline), || {
         let now = connection.pragma_query_value(None, "journal_mode", mode)?;
         if now.eq_ignore_ascii_case("wal") {
             return Ok(now);
         }
-        // The pragma answers with the mode that is in force, whatever was asked for.
+        // The pragma returns the mode that is in force, whatever was asked for.
         connection.pragma_update_and_check(None, "journal_mode", "WAL", mode)
     })?;
     if now.eq_ignore_ascii_case("wal") {
@@ -385,7 +390,7 @@ fn write_ahead(connection: &rusqlite::Connection, patience: Duration) -> Result<
     )))
 }
 
-/// It changes when another connection has committed. `None` if the file cannot be read.
+/// A number that changes when another connection has committed. `None` if the file cannot be read.
 pub(super) fn data_version(connection: &rusqlite::Connection) -> Option<i64> {
     let version = connection.pragma_query_value(None, "data_version", |row| row.get(0));
     version.ok()

@@ -1,4 +1,4 @@
-//! Which database a pool lends connections to: the type that users give to the builder.
+//! Database: which database a pool lends connections to. Users give it to the builder.
 //! It touches no file.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 
 use super::budget::Sharing;
 
-/// What a pool lends connections to.
+/// The database, or the databases, that a pool lends connections to.
 #[derive(Debug, Clone)]
 pub struct Database(pub(crate) Kind);
 
@@ -19,7 +19,7 @@ pub struct Database(pub(crate) Kind);
 pub(crate) enum Kind {
     /// One file for all agents.
     File(PathBuf),
-    /// One file for all agents, which others write.
+    /// One file for all agents, which another process writes.
     ReadOnly(PathBuf),
     /// One file for all agents, which a manager of the program's opens.
     #[cfg(feature = "r2d2_sqlite")]
@@ -30,12 +30,12 @@ pub(crate) enum Kind {
     Memory,
 }
 
-/// Which file is an agent's.
+/// Where an agent's file is.
 #[derive(Clone)]
 pub(crate) enum Place {
-    /// In this folder, under a name made of the agent's id.
+    /// In this folder, under a name encoded from the agent's id.
     Folder(PathBuf),
-    /// Where the function says.
+    /// At the path that the function returns.
     Function(Arc<dyn Fn(&str) -> PathBuf + Send + Sync>),
 }
 
@@ -54,40 +54,41 @@ impl fmt::Debug for Place {
 pub enum Synchronous {
     /// Never. A crash of the machine can corrupt the database.
     Off,
-    /// At checkpoints. In WAL mode the database survives a crash of the machine, but the last commits
-    /// may be lost in it. A crash of the process loses nothing.
+    /// At checkpoints. In WAL mode the database survives a crash of the machine, but the last commits may be
+    /// lost. A crash of the process loses nothing.
     Normal,
     /// At every commit. What is committed stays committed.
     #[default]
     Full,
-    /// As `Full`, and in rollback-journal mode the folder as well.
+    /// Like `Full`, and in rollback-journal mode it also waits for the folder.
     Extra,
 }
 
 impl Database {
-    /// One file that all agents share, in WAL mode. It is created if it does not exist; its folder is
-    /// not.
+    /// One file that all agents share, in WAL mode. The pool creates the file if it does not exist, but not
+    /// its folder.
     ///
-    /// One process may have one pool on a file at a time, whatever the file is called: symbolic and
-    /// hard links and relative paths all count as the same. A second `build` fails with
+    /// One process may have one pool on a file at a time, whatever the file is called: symbolic links, hard
+    /// links and relative paths to it count as the same file. A second `build` fails with
     /// [`Error::AlreadyPooled`](crate::Error::AlreadyPooled); clone the first pool instead.
     pub fn file(path: impl AsRef<Path>) -> Self {
         Database(Kind::File(path.as_ref().to_path_buf()))
     }
 
-    /// One file that all agents read, and that another process writes. It is opened for reading only
-    /// (`SQLITE_OPEN_READONLY`): the pool never creates it, never changes its journal mode, whatever that is, and runs no
-    /// checkpoint. Leases are as with [`Builder::reads_only`](crate::Builder::reads_only), and writes are refused with
-    /// [`Error::ReadOnly`](crate::Error::ReadOnly). A [`setup`](crate::Builder::setup) is refused by `build`.
+    /// One file that all agents read and that another process writes. The pool opens it read-only
+    /// (`SQLITE_OPEN_READONLY`). It never creates the file, keeps its journal mode, whatever that is, and
+    /// runs no checkpoint. Leases are as with [`Builder::reads_only`](crate::Builder::reads_only), and writes
+    /// fail with [`Error::ReadOnly`](crate::Error::ReadOnly). `build` refuses a
+    /// [`setup`](crate::Builder::setup).
     ///
-    /// In WAL mode, a reader needs the files `-wal` and `-shm`, which the writer's connection keeps. While no writer has
-    /// the file open, SQLite makes them anew, and leaves them there, if the folder may be written; otherwise `build` or the
-    /// lease fails with [`Error::Open`](crate::Error::Open), and the source says what is needed
-    /// ([sqlite.org/wal.html](https://sqlite.org/wal.html#read_only_databases)). In rollback mode, a read keeps the writer
-    /// from committing for as long as it lasts.
+    /// In WAL mode, a reader needs the files `-wal` and `-shm`, which the writer's connection keeps. While no
+    /// writer has the file open, SQLite creates them, and leaves them there, if it may write to the folder.
+    /// Otherwise `build` or the lease fails with [`Error::Open`](crate::Error::Open), whose source says what
+    /// is needed ([sqlite.org/wal.html](https://sqlite.org/wal.html#read_only_databases)). In rollback mode,
+    /// the writer cannot commit while a read lasts.
     ///
-    /// A file that is replaced is noticed as with [`Database::file`]; and so is a second pool of this process on the same
-    /// file, which fails with [`Error::AlreadyPooled`](crate::Error::AlreadyPooled), whether it writes or not.
+    /// The pool notices a replaced file as with [`Database::file`]. A second pool of this process on the same
+    /// file, writing or not, fails with [`Error::AlreadyPooled`](crate::Error::AlreadyPooled).
     ///
     /// ```no_run
     /// use leasepool::{Database, Error, Pool};
@@ -104,8 +105,8 @@ impl Database {
         Database(Kind::ReadOnly(path.as_ref().to_path_buf()))
     }
 
-    /// One file that all agents share, like [`Database::file`], opened through the manager that a program of r2d2_sqlite
-    /// has configured already: with its flags, and with what its `with_init` does to each connection. It takes the
+    /// One file that all agents share, like [`Database::file`], opened through a manager of r2d2_sqlite that the program
+    /// has already configured: with its flags, and with what its `with_init` does to each connection. It takes the
     /// `SqliteConnectionManager` of [r2d2_sqlite 0.35](https://docs.rs/r2d2_sqlite/0.35), which is for rusqlite 0.40.
     ///
     /// ```
@@ -126,24 +127,24 @@ impl Database {
     /// ```
     ///
     /// The manager opens every connection to the file: those that are lent, that of
-    /// [`setup`](crate::Builder::setup), and one in `build` that tells which file it is. `with_init` runs on each
+    /// [`setup`](crate::Builder::setup), and one in `build` that finds out which file it is. `with_init` runs on each
     /// before [`on_connect`](crate::Builder::on_connect) and before the pool's own pragmas, which replace its
     /// `busy_timeout`, `synchronous`, `journal_mode`, `temp_store`, `mmap_size` and `foreign_keys`: the builder has options
     /// for these. A transaction that it leaves open is committed. It may run on any thread, and may not lease from the
     /// pool. Databases that it attaches count for [`attach_limit`](crate::Builder::attach_limit).
     ///
     /// `build` fails with [`Error::Config`](crate::Error::Config) for a manager whose database is in memory or named by a
-    /// URI, and for one that opens the file for reading only, unless
-    /// [`reads_only`](crate::Builder::reads_only) is set: the pool is then as with [`Database::read_only`]. Whatever
-    /// `with_init` returns is the source of an [`Error::Open`](crate::Error::Open), and a panic in it becomes
-    /// [`Error::Panicked`](crate::Error::Panicked) there.
+    /// URI, and for one that opens the file read-only, unless [`reads_only`](crate::Builder::reads_only) is set: the pool
+    /// is then as with [`Database::read_only`]. An error of `with_init` is the source of an
+    /// [`Error::Open`](crate::Error::Open); if `with_init` panics, the source is an
+    /// [`Error::Panicked`](crate::Error::Panicked).
     ///
-    /// - A manager with `SQLITE_OPEN_CREATE`, as it is by default, can make the file anew if it is deleted in the moment
-    ///   in which a connection is opened. Without that flag the file must exist.
+    /// - A manager with `SQLITE_OPEN_CREATE`, its default, can create the file again if it is deleted at the moment in
+    ///   which a connection is opened. Without that flag the file must exist.
     /// - If the manager has a relative path, and the program then changes its working directory, connections fail to
     ///   open: they would be to another file.
-    /// - A copy made by a [backup](crate::Pool::backup) is no file of the manager's, so `with_init` does not run on it.
-    ///   Give SQLCipher's key by `on_connect` or [`pragma`](crate::Builder::pragma), which do.
+    /// - The manager does not open the copy that a [backup](crate::Pool::backup) makes, so `with_init` does not run on
+    ///   it. Give SQLCipher's key with `on_connect` or [`pragma`](crate::Builder::pragma), which do.
     /// - Do not use `SQLITE_OPEN_SHARED_CACHE`: connections then fail with `SQLITE_LOCKED` where they would otherwise wait.
     #[cfg(feature = "r2d2_sqlite")]
     #[cfg_attr(docsrs, doc(cfg(feature = "r2d2_sqlite")))]
@@ -151,19 +152,19 @@ impl Database {
         Database(Kind::Manager(Arc::new(manager)))
     }
 
-    /// A file for each agent, in `folder`: any number of agents, and never more than `max_connections` files
-    /// open. A file is created when its agent is first lent a connection (readable by nobody but the user),
-    /// and so is the folder when the pool is built.
+    /// A file for each agent, in `folder`. There may be any number of agents, but never more than
+    /// `max_connections` files are open. `build` creates the folder. The pool creates a file when its agent
+    /// first gets a connection; only the user of the process may read it.
     ///
-    /// The file of agent `session-1` is `session-1.db`. Small letters, digits, `-` and `_` of an id stand
-    /// for themselves; every other byte of it in UTF-8, capitals among them, is written as `%` and two small
-    /// hexadecimal digits. So no id leads out of the folder, no two ids have one file, also on file systems
-    /// that do not tell capitals, and each id can be read back. Ids whose name would be longer than 255
-    /// bytes with what SQLite adds to it, and the names of devices (`con`, `nul`, ...), are refused
-    /// with [`Error::InvalidAgent`](crate::Error::InvalidAgent).
+    /// The file of agent `session-1` is `session-1.db`. Small letters, digits, `-` and `_` of an id stand for
+    /// themselves. Every other byte of it in UTF-8, capitals included, is written as `%` and two small
+    /// hexadecimal digits. So no id leads out of the folder, two ids never share a file, also on file systems
+    /// that do not distinguish capitals, and every id can be decoded. Ids whose file name, with what SQLite
+    /// adds to it, would be longer than 255 bytes, and names of devices (`con`, `nul`, ...), fail with
+    /// [`Error::InvalidAgent`](crate::Error::InvalidAgent).
     ///
-    /// A connection serves its agent only, and an agent has one at a time: a second borrower of the same agent
-    /// waits until the first returns it, and takes no other agent's place meanwhile.
+    /// A connection serves only its agent, and an agent has one connection at a time. A second borrower of
+    /// the same agent waits until the first returns it, and meanwhile takes no connection from other agents.
     ///
     /// One process may have one pool on a folder at a time.
     pub fn per_agent(folder: impl AsRef<Path>) -> Self {
@@ -171,10 +172,11 @@ impl Database {
         Database(Kind::Agents(Place::Folder(folder)))
     }
 
-    /// Like [`Database::per_agent`], with files where `place` says. It is called with the agent's id, on
-    /// the borrower's thread, whenever a file may have to be opened; it must always say the same for the same
-    /// id, and be quick. Folders are not created. Agents with the same path share one file, and wait for each
-    /// other. An id may contain anything: do not make a path of it without looking.
+    /// Like [`Database::per_agent`], with files where `place` says. The pool calls `place` with the agent's
+    /// id, on the borrower's thread or a thread of the pool, whenever it may have to open a file. `place`
+    /// must always return the same path for the same id, and be quick. The pool does not create folders.
+    /// Agents with the same path share one file and wait for each other. An id may contain anything: check it
+    /// before you make a path of it.
     pub fn per_agent_with<F>(place: F) -> Self
     where
         F: Fn(&str) -> PathBuf + Send + Sync + 'static,
@@ -182,9 +184,9 @@ impl Database {
         Database(Kind::Agents(Place::Function(Arc::new(place))))
     }
 
-    /// A database in memory that all agents of this pool share, and that ends with the pool. It costs
-    /// no descriptors. It has no WAL: a writer waits for readers, and readers for a writer, for at
-    /// most `busy_timeout`.
+    /// A database in memory that all agents of this pool share and that ends with the pool. It needs no
+    /// descriptors. It has no WAL: a writer waits for readers, and readers for a writer, for at most
+    /// `busy_timeout`.
     pub fn memory() -> Self {
         Database(Kind::Memory)
     }
@@ -224,11 +226,11 @@ pub(super) fn name_of(path: &Path) -> String {
     }
 }
 
-/// What a database in memory is called in messages.
+/// The name of a database in memory in messages.
 pub(super) const IN_MEMORY: &str = "a database in memory";
 
-/// A name that no other database in memory of this process has. The memdb VFS shares a database
-/// among the connections that open the same name, if it starts with a slash.
+/// A name that no other database in memory of this process has. SQLite's memdb VFS shares a database among
+/// the connections that open the same name, if the name starts with a slash.
 pub(crate) fn memory_name() -> String {
     static MADE: AtomicU64 = AtomicU64::new(0);
     format!("file:/leasepool-{}?vfs=memdb", MADE.fetch_add(1, Relaxed))

@@ -1,4 +1,4 @@
-//! File: the one database file of a pool: whether it is still the file it was, with the log that belongs to it.
+//! File: the one database file of a pool, and whether the file and its log are still the same.
 //! It never opens the file: closing any descriptor to it would drop the locks that SQLite holds.
 
 use std::io;
@@ -17,23 +17,23 @@ use super::wal::Wal;
 use crate::core::backend::Patience;
 use crate::error::{Error, FileState};
 
-/// The database file of a pool, claimed for it within this process.
+/// The database file of a pool, claimed within this process.
 pub(crate) struct File {
     /// Absolute, without symbolic links.
     pub(crate) path: PathBuf,
-    /// The generation that has been set up. Locked while a file is being set up: nobody may open a
-    /// connection before that is done.
+    /// The generation that has been set up. Locked while a file is being set up, since no other connection
+    /// may be opened before that is done.
     pub(crate) set_up: Mutex<u64>,
     pub(super) wal: Wal,
     beside: BesidePaths,
-    /// The generations that connections are open to.
+    /// The generations that have open connections.
     pub(super) open: OpenFiles<u64, Connected>,
     claim: Mutex<Claim>,
     born: Instant,
-    /// When the file was last looked at, in nanoseconds since `born`.
+    /// When the pool last looked at the file, in nanoseconds since `born`.
     looked_at: AtomicU64,
     seen: Mutex<Seen>,
-    /// Copy of `seen.generation.number`, to be read without the lock.
+    /// A copy of `seen.generation.number` that can be read without the lock.
     number: AtomicU64,
 }
 
@@ -41,21 +41,21 @@ pub(crate) struct File {
 struct Seen {
     identity: Option<Identity>,
     generation: Generation,
-    /// The last file that connections were open to, and what was beside it.
+    /// The last file that had open connections, and the files beside it.
     last: Option<(Identity, Beside)>,
 }
 
-/// What connections of one generation are to.
+/// The connections of one generation.
 pub(super) struct Connected {
     file: Option<Identity>,
     beside: Beside,
-    /// Connections that are open, and not being closed. While there are any, the log stays where it is.
+    /// Connections that are open and not being closed. While there are any, the log stays where it is.
     settled: usize,
-    /// The log was taken away from them.
+    /// Another process took the log away from these connections.
     lost_log: bool,
 }
 
-/// Counts the files that were seen at the path, one after the other.
+/// Counts the files that the pool saw at the path, one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Generation {
     pub(crate) number: u64,
@@ -64,7 +64,7 @@ pub(crate) struct Generation {
 }
 
 impl File {
-    /// Claims the file at `path`, which need not exist, for a pool of so many connections.
+    /// Claims the file at `path`, which need not exist, for a pool of `max_connections` connections.
     pub(crate) fn claim(path: &Path, wal: Wal, max_connections: usize) -> Result<File, Error> {
         let path = resolve(path).map_err(|source| Error::Open {
             target: path.display().to_string(),
@@ -95,8 +95,8 @@ impl File {
         })
     }
 
-    /// Whether SQLite can find a file at the path, or make one: with the operating system's own
-    /// words, where SQLite has one code for everything.
+    /// Whether SQLite can find or make a file at the path. The error is the operating system's, since SQLite
+    /// has one code for all faults.
     pub(crate) fn check_path(&self) -> Result<(), Error> {
         let fault = match std::fs::metadata(&self.path) {
             Ok(metadata) if metadata.is_dir() => io::Error::new(
@@ -115,7 +115,7 @@ impl File {
         })
     }
 
-    /// Whether there is a database at the path, as far as can be told without opening it.
+    /// Whether there is a database at the path, as far as the pool can tell without opening it.
     pub(super) fn check_readable(&self) -> Result<(), Error> {
         self.check_path()?;
         let fault = match std::fs::metadata(&self.path) {
@@ -148,7 +148,7 @@ impl File {
         if now.saturating_sub(before) < LOOK_EVERY.as_nanos() as u64 {
             return;
         }
-        // One caller is enough; the others rely on a look that is about to be made.
+        // One caller looks; the others rely on that look.
         if self
             .looked_at
             .compare_exchange(before, now, Relaxed, Relaxed)
@@ -183,19 +183,19 @@ impl File {
             };
             self.number.store(seen.generation.number, Relaxed);
             if lost == Some(FileState::Deleted) {
-                // The file system may give the number to another file, as soon as nobody has this
-                // one open; then it is no business of ours.
+                // The file system may give the number to another file as soon as no process has this one
+                // open. Then that file is not this pool's.
                 self.claim.lock().forget_identity();
             }
         }
         seen.generation
     }
 
-    /// Whether what lies beside the database belongs to another, or what belongs to it is gone.
+    /// Whether a log or index at the path belongs to a previous file, or the log of the present file is gone.
     ///
-    /// SQLite goes by names. It would replay the log of a file that was replaced into the file that took its place; and
-    /// a connection whose log was taken away goes on in a log that nobody will ever read, while the next one makes
-    /// another.
+    /// SQLite finds these files by name. It would replay the log of a replaced file into the new file. And a
+    /// connection whose log was removed goes on writing to a log that no other connection will read, while
+    /// the next connection makes a new one.
     fn strays(&self, file: Identity, last: Option<(Identity, Beside)>) -> Option<FileState> {
         let mut open = self.open.lock();
         if open.keys().next().is_none() && last.is_none() {
@@ -214,7 +214,7 @@ impl File {
                 }
                 continue;
             }
-            // One that is only read may have no log: who writes it decides.
+            // If the pool only reads the file, the log may be missing: the writer decides.
             value.lost_log |=
                 value.settled > 0 && value.beside.log.is_some() && value.beside.log != log;
             if value.lost_log {
@@ -241,7 +241,7 @@ impl File {
         })
     }
 
-    /// The connection is open, and SQLite has made what belongs beside the file.
+    /// Notes that the connection is open, and that SQLite has made the files beside the database.
     pub(super) fn opened(&self, generation: u64) {
         let mut seen = self.seen.lock();
         let identity = seen.identity;
@@ -257,15 +257,15 @@ impl File {
         }
     }
 
-    /// A connection is about to be closed. If it is the last, SQLite may remove the log.
+    /// Notes that a connection is about to be closed. If it is the last, SQLite may remove the log.
     pub(super) fn closing(&self, generation: u64) {
         if let Some(file) = self.open.lock().get_mut(&generation) {
             file.value.settled -= 1;
         }
     }
 
-    /// A borrower has given it another journal mode or locked the file for itself, so that it is to be closed, and that
-    /// its log may be gone is nobody else's doing.
+    /// Notes that a borrower has changed the connection's journal mode or locked the file. The connection
+    /// will be closed, and if the log is gone, no other process removed it.
     pub(super) fn shut_out(&self, generation: u64) {
         if let Some(file) = self.open.lock().get_mut(&generation) {
             file.value.settled -= 1;
@@ -273,7 +273,7 @@ impl File {
         }
     }
 
-    /// It could not be closed.
+    /// Notes that the connection could not be closed.
     pub(super) fn not_closed(&self, generation: u64) {
         if let Some(file) = self.open.lock().get_mut(&generation) {
             file.value.settled += 1;
@@ -288,7 +288,7 @@ impl File {
         self.closed(generation);
     }
 
-    /// It is closed, or was never opened.
+    /// Notes that the connection is closed, or was never opened.
     pub(super) fn closed(&self, generation: u64) {
         self.open.closed(&generation);
     }

@@ -1,5 +1,5 @@
-//! A group of writes: one transaction, in which each member has a savepoint of its own.
-//! It knows no queue and no pool: who is in the group, and what they are told, is decided elsewhere.
+//! A group of writes: one transaction, in which each member has its own savepoint.
+//! It knows no queue and no pool: `write` chooses the members and answers them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,19 +18,20 @@ pub(crate) struct Group<'a> {
     over: bool,
 }
 
-/// What a member left behind.
+/// How a member's work ended.
 pub(crate) enum Member {
-    /// Its savepoint is part of the transaction, or (as it wished) rolled back.
+    /// Its savepoint became part of the transaction, or was rolled back as the work wished.
     Done,
-    /// Its savepoint was rolled back, and this is what it is to be told.
+    /// Its savepoint was rolled back, and its caller gets this error.
     Refused(Error),
-    /// The transaction is lost, with all members' work, or may not be the group's any more; why, if SQLite said so.
+    /// The transaction, with all members' work, is lost, or may no longer be the group's; with SQLite's
+    /// error, if there was one.
     Lost(Option<rusqlite::Error>),
 }
 
 impl<'a> Group<'a> {
-    /// Begins a transaction that writes. While another process, or a connection that takes no part in the
-    /// pool's queue, holds the lock, it asks again and again, as long as `patience` says.
+    /// Begins a transaction that writes. While another process, or a connection outside of the pool's queue,
+    /// holds the lock, this tries again, as long as `patience` says.
     pub(crate) fn begin(
         connection: &'a mut Connection,
         patience: impl FnMut() -> bool,
@@ -47,14 +48,14 @@ impl<'a> Group<'a> {
         Ok(group)
     }
 
-    /// Whether a member of this agent's may work here, where others may have worked before.
+    /// Whether a member of this agent may work here after other agents' members.
     pub(crate) fn welcomes(&mut self, agent: &Arc<str>) -> bool {
         matches!(self.connection.hand_on_to(agent), Ok(Fate::Reuse))
     }
 
-    /// Lets one member work. `work` returns whether to keep what it did.
+    /// Runs the work of one member. `work` returns whether to keep its changes.
     pub(crate) fn member(&mut self, work: impl FnOnce(&mut Savepoint<'_>) -> bool) -> Member {
-        // An error of a savepoint's own statements says that it is not there: the transaction is another one.
+        // If a savepoint statement fails, the savepoint is gone: the transaction is another one.
         self.try_member(work)
             .unwrap_or_else(|error| Member::Lost(Some(error)))
     }
@@ -73,7 +74,8 @@ impl<'a> Group<'a> {
         let keep = work(&mut savepoint);
         drop(fence);
         let refused = watch.take_refused();
-        // SQLite may have rolled it back; and what our authorizer does not see may have ended it, and begun another one.
+        // SQLite may have rolled the transaction back. Or a statement that the authorizer did not see ended
+        // it and began another.
         if watch.take_rolled_back() || watch.is_blind() || savepoint.is_autocommit() {
             savepoint.set_drop_behavior(DropBehavior::Ignore);
             return Ok(Member::Lost(None));
@@ -91,12 +93,12 @@ impl<'a> Group<'a> {
         })
     }
 
-    /// Commits. If that fails, nothing of the group is kept.
+    /// Commits. If that fails, no change of the group is kept.
     pub(crate) fn commit(mut self, patience: impl FnMut() -> bool) -> rusqlite::Result<()> {
-        // The last member may have left a hook that forbids it.
+        // The last member may have left a hook that would forbid the commit.
         self.connection.begin_member()?;
         let _quiet = self.connection.watch().quiet();
-        // Busy it is only where the database is in memory, and a reader is at work.
+        // SQLite returns busy here only for a database in memory, while another connection reads.
         while_busy(patience, || self.connection.execute_batch("COMMIT"))?;
         self.over = true;
         Ok(())
@@ -107,21 +109,21 @@ impl Drop for Group<'_> {
     fn drop(&mut self) {
         if !self.over && !self.connection.is_autocommit() {
             let _quiet = self.connection.watch().quiet();
-            // If it fails, the lease's end finds the transaction still open, and tries again.
+            // If this fails, the end of the lease finds the transaction still open and tries again.
             let _ = self.connection.execute_batch("ROLLBACK");
         }
         self.connection.leave_group();
     }
 }
 
-/// A lease's borrower works in a transaction that the pool commits.
+/// Protects a transaction in which a lease's borrower works and which the pool commits.
 pub(crate) struct Guard {
     watch: Arc<ChangeTracker>,
     mode: ModeGuard,
 }
 
 impl Guard {
-    /// From now on, in a transaction that has just begun on the connection of this tracker.
+    /// Protects the transaction that has just begun on the connection of this tracker.
     pub(super) fn begin(watch: Arc<ChangeTracker>) -> Self {
         watch.take_rolled_back();
         Guard {
@@ -130,16 +132,16 @@ impl Guard {
         }
     }
 
-    /// Whether the transaction is still there, and still the same.
+    /// Whether the transaction still exists and is still the same one.
     pub(crate) fn end(self, transaction: &rusqlite::Connection) -> bool {
         drop(self.mode);
         let rolled_back = self.watch.take_rolled_back() || transaction.is_autocommit();
-        // Since the work has replaced the hooks, nothing tells.
+        // If the work replaced the hooks, the pool cannot know; then the answer is no.
         !rolled_back && !self.watch.is_unguarded()
     }
 }
 
-/// `BEGIN IMMEDIATE`, again and again while the lock is taken, as long as `patience` says.
+/// `BEGIN IMMEDIATE`. While the lock is taken, this tries again, as long as `patience` says.
 pub(crate) fn begin_immediate(
     connection: &rusqlite::Connection,
     patience: impl FnMut() -> bool,
@@ -149,8 +151,8 @@ pub(crate) fn begin_immediate(
     })
 }
 
-/// Makes SQLite wait for no lock on this connection: the pool waits by itself. Returns how long it would have waited,
-/// which the borrower may have set.
+/// Makes SQLite not wait for locks on this connection, because the pool waits itself. Returns the previous
+/// timeout, which the borrower may have set.
 pub(crate) fn without_busy_timeout(
     connection: &rusqlite::Connection,
 ) -> rusqlite::Result<Duration> {
@@ -160,13 +162,13 @@ pub(crate) fn without_busy_timeout(
     Ok(Duration::from_millis(milliseconds.into()))
 }
 
-/// The same error once more: one commit may fail for many.
+/// A copy of the error: one commit may fail for many callers.
 pub(crate) fn same(error: &rusqlite::Error) -> rusqlite::Error {
     match error {
         rusqlite::Error::SqliteFailure(failure, message) => {
             rusqlite::Error::SqliteFailure(*failure, message.clone())
         }
-        // A COMMIT has no parameters and no rows: it fails in no other way.
+        // A COMMIT has no parameters and no rows, so it fails in no other way.
         other => rusqlite::Error::ToSqlConversionFailure(other.to_string().into()),
     }
 }

@@ -1,16 +1,16 @@
-//! The name of an agent's file: the agent's id, written so that it can be read back, stays in its folder, and
-//! is the same as no other's, also where file names do not tell capitals from small letters.
+//! The name of an agent's file: the agent's id, encoded so that it can be decoded, stays in its folder, and is unique, also
+//! where file names do not distinguish capitals from small letters.
 //! It touches no file.
 //!
 //! Small letters, digits, `-` and `_` stand for themselves. Every other byte of the id in UTF-8, capitals
-//! among them, is written as `%` and two small hexadecimal digits. Then comes `.db`.
+//! included, is written as `%` and two small hexadecimal digits. `.db` follows.
 
 use crate::error::Error;
 
 const SUFFIX: &str = ".db";
-/// What SQLite adds to the name of a database, at most.
+/// The longest suffix that SQLite adds to the name of a database.
 const LONGEST_SUFFIX: usize = "-journal".len();
-/// What file systems allow.
+/// The longest name that file systems allow, in bytes.
 const LONGEST_NAME: usize = 255;
 /// Names that are devices on some systems, with any suffix.
 const RESERVED: [&str; 4] = ["con", "prn", "aux", "nul"];
@@ -40,7 +40,7 @@ pub(super) fn encode(agent: &str) -> Result<String, Error> {
     Err(Error::InvalidAgent { reason })
 }
 
-/// The agent of a file; `None` for a file that is none.
+/// The agent of a file; `None` if the file is no agent's.
 pub(super) fn decode(name: &str) -> Option<String> {
     let encoded = name.strip_suffix(SUFFIX)?;
     let mut bytes = Vec::with_capacity(encoded.len());
@@ -56,7 +56,7 @@ pub(super) fn decode(name: &str) -> Option<String> {
         });
     }
     let agent = String::from_utf8(bytes).ok()?;
-    // Only what we would write ourselves: each agent has one file.
+    // Only names that `encode` would write: each agent has one file.
     (!agent.is_empty() && encode(&agent).is_ok_and(|again| again == name)).then_some(agent)
 }
 
@@ -94,7 +94,7 @@ mod tests {
         for id in ["con", "nul", "aux", "prn", "com1", "lpt9"] {
             assert!(encode(id).is_err(), "{id}");
         }
-        // With capitals, they are written otherwise.
+        // With capitals, they are encoded differently.
         assert_eq!(encode("NUL").unwrap(), "%4e%55%4c.db");
         assert!(encode(&"a".repeat(244)).is_ok());
         assert!(encode(&"a".repeat(245)).is_err());
@@ -129,7 +129,7 @@ mod tests {
                 prop_assert_eq!(decode(&name), Some(id.clone()));
                 let plain = name.bytes().all(|b| is_plain(b) || matches!(b, b'%' | b'.'));
                 prop_assert!(plain && !name.starts_with('.'));
-                // As a file system compares that tells no capitals.
+                // The way a file system compares names that does not distinguish capitals.
                 let other = files.insert(name.to_uppercase(), id.clone());
                 prop_assert_eq!(other, None);
             }

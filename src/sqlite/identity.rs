@@ -1,4 +1,4 @@
-//! Identity: which file it is, whatever it is called; and what pools of this process have claimed.
+//! Identity: which file a path leads to, whatever its name; and which files pools of this process have claimed.
 //! It never opens a file: closing any descriptor to a database would drop the locks that SQLite holds.
 
 use std::collections::HashSet;
@@ -11,29 +11,29 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 
-/// How old the last look at the file may be when a connection is lent. A look costs a microsecond,
-/// several times what a lease does.
+/// How old the last look at the file may be when a connection is lent. A look costs a microsecond, several
+/// times as much as a lease.
 pub(super) const LOOK_EVERY: Duration = Duration::from_micros(100);
 
-/// A database has at least one page, and no page is shorter.
+/// A database has at least one page, and a page has at least this many bytes.
 pub(super) const SHORTEST: u64 = 512;
 
-/// Which file it is, whatever it is called. It cannot be given to another file while a connection to
-/// this one is open.
+/// Which file it is, whatever its name. No other file can get the same identity while a connection to this
+/// one is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     device: u64,
     inode: u64,
-    /// When it was made, in nanoseconds, where the file system tells: numbers are given again.
+    /// When the file was created, in nanoseconds, where the file system says so: inode numbers are reused.
     born: u64,
 }
 
-/// What SQLite keeps beside a database that is open.
+/// The files that SQLite keeps beside an open database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Beside {
     /// The write-ahead log.
     pub(super) log: Option<Identity>,
-    /// The index of the log, which all connections to the file have together.
+    /// The index of the log, which all connections to the file share.
     pub(super) index: Option<Identity>,
 }
 
@@ -51,7 +51,7 @@ impl Identity {
         Ok((identity, metadata.len()))
     }
 
-    /// Elsewhere an open database cannot be replaced, and hard links are not told apart.
+    /// On other systems an open database cannot be replaced, and hard links are not recognised.
     #[cfg(not(unix))]
     pub(super) fn at(path: &Path) -> io::Result<(Identity, u64)> {
         use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -78,7 +78,7 @@ fn born(metadata: &std::fs::Metadata) -> u64 {
     since.map_or(0, |nanos| u64::try_from(nanos).unwrap_or(0))
 }
 
-/// Where SQLite keeps what is beside a database: looked at often, so the names are made once.
+/// The paths of the files beside a database. They are looked at often, so the names are made once.
 pub(super) struct BesidePaths {
     log: PathBuf,
     index: PathBuf,
@@ -92,7 +92,7 @@ impl BesidePaths {
         }
     }
 
-    /// What is there now.
+    /// The files that are there now.
     pub(super) fn now(&self) -> Beside {
         Beside {
             log: self.log_now(),
@@ -100,12 +100,12 @@ impl BesidePaths {
         }
     }
 
-    /// Of that, the index.
+    /// The index that is there now.
     pub(super) fn index_now(&self) -> Option<Identity> {
         identity_of(&self.index)
     }
 
-    /// Of that, the log.
+    /// The log that is there now.
     pub(super) fn log_now(&self) -> Option<Identity> {
         identity_of(&self.log)
     }
@@ -115,14 +115,14 @@ fn identity_of(path: &Path) -> Option<Identity> {
     Identity::at(path).ok().map(|(identity, _)| identity)
 }
 
-/// The file that SQLite keeps beside a database under this suffix.
+/// The path of the file that SQLite keeps beside a database under this suffix.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// An absolute path without links, also of a file that does not exist yet.
+/// An absolute path without links, also for a file that does not exist yet.
 pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..LINKS {
@@ -130,7 +130,8 @@ pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             resolved => return resolved,
         }
-        // A link to what does not exist yet: what it leads to in the end is what SQLite would create.
+        // A link to a file that does not exist yet: SQLite would create the file that the links finally lead
+        // to.
         let Ok(link) = path.read_link() else {
             return resolve_in_folder(&path);
         };
@@ -142,7 +143,7 @@ pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     ))
 }
 
-/// So many links are followed, as Linux does.
+/// This many links are followed, as on Linux.
 const LINKS: usize = 40;
 
 fn resolve_in_folder(path: &Path) -> io::Result<PathBuf> {
@@ -171,7 +172,7 @@ fn resolve_in_folder(path: &Path) -> io::Result<PathBuf> {
     Ok(folder.join(name))
 }
 
-/// What pools of this process have claimed: each file by its path, since it may not exist yet or
+/// The files that pools of this process have claimed: each by its path, since it may not exist yet or may
 /// come back, and by its identity, since it may have other names.
 static CLAIMED: LazyLock<Mutex<HashSet<Key>>> = LazyLock::new(Mutex::default);
 
@@ -181,7 +182,7 @@ enum Key {
     Identity(Identity),
 }
 
-/// Whether a pool of this process has the file or folder at this path, under whatever name.
+/// Whether a pool of this process has claimed the file or folder at this path, under whatever name.
 pub(super) fn is_claimed(path: &Path) -> bool {
     let identity = Identity::at(path).map(|(identity, _)| Key::Identity(identity));
     let claimed = CLAIMED.lock();
@@ -205,7 +206,7 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Claims the identity of the file that is at the path now, instead of the one claimed before.
+    /// Claims the identity of the file that is at the path now, instead of the previous one.
     pub(super) fn extend(&mut self, path: &Path, identity: Identity) -> Result<(), Error> {
         let new = Key::Identity(identity);
         if self.keys.contains(&new) {

@@ -1,5 +1,5 @@
-//! Which files were set up by this process, and which file each was: as many as fit into a fixed memory.
-//! What is forgotten is set up once more.
+//! Which files this process has set up, and the identity of each: as many as fit into a fixed amount of memory.
+//! A forgotten file is set up once more.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::identity::Identity;
 
-/// In each of the two generations.
+/// The number of files in each of the two generations.
 const MOST: usize = 32_768;
 
 /// A file that was set up, and the log that it had then.
@@ -17,7 +17,7 @@ const MOST: usize = 32_768;
 pub(super) struct Known {
     pub(super) file: Identity,
     pub(super) log: Option<Identity>,
-    /// Its log was taken away, and with it perhaps what `setup` did.
+    /// Another process took its log away, and with it perhaps the changes of `setup`.
     pub(super) lost_log: bool,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct SetUpFiles {
     generations: Mutex<Generations>,
 }
 
-/// When the young are too many, they become the old ones, and the old ones are forgotten.
+/// When the young generation is full, it becomes the old one, and the old one is forgotten.
 #[derive(Default)]
 struct Generations {
     young: HashMap<u64, Known, RandomState>,
@@ -41,7 +41,7 @@ impl SetUpFiles {
         }
     }
 
-    /// The file that was set up at `path` last.
+    /// The file that was last set up at `path`.
     pub(super) fn at(&self, path: &Path) -> Option<Known> {
         let key = self.key(path);
         let mut generations = self.generations.lock();

@@ -1,5 +1,5 @@
-//! The life of an agent's file: which agents have one, and its end.
-//! Whoever calls has seen to it that nobody else uses the file, where that matters.
+//! The life of an agent's file: which agents have one, and its removal.
+//! The caller has made sure that no other thread uses the file, where that matters.
 
 use std::fs::ReadDir;
 use std::io;
@@ -18,7 +18,8 @@ use super::{Source, Sqlite, id};
 use crate::core::backend::{Backend, Patience};
 use crate::error::Error;
 
-/// The ids of agents that have a file, read from the folder one by one: [`Pool::agents`](crate::Pool::agents).
+/// The ids of agents that have a file, read from the folder one by one:
+/// [`Pool::agents`](crate::Pool::agents).
 #[derive(Debug)]
 pub struct AgentIds {
     folder: std::path::PathBuf,
@@ -56,8 +57,8 @@ impl Sqlite {
         Ok(self.agents()?.path(agent)?.exists())
     }
 
-    /// Removes the agent's file. Returns whether there was one. What another process does with it is waited for as
-    /// long as for room.
+    /// Removes the agent's file. Returns whether there was one. If another process uses the file, this waits
+    /// until the deadline of `patience`.
     pub(crate) fn remove_file(&self, agent: &str, patience: &Patience<'_>) -> Result<bool, Error> {
         let agents = self.agents()?;
         let path = agents.path(agent)?;
@@ -76,14 +77,14 @@ impl Sqlite {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(open_fault(path, source)),
         };
-        // One that is too short to be a database is nobody's yet.
+        // A file too short for a database holds no data yet, so it need not be locked.
         let alone = match length.is_some_and(|length| length >= SHORTEST) {
             true => self.lock_exclusively(path, deadline)?,
             false => None,
         };
         let removed = remove_files(path).map_err(|source| open_fault(path, source));
         if let Some(connection) = alone {
-            // What is at the path from now on is none of its business.
+            // From now on the connection must write nothing to the path.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
             discard(connection);
         }
@@ -91,7 +92,7 @@ impl Sqlite {
         Ok(length.is_some())
     }
 
-    /// A connection that has the database for itself. `None` if what is there is no database.
+    /// A connection that has the database exclusively. `None` if the file is no database.
     fn lock_exclusively(
         &self,
         path: &Path,
@@ -121,7 +122,7 @@ impl Sqlite {
     }
 
     /// # Errors
-    /// If agents have files of their own: `reason` says what to call instead.
+    /// [`Error::Unsupported`] if each agent has its own file: `reason` says what to call instead.
     pub(crate) fn check_shared(
         &self,
         operation: &'static str,
@@ -134,7 +135,7 @@ impl Sqlite {
     }
 
     /// # Errors
-    /// If agents have no files of their own.
+    /// [`Error::Unsupported`] if agents have no files of their own.
     pub(crate) fn check_per_agent(&self) -> Result<(), Error> {
         self.agents().map(|_| ())
     }

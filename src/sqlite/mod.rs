@@ -1,4 +1,4 @@
-//! Sqlite: the default backend. Connections to one database file, to a file for each agent, or to a database in
+//! Sqlite: the default backend. Its connections are to one database file, to a file for each agent, or to a database in
 //! memory.
 //! It knows no pools.
 
@@ -62,35 +62,35 @@ use agents::Agents;
 use file::File;
 use opener::Opener;
 
-/// Why something of the backend's could not be done.
+/// Why the backend could not do something.
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
 
-/// A callback of the builder's: on a new connection, or on a database to be set up.
+/// A callback given to the builder: it runs on a new connection, or on a database to set up.
 pub(crate) type Callback =
     Box<dyn Fn(&mut rusqlite::Connection) -> Result<(), Fault> + Send + Sync>;
 
-/// Who runs checkpoints.
+/// Which process runs checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Checkpoints {
     Pool,
-    /// Another process. The pool runs one only when the log has become so long, in bytes, if at all.
+    /// Another process. The pool runs one only when the log has reached this many bytes; `None`: never.
     External {
         emergency: Option<u32>,
     },
 }
 
-/// What may be done on leases.
+/// What leases may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Everything.
     ReadWrite,
-    /// Reading. The file is opened for writing, and set up.
+    /// Read only. The file is opened for writing, and set up.
     Reads,
-    /// Reading, of a file that is opened for nothing else.
+    /// Read only. The file itself is opened read-only.
     ReadOnlyFile,
 }
 
-/// What every connection gets.
+/// The settings of every connection.
 pub(crate) struct Settings {
     pub(crate) access: Access,
     pub(crate) busy_timeout: Duration,
@@ -98,13 +98,13 @@ pub(crate) struct Settings {
     pub(crate) statement_cache: usize,
     pub(crate) attach_limit: usize,
     pub(crate) mmap_size: u64,
-    /// In bytes: from which length on the write-ahead log is checkpointed.
+    /// The length, in bytes, from which on the write-ahead log needs a checkpoint.
     pub(crate) wal_size: u32,
     pub(crate) checkpoints: Checkpoints,
-    /// No other process may open a file while it is open here.
+    /// No other process may open a file while this pool has it open.
     pub(crate) exclusive_locking: bool,
     pub(crate) pragmas: Vec<(String, Value)>,
-    /// Which SQLite is there.
+    /// The version of the linked SQLite.
     pub(crate) sqlite_version: i32,
     /// A callback of a manager's runs on each connection before `on_connect`.
     pub(crate) with_init: bool,
@@ -119,7 +119,7 @@ impl Settings {
         matches!(self.checkpoints, Checkpoints::External { .. })
     }
 
-    /// What `n` connections can cost, see [`budget::ceiling`].
+    /// How many descriptors `n` connections can need, see [`budget::ceiling`].
     pub(crate) fn fd_ceiling(&self, sharing: Sharing, n: usize) -> usize {
         budget::ceiling(sharing, n, self.attach_limit)
     }
@@ -133,9 +133,9 @@ impl Settings {
 /// Connections to the [`Database`] given to [`Pool::builder`](crate::Pool::builder).
 pub(crate) struct Sqlite {
     settings: Settings,
-    /// The log of events knows that a WAL hook of `on_open` was replaced.
+    /// Whether an event has said that a WAL hook of `on_open` was replaced.
     told_of_hook: AtomicBool,
-    /// A pragma, be it the builder's or `on_open`'s, has SQLite run checkpoints of its own, or none.
+    /// A pragma of the builder or of `on_open` makes SQLite run its own checkpoints, or none.
     own_checkpoints: AtomicBool,
     sharing: Sharing,
     source: Source,
@@ -144,33 +144,34 @@ pub(crate) struct Sqlite {
 enum Source {
     File {
         file: Box<File>,
-        /// Opens the file if it is there.
+        /// Opens the file if it exists.
         opener: Opener,
     },
     Agents(Agents),
     Memory {
         opener: Opener,
-        /// SQLite frees a database in memory with its last connection; this one is never lent.
+        /// SQLite frees a database in memory with its last connection. This connection keeps it alive and is
+        /// never lent.
         _anchor: Mutex<rusqlite::Connection>,
     },
 }
 
-/// What a look at a log whose commits have noted nothing has led to.
+/// The result of a look at a log whose commits have noted nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overlong {
     No,
-    /// It wants a checkpoint.
+    /// It needs a checkpoint.
     Yes,
-    /// It had one.
+    /// This look ran one.
     Done,
 }
 
-/// An evicted agent's log may stay for its next connection, instead of being copied and made again, if it is
-/// no longer than this, in bytes.
+/// The log of an evicted agent may stay for its next connection, instead of being copied and made again, if
+/// it is no longer than this, in bytes.
 const SHORT_WAL: u64 = 256 * 1024;
 
 impl Sqlite {
-    /// The write-ahead log, if there is one that all connections share.
+    /// The write-ahead log, if all connections share one.
     pub(crate) fn wal(&self) -> Option<&Wal> {
         match &self.source {
             Source::File { file, .. } => Some(&file.wal),
@@ -178,9 +179,9 @@ impl Sqlite {
         }
     }
 
-    /// Looks at how long the log of this connection's file has become, where its commits have noted nothing. Where others
-    /// use the file, too, returns whether it wants a checkpoint; where nobody does, it gets one here. Returns
-    /// whether it did, too.
+    /// Looks at the length of the log of this connection's file, if its commits have noted nothing. If other
+    /// connections may use the file, this returns whether the log needs a checkpoint. If the file is the
+    /// agent's own, this runs the checkpoint, and returns that it did.
     pub(crate) fn look_at_log(&self, connection: &Connection) -> Overlong {
         if !connection.counts_on_pool() || self.settings.is_external() {
             return Overlong::No;
@@ -207,8 +208,8 @@ impl Sqlite {
         }
     }
 
-    /// The same for nobody in particular, where all connections share one log: whether a lease that goes on, and whose
-    /// commits note nothing, has made it far longer than commits that note let it become.
+    /// The same without a connection, where all connections share one log: whether a lease that goes on, and
+    /// whose commits note nothing, has made the log far longer than noted commits would have.
     pub(crate) fn is_log_far_too_long(&self) -> bool {
         let Source::File { file, .. } = &self.source else {
             return false;
@@ -222,7 +223,8 @@ impl Sqlite {
     }
 
     /// # Errors
-    /// [`Error::Unsupported`] where another process runs the checkpoints: all of the database would go through the log.
+    /// [`Error::Unsupported`] where another process runs the checkpoints: the whole database would go through
+    /// the log.
     pub(crate) fn check_vacuum(&self) -> Result<(), Error> {
         if self.settings.is_external() {
             return Err(Error::Unsupported {
@@ -238,13 +240,13 @@ impl Sqlite {
         self.sharing != Sharing::NoFile
     }
 
-    /// Whether anything may be written through the pool.
+    /// Whether the pool takes writes.
     pub(crate) fn takes_writes(&self) -> bool {
         self.settings.access == Access::ReadWrite
     }
 
     /// # Errors
-    /// [`Error::ReadOnly`] if nothing may be written through the pool.
+    /// [`Error::ReadOnly`] if the pool takes no writes.
     pub(crate) fn check_writable(&self) -> Result<(), Error> {
         match self.takes_writes() {
             true => Ok(()),
@@ -268,7 +270,7 @@ impl Sqlite {
         self.settings.exclusive_locking
     }
 
-    /// Runs `work` on a connection, so that `cancel` ends its waits for locks.
+    /// Runs `work` on a connection. `cancel` ends its waits for locks.
     #[cfg(feature = "tokio")]
     pub(crate) fn cancellable<R>(
         &self,
@@ -279,7 +281,7 @@ impl Sqlite {
         busy::cancellable(connection, self.settings.busy_timeout, cancel, work)
     }
 
-    /// `VACUUM`, on a connection whose limits the pool restores afterwards.
+    /// `VACUUM`. Afterwards the connection has the pool's limits again.
     pub(crate) fn vacuum(connection: &rusqlite::Connection) -> Result<(), Error> {
         Ok(attaching_one(connection, || {
             connection.execute_batch("VACUUM")
@@ -316,7 +318,7 @@ impl Backend for Sqlite {
         };
         let path = agents.path(agent)?;
         Ok(match agents.folder() {
-            // Each agent's is its own.
+            // In a folder, each agent has its own file.
             Some(_) => Cow::Borrowed(agent),
             None => Cow::Owned(path.to_string_lossy().into_owned()),
         })
@@ -390,7 +392,7 @@ impl Backend for Sqlite {
     }
 
     fn reset(&self, connection: &mut Connection) -> Fate {
-        // What a reset drops is the borrower's, and may panic.
+        // A reset drops values of the borrower, which may panic.
         catch_unwind(AssertUnwindSafe(|| connection.reset())).unwrap_or(Fate::Discard)
     }
 
@@ -399,14 +401,14 @@ impl Backend for Sqlite {
             .agent_file()
             .map(|agent_file| agent_file.path.clone());
         let leaves_log = match (mode, &path) {
-            // Whoever runs the checkpoints has not read all of it yet.
+            // The process that runs the checkpoints has not read all of the log yet.
             _ if self.settings.is_external() => true,
             (CloseMode::Abandon, _) => true,
             (CloseMode::Evict, Some(path)) => agents::wal_length(path) <= SHORT_WAL,
             _ => false,
         };
         if leaves_log {
-            // The last connection to a file would otherwise run a checkpoint as it closes.
+            // Otherwise the last connection to a file runs a checkpoint as it closes.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
         let generation = connection.generation();
@@ -415,15 +417,15 @@ impl Backend for Sqlite {
         {
             agents.remember(&file.path, news);
         }
-        // One that shuts others out was taken off the list when that was noticed.
+        // A connection that shuts others out left the list when the pool noticed that.
         let is_listed = !connection.has_told_that_it_shuts_out();
         if let Source::File { file, .. } = &self.source
             && is_listed
         {
             file.closing(generation);
         }
-        // Closing drops the hooks that a borrower has set, and what is in those may panic; the connection is then
-        // closed all the same, as unwinding drops it.
+        // Closing drops a borrower's hooks, and their values may panic. Unwinding then drops the connection,
+        // which closes it anyway.
         let closed = catch_unwind(AssertUnwindSafe(|| connection.close())).unwrap_or(Ok(()));
         match (&closed, &self.source) {
             (Ok(()), Source::Agents(agents)) => {
@@ -495,7 +497,7 @@ impl Backend for Sqlite {
 }
 
 impl Sqlite {
-    /// What the connection is to, in messages.
+    /// The name of the connection's database in messages.
     fn target(&self, connection: &Connection) -> String {
         match (&self.source, connection.agent_file()) {
             (_, Some(agent_file)) => agent_file.path.display().to_string(),
@@ -505,7 +507,7 @@ impl Sqlite {
     }
 }
 
-/// Runs what has to attach one database of its own, as every form of `VACUUM` does.
+/// Runs `work` that has to attach one database, as every form of `VACUUM` does.
 fn attaching_one<T>(
     connection: &rusqlite::Connection,
     work: impl FnOnce() -> rusqlite::Result<T>,

@@ -1,4 +1,4 @@
-//! Opening: the first connection to a database, setting it up, and every connection after that.
+//! Opening: the first connection to a database, its set-up, and every later connection.
 //! It lends nothing.
 
 use std::path::{Path, PathBuf};
@@ -29,13 +29,13 @@ use crate::core::backend::{Fate, Patience};
 use crate::error::Error;
 use crate::observe::events;
 
-/// A file under the pool may change between one look and the next open; so often at most.
+/// The file may change between a look and the opening. This many attempts are made.
 const OPEN_ATTEMPTS: usize = 3;
-/// How long the opening of an agent's file waits until an earlier connection to it is closed.
+/// How long the opening of an agent's file waits until an earlier connection to the file is closed.
 const LONGEST_CLOSE: Duration = Duration::from_secs(1);
 
 impl Sqlite {
-    /// Opens the database once, creates and sets it up if need be, and closes it again.
+    /// Opens the database once, creates it and sets it up if necessary, and closes it again.
     pub(crate) fn new(
         database: Database,
         settings: Settings,
@@ -86,7 +86,7 @@ impl Sqlite {
         }
     }
 
-    /// The same for one file, by what opens it where it really is.
+    /// The same for one file. `opener` makes what opens the file at its resolved path.
     fn on_file(
         path: &Path,
         opener: impl FnOnce(&Path) -> Opener,
@@ -116,7 +116,7 @@ impl Sqlite {
         }
     }
 
-    /// The rest of `new` for a file, which may not be there yet.
+    /// The rest of `new` for a file, which may not exist yet.
     fn first_open(&self) -> Result<(), Error> {
         let Source::File { file, opener } = &self.source else {
             return Ok(());
@@ -141,7 +141,7 @@ impl Sqlite {
             discard(connection);
             *file.set_up.lock() = generation.number;
         }
-        // Whatever else can fail at opening a connection shall fail now.
+        // If opening a connection can fail in any other way, it must fail now.
         let at_once = Patience {
             deadline: Instant::now(),
             make_room: &(),
@@ -151,16 +151,16 @@ impl Sqlite {
         Ok(())
     }
 
-    /// The right to make a database and to set it up, of all processes.
+    /// The right, among all processes, to make a database and to set it up.
     fn set_up_lock(&self, path: &Path) -> Result<Option<SetUpLock>, Error> {
         match self.settings.access {
-            // Whoever writes it does that.
+            // The process that writes the file sets it up.
             Access::ReadOnlyFile => Ok(None),
             _ => SetUpLock::acquire(path, Instant::now() + self.settings.busy_timeout),
         }
     }
 
-    /// Turns WAL on and runs `setup`. The connection may be left in any state: it is to be closed.
+    /// Turns WAL on and runs `setup`. The connection may be left in any state: the caller closes it.
     fn set_up(
         &self,
         mut connection: rusqlite::Connection,
@@ -193,23 +193,23 @@ impl Sqlite {
         self.run_setup_only(connection, target)
     }
 
-    /// Runs `on_open` before `setup`. It may need what `setup` is about to make: then it fails here, which does not
-    /// count, and runs on the next connection. Returns whether this one is as `on_open` leaves it.
+    /// Runs `on_open` before `setup`. It may need what `setup` is about to make. Then its error does not
+    /// count, and it runs again on the next connection. Returns whether it succeeded on this one.
     fn try_on_open(&self, connection: &mut rusqlite::Connection) -> bool {
         let settings = &self.settings;
         let opened = call("on_open", &settings.on_open, connection, settings).is_ok();
         if !connection.is_autocommit() {
-            // What it could not finish is not `setup`'s.
+            // `setup` must not begin in a transaction that `on_open` could not finish.
             let _ = connection.execute_batch("ROLLBACK");
         }
         self.leave_log(connection);
         opened
     }
 
-    /// Where another process runs the checkpoints: no callback brings SQLite's own back.
+    /// Where another process runs the checkpoints: keeps callbacks from turning SQLite's own on again.
     fn leave_log(&self, connection: &rusqlite::Connection) {
         if self.settings.is_external() {
-            // It fails only where there is no log either.
+            // It fails only where there is no log.
             let _ = connection::keep_log(connection);
         }
     }
@@ -227,8 +227,8 @@ impl Sqlite {
         })
     }
 
-    /// Turns WAL on and runs `setup` for an agent's file, after `on_open`. The connection comes back, ready to be lent,
-    /// if nothing that `setup` did stays on it: opening a file takes longer than looking.
+    /// Turns WAL on and runs `setup` for an agent's file, after `on_open`. The connection comes back, ready
+    /// to be lent, if `setup` left nothing on it: checking that takes less time than opening the file again.
     fn set_up_agent(
         &self,
         mut connection: rusqlite::Connection,
@@ -282,7 +282,8 @@ impl Sqlite {
         }
     }
 
-    /// Makes a connection that callbacks have been on ready to be lent, and notes what they decided about checkpoints.
+    /// Makes a connection ready to be lent after callbacks ran on it, and notes what they decided about
+    /// checkpoints.
     fn finish(
         &self,
         baseline: &mut Baseline,
@@ -306,12 +307,12 @@ impl Sqlite {
         connection: &rusqlite::Connection,
         watch: &Arc<ChangeTracker>,
     ) -> Result<(), Fault> {
-        // It sets what borrowers may not.
+        // `prepare` sets pragmas that borrowers may not set.
         let _quiet = watch.quiet();
         connection::prepare(connection, &self.settings, self.is_file())
     }
 
-    /// Pragmas by which a borrower could pass the ceiling, or change the whole process.
+    /// Pragmas by which a borrower could exceed the ceiling or change the whole process.
     fn fixed_pragmas(&self) -> &'static [&'static str] {
         const ALL: [&str; 11] = [
             "cipher_log",
@@ -324,7 +325,7 @@ impl Sqlite {
             "temp_store_directory",
             "data_store_directory",
             "temp_store",
-            // Where nothing is synced, no folder is opened for it.
+            // An unsynced file opens no folder: borrowers may not turn syncing on.
             "synchronous",
         ];
         match self.sharing {
@@ -333,7 +334,7 @@ impl Sqlite {
         }
     }
 
-    /// Opens one connection with everything the builder asked for.
+    /// Opens one connection with everything that the builder asked for.
     pub(super) fn configured(
         &self,
         target: &str,
@@ -417,7 +418,7 @@ impl Sqlite {
         })
     }
 
-    /// Sets up a file that took the place of the one this pool knew, before anybody else opens it.
+    /// Sets up a file that replaced the one this pool knew, before any other connection to it is opened.
     fn set_up_once(
         &self,
         file: &File,
@@ -436,8 +437,8 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Opens the agent's file, which is made and set up if there is none. In this process nobody else does so at the
-    /// same time: whoever leases has passed the agent's gate.
+    /// Opens the agent's file, and creates it and sets it up if it does not exist. No other thread of this
+    /// process does so at the same time: the caller holds the agent's lock.
     pub(super) fn open_agent(
         &self,
         agents: &Agents,
@@ -445,8 +446,8 @@ impl Sqlite {
         patience: &Patience<'_>,
     ) -> Result<Connection, Error> {
         let path = agents.path(agent)?;
-        // With two connections, SQLite would keep the descriptor of the one that is closed first. One that cannot be
-        // closed is not waited for long.
+        // With two connections, SQLite would keep the descriptor of the one that is closed first. If the
+        // earlier connection cannot be closed, this does not wait long for it.
         let not_long = patience.deadline.min(Instant::now() + LONGEST_CLOSE);
         agents.open.wait_until_closed(&path, not_long);
         agents.opening(&path, patience)?;
@@ -474,7 +475,7 @@ impl Sqlite {
                 _ => {
                     let until = Instant::now() + self.settings.busy_timeout;
                     let _lock = self.agents_set_up_lock(agents, path, patience, until)?;
-                    // Another process may have been there meanwhile.
+                    // Another process may have made or set up the file meanwhile.
                     let Some(plan) = agents.plan(path, true)? else {
                         continue;
                     };
@@ -525,20 +526,20 @@ impl Sqlite {
         })
     }
 
-    /// Whether other processes must not do the same at the same time.
+    /// Whether the file is to be made or set up, which only one process may do at a time.
     fn wants_set_up(&self, plan: &OpenPlan) -> bool {
         plan.is_empty || (plan.set_up && self.settings.setup.is_some())
     }
 
-    /// Removes a file that was made in vain, unless somebody else has used it.
+    /// Removes a file that was made in vain, unless another process has used it.
     fn unmake(&self, path: &Path, plan: &OpenPlan) {
         if plan.made && !plan.others.get() {
             let _ = self.remove_exclusively(path, Instant::now());
         }
     }
 
-    /// The right to make, set up or remove an agent's file, of all processes. Room for its descriptor is waited for as
-    /// `patience` says, and other processes until `deadline`.
+    /// The right, among all processes, to make, set up or remove an agent's file. Waits for room for its
+    /// descriptor as `patience` says, and for other processes until `deadline`.
     pub(super) fn agents_set_up_lock<'a>(
         &self,
         agents: &'a Agents,

@@ -1,5 +1,5 @@
-//! OpenFiles: which files connections are open to, and how many descriptors SQLite holds on them. What would pass the
-//! ceiling waits.
+//! OpenFiles: which files have open connections, and how many descriptors SQLite holds on them. An opening that would exceed
+//! the ceiling waits.
 //! It opens nothing.
 
 use std::borrow::Borrow;
@@ -14,30 +14,31 @@ use crate::core::backend::Patience;
 
 /// The files that a pool has open.
 ///
-/// SQLite closes no descriptor of a database while another connection of the process has a lock on that file: it
-/// keeps it, for the next connection to the same file. So a file costs as many descriptors as it ever had connections
-/// since there was none, and a `-wal` for each connection that is open.
+/// While another connection of the process has a lock on a database file, SQLite does not close a descriptor
+/// of that file: it keeps the descriptor for the next connection to the same file. So a file costs as many
+/// descriptors as it ever had connections at once since it was last unused, and a `-wal` for each open
+/// connection.
 pub(super) struct OpenFiles<K, V> {
-    /// What a connection costs besides that.
+    /// What a connection costs in addition.
     per_connection: usize,
-    /// So many descriptors at most.
+    /// The largest number of descriptors.
     most: usize,
     state: Mutex<State<K, V>>,
-    /// Descriptors of closed connections that SQLite keeps. Written under the lock, read without.
+    /// Descriptors of closed connections that SQLite keeps. Written under the lock, read without it.
     kept: AtomicUsize,
-    /// Those who wait for room. Written under the lock, read without.
+    /// How many callers wait for room. Written under the lock, read without it.
     waiting: AtomicUsize,
-    /// Told when descriptors have been closed.
+    /// Notified when descriptors have been closed.
     closed: Condvar,
 }
 
 struct State<K, V> {
     files: HashMap<K, OpenFile<V>>,
-    /// What all files cost, and what is reserved.
+    /// What all files cost, plus reservations.
     used: usize,
 }
 
-/// A file, and what is known of it while it is open.
+/// A file that is open.
 pub(super) struct OpenFile<V> {
     pub(super) connections: usize,
     /// Descriptors of the database: those of connections, and those that SQLite keeps.
@@ -45,18 +46,19 @@ pub(super) struct OpenFile<V> {
     pub(super) value: V,
 }
 
-/// There was no room until the time had passed.
+/// There was no room before the deadline.
 #[derive(Debug)]
 pub(super) struct NoRoom;
 
-/// Descriptors for something else than a connection. Dropping it gives them back.
+/// Descriptors for another purpose than a connection. Dropping it releases them.
 pub(super) struct Reserved<'a, K: Eq + Hash, V>(&'a OpenFiles<K, V>, usize);
 
-/// All connections to a file have one.
+/// The descriptor of the index, which all connections to a file share.
 const INDEX: usize = 1;
 
 impl<K: Eq + Hash, V> OpenFiles<K, V> {
-    /// Where a connection costs `per_connection` descriptors besides that on the database, and all of them at most `most`.
+    /// For connections that cost `per_connection` descriptors besides that of the database; all together at
+    /// most `most`.
     pub(super) fn new(per_connection: usize, most: usize) -> Self {
         OpenFiles {
             per_connection,
@@ -71,8 +73,8 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         }
     }
 
-    /// Notes that a connection to the file is about to be opened. Waits for room as `patience` says.
-    /// `value` is what to know of a file that is not open yet.
+    /// Notes that a connection to the file is about to be opened. Waits for room as `patience` says. `value`
+    /// makes the value of a file that is not open yet.
     pub(super) fn opening<E: From<NoRoom>>(
         &self,
         key: K,
@@ -113,7 +115,7 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         }
     }
 
-    /// A connection to the file was closed.
+    /// Notes that a connection to the file was closed.
     pub(super) fn closed<Q: ?Sized + Eq + Hash>(&self, key: &Q)
     where
         K: Borrow<Q>,
@@ -128,14 +130,14 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         if file.connections == 0 {
             self.kept.fetch_sub(file.databases, Relaxed);
             less += INDEX + file.databases;
-            // Its value goes before anybody else can open the file.
+            // Its value is dropped before another thread can open the file.
             state.files.remove(key);
         }
         state.used -= less;
         self.closed.notify_all();
     }
 
-    /// Descriptors for something else. Waits for room as `patience` says.
+    /// Reserves descriptors for another purpose. Waits for room as `patience` says.
     pub(super) fn reserve(
         &self,
         descriptors: usize,
@@ -150,8 +152,8 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         Ok(Reserved(self, descriptors))
     }
 
-    /// Waits until something may have been closed. The first time it only says that somebody is going to wait: what was
-    /// to be closed before, and left open for want of need, is closed then.
+    /// Waits until a connection may have been closed. The first call only announces the wait: then the pool
+    /// closes idle connections that it had left open because there was no need.
     fn wait_for_room<'a>(
         &'a self,
         state: &mut MutexGuard<'_, State<K, V>>,
@@ -169,12 +171,12 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         }
     }
 
-    /// Whether somebody waits for room.
+    /// Whether a caller waits for room.
     pub(super) fn is_short(&self) -> bool {
         self.waiting.load(Relaxed) > 0
     }
 
-    /// Whether SQLite keeps descriptors of connections to the file that are closed.
+    /// Whether SQLite keeps descriptors of closed connections to the file.
     pub(super) fn keeps_closed<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -194,7 +196,8 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         self.state.lock().files.contains_key(key)
     }
 
-    /// Waits until no connection to the file is open, until `deadline` at most. Returns whether none is.
+    /// Waits until no connection to the file is open, but no longer than until `deadline`. Returns whether
+    /// that is so.
     pub(super) fn wait_until_closed<Q: ?Sized + Eq + Hash>(
         &self,
         key: &Q,
@@ -223,7 +226,7 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
     }
 }
 
-/// One who waits for room.
+/// Counts a caller that waits for room.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -239,7 +242,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The files that are open, for as long as nobody else opens or closes one.
+/// The open files. While this exists, no other thread opens or closes one.
 pub(super) struct Files<'a, K, V>(MutexGuard<'a, State<K, V>>);
 
 impl<K: Eq + Hash, V> Files<'_, K, V> {
@@ -301,7 +304,7 @@ mod tests {
         files.closed(&1);
         files.closed(&1);
         assert!(files.keeps_closed(&1));
-        // Its index, one -wal, three databases: another file needs three.
+        // One file needs its index, a -wal and three databases; another file would need three more.
         assert!(!opens(&files, 2));
         assert!(opens(&files, 1));
         files.closed(&1);

@@ -1,5 +1,5 @@
-//! Pragmas of the builder's: in which order a connection gets them, and whether they did what they were told.
-//! It knows none of the pool's own.
+//! The builder's pragmas: in which order a connection gets them, and whether each had an effect.
+//! It knows none of the pool's own pragmas.
 
 use std::io;
 
@@ -8,18 +8,19 @@ use rusqlite::types::Value;
 
 use super::{Fault, Settings};
 
-/// When a pragma has to be given.
+/// When to give a pragma.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Without it nothing in the file can be read. SQLCipher takes no other pragma of its own before it.
+    /// Without it, SQLite cannot read the file. SQLCipher takes none of its other pragmas before it.
     Key,
     /// How the file is encrypted.
     Cipher,
-    /// What is decided as the first page of a file is written. The second must come before the first read.
+    /// What SQLite decides when it writes the first page of a file. The page size must come before the first
+    /// read.
     Encoding,
     PageSize,
     AutoVacuum,
-    /// Any time.
+    /// At any time.
     Later,
 }
 
@@ -35,7 +36,7 @@ fn stage(name: &str) -> Stage {
     }
 }
 
-/// Gives those without which the file cannot be read.
+/// Gives the pragmas without which SQLite cannot read the file.
 pub(super) fn unlock(connection: &Connection, settings: &Settings) -> Result<(), Fault> {
     let encrypts = |(name, _): &&(String, Value)| is_of_encryption(name);
     if let Some((name, _)) = settings.pragmas.iter().find(encrypts)
@@ -49,14 +50,14 @@ pub(super) fn unlock(connection: &Connection, settings: &Settings) -> Result<(),
     give(connection, settings, Stage::Cipher)
 }
 
-/// Gives those that count only until the first page of a file is written.
+/// Gives the pragmas that count only until the first page of a file is written.
 pub(super) fn begin_file(connection: &Connection, settings: &Settings) -> Result<(), Fault> {
     give(connection, settings, Stage::Encoding)?;
     give(connection, settings, Stage::PageSize)?;
     give(connection, settings, Stage::AutoVacuum)
 }
 
-/// Gives the rest, and looks whether each has had an effect.
+/// Gives the rest, and checks that each pragma had an effect.
 pub(super) fn finish(connection: &Connection, settings: &Settings) -> Result<(), Fault> {
     give(connection, settings, Stage::Later)?;
     for (name, value) in &settings.pragmas {
@@ -70,7 +71,7 @@ fn give(connection: &Connection, settings: &Settings, wanted: Stage) -> Result<(
         if stage(name) != wanted || is_there(connection, name, value)? {
             continue;
         }
-        // Its error would have the whole statement in it.
+        // The error for a key would contain the whole statement.
         connection
             .pragma_update(None, name, value)
             .map_err(|error| match is_secret(name) {
@@ -81,7 +82,7 @@ fn give(connection: &Connection, settings: &Settings, wanted: Stage) -> Result<(
     Ok(())
 }
 
-/// Whether a pragma that writes to the file has nothing to write.
+/// Whether a pragma that writes to the file would change nothing.
 fn is_there(connection: &Connection, name: &str, value: &Value) -> Result<bool, Fault> {
     const WRITE: [&str; 4] = [
         "application_id",
@@ -103,8 +104,8 @@ fn query(connection: &Connection, name: &str) -> rusqlite::Result<Option<Value>>
     }
 }
 
-/// SQLite takes what it does not understand for `OFF`, ignores what comes too late (`page_size` of a file that is there),
-/// and what it does not know: only what the pragma says afterwards tells.
+/// SQLite reads a value that it does not understand as `OFF`. It ignores a pragma that comes too late
+/// (`page_size` of an existing file) and one that it does not know. So the pool reads each pragma back.
 fn check(connection: &Connection, name: &str, given: &Value) -> Result<(), Fault> {
     if is_secret(name) {
         return Ok(());
@@ -121,7 +122,7 @@ fn check(connection: &Connection, name: &str, given: &Value) -> Result<(), Fault
     )))
 }
 
-/// What nobody shall read in a log.
+/// Values that must not appear in a log.
 fn is_secret(name: &str) -> bool {
     stage(name) == Stage::Key || name.eq_ignore_ascii_case("cipher_salt")
 }
@@ -130,7 +131,7 @@ fn is_of_encryption(name: &str) -> bool {
     matches!(stage(name), Stage::Key | Stage::Cipher)
 }
 
-/// Whether SQLite was compiled with encryption of some kind.
+/// Whether SQLite was compiled with some kind of encryption.
 fn can_encrypt(connection: &Connection) -> bool {
     let codec = "SELECT sqlite_compileoption_used('HAS_CODEC')";
     let has_codec = connection.query_row(codec, [], |row| row.get(0));
@@ -139,19 +140,19 @@ fn can_encrypt(connection: &Connection) -> bool {
 
 fn is_known(connection: &Connection, name: &str) -> bool {
     let listed = "SELECT count(*) FROM pragma_pragma_list WHERE name = lower(?1)";
-    // Where SQLite has no such list, nothing can be told.
+    // Where SQLite has no such list, the pragma counts as known.
     connection
         .query_row(listed, [name], |row| row.get(0))
         .unwrap_or(true)
 }
 
-/// Whether a pragma that was given one value, and says the other, did as it was told.
+/// Whether a pragma that was given one value and then reads as the other took effect.
 fn means(name: &str, given: &Value, found: &Value) -> bool {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match (number(given), number(found)) {
-        // It says how many pages that is.
+        // It reads as a number of pages.
         (Some(given), Some(found)) if is("cache_spill") => (given == 0) == (found == 0),
-        // Any number below means zero.
+        // Any negative number means zero.
         (Some(given), Some(found)) if is("wal_autocheckpoint") => given.max(0) == found,
         (Some(given), Some(found)) => {
             // A switch is on for any number but zero.
@@ -161,7 +162,7 @@ fn means(name: &str, given: &Value, found: &Value) -> bool {
             (Value::Text(given), Value::Text(found)) => {
                 let plain = |text: &str| text.to_ascii_lowercase().replace('-', "");
                 let (given, found) = (plain(given), plain(found));
-                // UTF-16 is one of two.
+                // UTF-16 reads as one of two byte orders.
                 given == found || (given == "utf16" && found.starts_with("utf16"))
             }
             (given, found) => given == found || matches!(found, Value::Null),
@@ -172,7 +173,7 @@ fn means(name: &str, given: &Value, found: &Value) -> bool {
 }
 
 fn number(value: &Value) -> Option<i64> {
-    /// Words for numbers, of all pragmas: no two of one pragma's differ in what they mean.
+    /// Words for numbers, of all pragmas. No word means different numbers in two pragmas.
     const WORDS: [(&str, i64); 12] = [
         ("off", 0),
         ("no", 0),

@@ -1,4 +1,4 @@
-//! A read: one snapshot for all statements of one piece of work, which can change nothing and cannot end it.
+//! A read: one snapshot for all statements of some work. The work can change nothing and cannot end the snapshot.
 //! It knows no queue and no pool.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,23 +11,23 @@ use super::connection::Connection;
 use super::group::without_busy_timeout;
 use super::retry::while_busy;
 
-/// What became of the work, and of the connection.
+/// How the work and the connection ended.
 pub(crate) struct Read<R> {
     /// What the work returned, or its panic.
     pub(crate) result: thread::Result<R>,
-    /// All of its statements saw one snapshot.
+    /// Whether all of its statements saw one snapshot.
     pub(crate) whole: bool,
-    /// The connection is as it was, as far as can be told.
+    /// Whether the connection is as it was, as far as the pool can tell.
     pub(crate) clean: bool,
 }
 
 impl Connection {
-    /// Runs `work` in a read transaction whose snapshot is taken before. While a lock keeps it from being taken, it is
-    /// tried again, as long as `patience` says.
+    /// Runs `work` in a read transaction whose snapshot is taken before `work` begins. While a lock prevents
+    /// that, the pool tries again, as long as `patience` says.
     ///
-    /// `query_only` is on meanwhile, for statements however they were prepared; the authorizer keeps `work` from turning
-    /// it off and from ending the transaction; and should it get rid of the authorizer, the commit hook lets nothing be
-    /// committed.
+    /// `query_only` is on meanwhile, and applies to all statements, also those prepared before. The
+    /// authorizer keeps `work` from turning it off and from ending the transaction. If `work` removes the
+    /// authorizer, the commit hook still lets nothing be committed.
     pub(crate) fn read<R>(
         &mut self,
         patience: impl FnMut() -> bool,
@@ -50,7 +50,7 @@ impl Connection {
         let _quiet = watch.quiet();
         let got_loose = watch.is_blind() && !was_blind;
         let lost = transaction.is_autocommit() || (got_loose && watch.is_unguarded());
-        // Rolled back: should it have changed anything, against all odds, that is not kept.
+        // Rolled back: if `work` changed anything in spite of all guards, the change is not kept.
         let ended = transaction.finish();
         let restored = match was_query_only {
             true => Ok(()),
@@ -65,12 +65,13 @@ impl Connection {
     }
 }
 
-/// Begins a read transaction, and takes its snapshot: SQLite would leave that to the first statement that reads.
+/// Begins a read transaction and takes its snapshot. SQLite alone would take it at the first statement that
+/// reads.
 fn snapshot(
     connection: &rusqlite::Connection,
     patience: impl FnMut() -> bool,
 ) -> rusqlite::Result<Transaction<'_>> {
-    // SQLite would wait for longer than there is time.
+    // SQLite might wait longer than the caller does.
     let busy_timeout = without_busy_timeout(connection)?;
     let begun = while_busy(patience, || try_snapshot(connection));
     connection.busy_timeout(busy_timeout)?;
@@ -83,9 +84,9 @@ pub(super) fn try_snapshot(connection: &rusqlite::Connection) -> rusqlite::Resul
     Ok(transaction)
 }
 
-/// Reads as little of the database as there is.
+/// Reads as little of the database as possible.
 pub(super) fn first_read(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
-    // The old name: it is known to every SQLite.
+    // The old name: every SQLite knows it.
     let mut select = connection.prepare_cached("SELECT 1 FROM sqlite_master LIMIT 1")?;
     select.query([])?.next()?;
     Ok(())
@@ -93,8 +94,9 @@ pub(super) fn first_read(connection: &rusqlite::Connection) -> rusqlite::Result<
 
 /// Turns `PRAGMA query_only` on or off.
 ///
-/// SQLite sets this flag as it compiles the pragma. To run it, too, would only make SQLite compile all statements of the
-/// connection again, those in the cache included. Whether it is so is looked at once.
+/// SQLite sets this flag when it compiles the pragma. Running the pragma as well would make SQLite compile
+/// all statements of the connection again, including cached ones. Whether the linked SQLite behaves like this
+/// is checked once.
 pub(super) fn set_query_only(connection: &rusqlite::Connection, on: bool) -> rusqlite::Result<()> {
     static SET_BY_COMPILING: OnceLock<bool> = OnceLock::new();
     let sql = match on {

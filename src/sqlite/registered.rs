@@ -1,5 +1,5 @@
-//! SQL functions, collations and modules that borrowers registered: finding out that they did.
-//! It removes none: SQLite can list them, but not say what was there before.
+//! SQL functions, collations and modules: whether a borrower registered any.
+//! It removes none: SQLite can list them, but not say what they replaced.
 
 use rusqlite::{Connection, StatementStatus};
 
@@ -15,11 +15,11 @@ pub(super) struct Registered {
     prepared_again: i32,
 }
 
-/// How many rows a list has, and a sum over what they say.
+/// The number of rows of a list, and a sum of hashes of their values.
 type Listed = (u64, u64);
 
-/// SQLite invalidates every prepared statement when a function or collation takes the place of
-/// another. This one depends on nothing else.
+/// SQLite invalidates every prepared statement when a function or collation replaces another. This statement
+/// is prepared again for no other reason.
 const SENTINEL: &str = "SELECT 'leasepool'";
 
 impl Registered {
@@ -33,13 +33,13 @@ impl Registered {
         })
     }
 
-    /// Takes note that SQLite invalidates prepared statements for something the pool itself does.
+    /// Expects that SQLite invalidates prepared statements because of the pool's own action.
     pub(super) fn expect_invalidation(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         (_, self.prepared_again) = sentinel(connection)?;
         Ok(())
     }
 
-    /// `Fate::Discard` if anything was registered since, or that cannot be told.
+    /// `Fate::Discard` if something was registered since, or if that cannot be known.
     pub(super) fn check(&mut self, connection: &Connection) -> rusqlite::Result<Fate> {
         let (functions, collations) = (has_functions(connection), has_collations(connection));
         let modules = cfg!(feature = "vtab");
@@ -56,8 +56,8 @@ impl Registered {
     }
 }
 
-/// Runs the sentinel. Returns whether it is the statement that ran before (it leaves rusqlite's cache
-/// when an agent uses more statements than that holds), and how often it was prepared again.
+/// Runs the sentinel. Returns whether it is the statement that ran before, and how often it was prepared
+/// again. (It leaves rusqlite's cache when an agent uses more statements than fit there.)
 fn sentinel(connection: &Connection) -> rusqlite::Result<(bool, i32)> {
     let mut statement = connection.prepare_cached(SENTINEL)?;
     let run_before = statement.get_status(StatementStatus::Run) > 0;
@@ -85,7 +85,7 @@ fn list_if(wanted: bool, connection: &Connection, pragma: &str) -> rusqlite::Res
             }
         }
         listed.0 += 1;
-        // A sum, since SQLite gives the rows in no order.
+        // A sum, since SQLite returns the rows in no particular order.
         listed.1 = listed.1.wrapping_add(hasher.finish());
     }
     Ok(listed)

@@ -1,36 +1,36 @@
-//! Reset: taking every trace of one agent off a connection before another gets it.
-//! What cannot be taken off is reported, so that the connection is closed and opened anew.
+//! Reset: removing every trace of one agent from a connection before another agent gets it.
+//! What it cannot remove it reports, so that the connection is closed and opened anew.
 //!
-//! Which SQLite facility tells each thing:
+//! How the pool detects each trace with SQLite, and what it does then:
 //!
-//! | trace | told by | then |
+//! | trace | detected by | then |
 //! |---|---|---|
 //! | open transaction | `sqlite3_get_autocommit` | rolled back, already at the end of the lease |
 //! | statement still running | `sqlite3_stmt_busy` over `sqlite3_next_stmt` | discard |
 //! | temporary tables, views, triggers, rows in them | the authorizer: any write to `temp` | discard |
 //! | the same by the backup API or a blob handle, which the authorizer does not see | reading the temporary schema, and the rows of `on_open`'s temporary tables | discard |
 //! | attached or detached databases | the authorizer: ATTACH, DETACH | discard |
-//! | changed pragmas | the authorizer: a PRAGMA with a value, but for those that only read or only change the file | discard |
+//! | changed pragmas | the authorizer: a PRAGMA with a value, except those that only read or only change the file | discard |
 //! | loaded extensions | the authorizer: the function `load_extension` | discard |
-//! | leave to load extensions | nothing | taken back |
-//! | heap limits, directories for temporary files: they are the process's | the authorizer | refused |
+//! | permission to load extensions | nothing | taken back |
+//! | heap limits, directories for temporary files, which belong to the process | the authorizer | refused |
 //! | exclusive locking, another journal mode | the authorizer | the connection is closed as the lease ends |
 //! | statements that `on_open` has cached | nothing | forgotten before the first lease |
-//! | the authorizer itself replaced | ours being dropped | discard |
+//! | the authorizer itself replaced | the pool's authorizer being dropped | discard |
 //! | update hook, progress handler | nothing: removing one costs nanoseconds | removed |
-//! | commit and rollback hook | ours being dropped | removed; our own put back |
-//! | trace, WAL hook, busy handler | nothing, likewise | removed; our own put back, also after `on_open` |
+//! | commit and rollback hook | the pool's hook being dropped | removed; the pool's own put back |
+//! | trace, WAL hook, busy handler | nothing: setting them costs nanoseconds | removed; the pool's own put back, also after `on_open` |
 //! | limits, `sqlite3_db_config` switches | reading them | put back |
 //! | size of the statement cache, default behaviour of transactions | nothing | put back |
-//! | `last_insert_rowid()` | reading it | overwritten by a row in a temporary table of ours |
+//! | `last_insert_rowid()` | reading it | overwritten by a row in a temporary table of the pool |
 //! | the whole database replaced (`deserialize`), or the connection (`mem::swap`) | the address of `sqlite3_db_filename`, one for each connection | discard |
-//! | SQL functions, collations, modules | the lists of them, and for one that replaces another, a statement of ours that SQLite had to prepare again | discard |
+//! | SQL functions, collations, modules | listing them, and for one that replaces another, a statement of the pool that SQLite had to prepare again | discard |
 //!
-//! The last row costs 50 µs or so, and is there only in programs that can register such things: where
-//! rusqlite is compiled with its feature `functions` or `collation` (whoever asked for it), or this
-//! crate with its feature `vtab`. `total_changes()` goes on counting; only differences of it mean
-//! anything. Not seen: what an extension does that was loaded by
-//! `unsafe` code, and the hook that rusqlite's feature `preupdate_hook` adds.
+//! The last check costs about 50 µs, and runs only in programs that can register such things: where rusqlite
+//! is compiled with its feature `functions` or `collation` (which any crate of the program may enable), or
+//! this crate with its feature `vtab`. `total_changes()` goes on counting; only differences of it mean
+//! anything. Not detected: what an extension does that was loaded by `unsafe` code, and the hook that
+//! rusqlite's feature `preupdate_hook` adds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,10 +51,10 @@ use super::watch::ChangeTracker;
 use super::{Checkpoints, Settings};
 use crate::core::backend::Fate;
 
-/// What a connection was like when it had just been opened.
+/// The state of a connection when it had just been opened.
 pub(super) struct Baseline {
     pub(super) watch: Arc<ChangeTracker>,
-    /// `on_open` replaced hooks. They cannot be read back, so no reset can restore them.
+    /// `on_open` replaced hooks. Hooks cannot be read back, so no reset can restore them.
     hooked_by_on_open: bool,
     busy_timeout: Duration,
     transaction_behavior: TransactionBehavior,
@@ -63,22 +63,22 @@ pub(super) struct Baseline {
     switches: Vec<(DbConfig, bool)>,
     autocheckpoint: AutoCheckpoint,
     wal_hook: wal::Hook,
-    /// `on_open` set a WAL hook, and the pool's took its place.
+    /// `on_open` set a WAL hook, and the pool replaced it.
     replaced_wal_hook: bool,
     identity: Option<usize>,
     registered: Registered,
     temporary: Temporary,
     has_rowid_table: bool,
-    /// `PRAGMA query_only` is on for all.
+    /// `PRAGMA query_only` is on for all borrowers.
     pub(super) query_only: bool,
 }
 
 /// What keeps the log short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AutoCheckpoint {
-    /// The pool, as the WAL hook notes; or nobody here, where another process does.
+    /// The pool, by the notes of its WAL hook; or another process.
     Pool,
-    /// SQLite by itself, from so many pages on, as somebody asked for; below one: never.
+    /// SQLite itself, from this many pages on, because a pragma asked for it; below one: never.
     Sqlite(i32),
 }
 
@@ -98,8 +98,8 @@ const LIMITS: [Limit; 13] = [
     Limit::SQLITE_LIMIT_PARSER_DEPTH,
 ];
 
-/// All that are switches of the connection. A SQLite too old for one says so, and it is left out; and so is one that
-/// rusqlite has no name for.
+/// All switches of a connection. A switch that SQLite is too old for returns an error, and is left out. So is
+/// one that this rusqlite has no name for.
 fn switches() -> impl Iterator<Item = DbConfig> {
     #[allow(unused_imports, reason = "unused where rusqlite has all of them")]
     use super::absent::Switches;
@@ -132,7 +132,7 @@ const SWITCHES: [DbConfig; 15] = [
 ];
 
 impl Baseline {
-    /// Takes the state of a connection after its callbacks, and removes the hooks that mark places.
+    /// Takes the state of a connection after its callbacks, and removes the marker hooks.
     pub(super) fn of(
         connection: &mut Connection,
         settings: &Settings,
@@ -149,19 +149,19 @@ impl Baseline {
         let autocheckpoint = match (settings.checkpoints, asked, now) {
             (Checkpoints::External { .. }, _, _) => AutoCheckpoint::Pool,
             (Checkpoints::Pool, Some(pages), _) => AutoCheckpoint::Sqlite(pages),
-            // A hook of somebody else's makes it read zero.
+            // Another WAL hook makes the pragma read zero.
             (Checkpoints::Pool, None, 0 | AUTOCHECKPOINT) => AutoCheckpoint::Pool,
             (Checkpoints::Pool, None, pages) => AutoCheckpoint::Sqlite(pages),
         };
         let wal_hook = match settings.checkpoints {
             Checkpoints::Pool => wal::hook(settings.wal_size),
             Checkpoints::External { emergency } => {
-                // Whatever `on_open` has done about it.
+                // Undoes what `on_open` may have changed about this.
                 connection::keep_log(connection)?;
                 wal::emergency_hook(emergency)
             }
         };
-        // What `on_open` has cached would be run for agents without being seen.
+        // Statements that `on_open` has cached would run for agents unseen.
         connection.flush_prepared_statement_cache();
         let baseline = Baseline {
             hooked_by_on_open,
@@ -191,7 +191,7 @@ impl Baseline {
             query_only: read::query_only(connection)?,
             watch: Arc::clone(&watch),
         };
-        // Whatever `on_open` has put in its place.
+        // Replaces a WAL hook of `on_open`.
         baseline.restore_wal_hook(connection)?;
         watch.forget();
         Ok(baseline)
@@ -206,8 +206,8 @@ impl Baseline {
         Ok(())
     }
 
-    /// Puts the connection back to what it was, or says that this cannot be done. The cheap checks
-    /// come first, the ones that run SQL last.
+    /// Restores the connection's first state, or reports that this is impossible. The cheap checks come
+    /// first, those that run SQL last.
     pub(super) fn restore(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
         if self.hooked_by_on_open || self.is_spoiled(connection) {
             return Ok(Fate::Discard);
@@ -221,12 +221,12 @@ impl Baseline {
         self.clean(connection)
     }
 
-    /// Whether something was done that cannot be undone.
+    /// Whether a borrower did something that cannot be undone.
     fn is_spoiled(&self, connection: &Connection) -> bool {
         self.watch.is_touched() || identity(connection) != self.identity || connection.is_busy()
     }
 
-    /// Takes off what another agent would see, in a transaction or out of one.
+    /// Removes what another agent would see, inside a transaction or outside.
     fn clean(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
         self.restore_settings(connection)?;
         if self.registered.check(connection)? == Fate::Discard {
@@ -239,7 +239,7 @@ impl Baseline {
         Ok(Fate::Reuse)
     }
 
-    /// Takes off the hooks of a borrower's, which replace each other.
+    /// Removes a borrower's hooks by setting others.
     fn restore_hooks(&self, connection: &mut Connection) -> rusqlite::Result<()> {
         if !self.hooked_by_on_open {
             remove_marks(connection)?;
@@ -248,7 +248,7 @@ impl Baseline {
         versions::remove_trace(connection)
     }
 
-    /// Puts back what can simply be written again.
+    /// Restores what can simply be written again.
     fn restore_settings(&self, connection: &mut Connection) -> rusqlite::Result<()> {
         self.restore_hooks(connection)?;
         connection.set_transaction_behavior(self.transaction_behavior);
@@ -271,9 +271,9 @@ impl Baseline {
         Ok(())
     }
 
-    /// The only way to change `last_insert_rowid()` is to insert a row.
+    /// Inserting a row is the only way to change `last_insert_rowid()`.
     fn forget_rowid(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        // Where nobody writes, it is what it was.
+        // On a connection that only reads, it has not changed.
         if self.query_only || connection.last_insert_rowid() == 0 {
             return Ok(());
         }
@@ -283,8 +283,8 @@ impl Baseline {
         Ok(())
     }
 
-    /// The table by which the last rowid is forgotten. Within a transaction it could be rolled back, and SQLite would
-    /// prepare all statements again.
+    /// Makes the table that overwrites the last rowid. Not within a transaction: there it could be rolled
+    /// back, and SQLite would prepare all statements again.
     pub(super) fn make_rowid_table(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         if self.has_rowid_table {
             return Ok(());
@@ -296,16 +296,16 @@ impl Baseline {
         self.registered.expect_invalidation(connection)
     }
 
-    /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's hook removes them.
-    /// Nor are they wanted: the pool runs checkpoints beside the commits, see [`wal`]. Whoever asked for
-    /// another number of pages gets SQLite's own.
+    /// SQLite runs its automatic checkpoints from a WAL hook, so removing an agent's hook removes them. The
+    /// pool does not want them: it runs checkpoints on another connection, see [`wal`]. A pragma that asks
+    /// for another number of pages gets SQLite's own.
     fn restore_wal_hook(&self, connection: &mut Connection) -> rusqlite::Result<()> {
         match self.autocheckpoint {
             AutoCheckpoint::Pool => versions::set_wal_hook(connection, Some(self.wal_hook))?,
             AutoCheckpoint::Sqlite(never) if never <= 0 => {
                 versions::set_wal_hook(connection, None)?
             }
-            // Only SQLite's own hook can be told another number.
+            // Only SQLite's own hook accepts another number.
             AutoCheckpoint::Sqlite(pages) => {
                 // So that what a borrower's held is dropped.
                 versions::set_wal_hook(connection, None)?;
@@ -316,7 +316,7 @@ impl Baseline {
         Ok(())
     }
 
-    /// Takes off what the next member of a group of writes would otherwise run into.
+    /// Removes what would disturb the next member of a group of writes.
     pub(super) fn begin_member(
         &self,
         connection: &mut Connection,
@@ -327,7 +327,8 @@ impl Baseline {
         self.note_commits(connection, hook.unwrap_or(self.wal_hook))
     }
 
-    /// Takes off what a member of a group may have left that another agent's would see. `Discard`: it cannot be taken off.
+    /// Removes what a member of a group may have left and a member of another agent would see. `Discard`: it
+    /// cannot be removed.
     pub(super) fn hand_on(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
         if self.is_spoiled(connection) {
             return Ok(Fate::Discard);
@@ -342,14 +343,14 @@ impl Baseline {
         self.registered.expect_invalidation(connection)
     }
 
-    /// Puts back what a lease counts on.
+    /// Restores what a lease relies on.
     pub(super) fn end_group(&self, connection: &mut Connection) {
         // They fail only for a connection that is not owned, or without memory.
         let _ = connection.busy_timeout(self.busy_timeout);
         let _ = self.note_commits(connection, self.wal_hook);
     }
 
-    /// Sets the WAL hook, unless somebody asked for checkpoints of SQLite's own.
+    /// Sets the WAL hook, unless a pragma asked for SQLite's own checkpoints.
     fn note_commits(&self, connection: &mut Connection, hook: wal::Hook) -> rusqlite::Result<()> {
         match self.counts_on_pool() {
             true => versions::set_wal_hook(connection, Some(hook)),
@@ -362,7 +363,7 @@ impl Baseline {
         self.autocheckpoint == AutoCheckpoint::Pool
     }
 
-    /// Whether `on_open` set a WAL hook, which is gone.
+    /// Whether `on_open` set a WAL hook, which the pool replaced.
     pub(super) fn replaced_wal_hook(&self) -> bool {
         self.replaced_wal_hook
     }
@@ -371,14 +372,14 @@ impl Baseline {
 /// `SQLITE_DEFAULT_WAL_AUTOCHECKPOINT`, in pages.
 const AUTOCHECKPOINT: i32 = 1000;
 
-/// Removes the hooks that borrowers may have set, but for those that guard transactions.
+/// Removes hooks that borrowers may have set, except those that guard transactions.
 fn remove_marks(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.update_hook(None::<fn(Action, &str, &str, i64)>)?;
     connection.progress_handler(0, None::<fn() -> bool>)?;
     Ok(())
 }
 
-/// How the connection begins transactions: what a first statement of one does tells.
+/// How the connection begins transactions, found by beginning one.
 fn transaction_behavior(
     connection: &Connection,
     watch: &Arc<ChangeTracker>,
@@ -386,13 +387,13 @@ fn transaction_behavior(
     #[allow(unused_imports, reason = "unused where rusqlite has the method")]
     use super::absent::States;
     match connection.unchecked_transaction() {
-        // Where rusqlite cannot name the state, it has no name for its type either.
+        // Where rusqlite does not compile this method, it does not export the type of the state either.
         Ok(transaction) => match connection.transaction_state(None::<&str>) {
             Ok(state) if format!("{state:?}") == "Write" => TransactionBehavior::Immediate,
             Ok(state) if format!("{state:?}") == ABSENT => {
                 let _probe = watch.probe();
                 let _ = watch.take_rolled_back();
-                // It has written nothing; but only one that may write asks the hook.
+                // The transaction has written nothing; but SQLite calls the commit hook only if it may write.
                 drop(transaction.commit());
                 match watch.take_rolled_back() {
                     true => TransactionBehavior::Immediate,
@@ -401,12 +402,12 @@ fn transaction_behavior(
             }
             _ => TransactionBehavior::Deferred,
         },
-        // Somebody else writes: one that waits for nobody would have begun.
+        // Another connection writes: a deferred transaction would have begun.
         Err(_) => TransactionBehavior::Immediate,
     }
 }
 
-/// Where SQLite keeps the name of the connection's main database: each connection has its own copy.
+/// The address of the connection's main database name. Each connection has its own copy.
 fn identity(connection: &Connection) -> Option<usize> {
     connection.path().map(|name| name.as_ptr().addr())
 }

@@ -1,15 +1,16 @@
 //! Trying again while another connection holds a lock.
-//! SQLite's own busy handler is not used for it: its pauses grow to 100 ms, and nothing can end them early.
+//! It does not use SQLite's busy handler: its pauses grow to 100 ms, and nothing can end them early.
 
 use std::time::{Duration, Instant};
 
 use rusqlite::ffi::ErrorCode;
 
-/// The pause before the next try, and by how much it varies, so that two processes do not keep step.
+/// The pause before the next try, and how much it varies, so that two processes do not stay in step.
 const PAUSE: Duration = Duration::from_micros(500);
 const JITTER: Duration = Duration::from_millis(1);
 
-/// Tries until it succeeds, fails for another reason than a lock, or `patience` says that there is no time left.
+/// Tries until `attempt` succeeds, fails for a reason other than a lock, or `patience` says that no time is
+/// left.
 pub(crate) fn while_busy<T>(
     mut patience: impl FnMut() -> bool,
     mut attempt: impl FnMut() -> rusqlite::Result<T>,
@@ -22,7 +23,7 @@ pub(crate) fn while_busy<T>(
     }
 }
 
-/// The patience of a caller who waits until `deadline`.
+/// The patience of a caller that waits until `deadline`.
 pub(crate) fn until(deadline: Instant) -> impl FnMut() -> bool {
     move || Instant::now() < deadline
 }
@@ -31,7 +32,7 @@ pub(super) fn pause() {
     std::thread::sleep(PAUSE + JITTER.mul_f64(fraction()));
 }
 
-/// Something between 0 and 1 that two processes do not agree on.
+/// A number between 0 and 1 that differs between processes.
 fn fraction() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0) as f64 / u64::MAX as f64

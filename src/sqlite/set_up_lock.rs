@@ -1,8 +1,9 @@
-//! SetUpLock: of all processes, one at a time makes a database, turns WAL on, and sets it up.
+//! SetUpLock: lets one process at a time make a database, turn WAL on, and set it up.
+//! It writes nothing: the lock is an open transaction on an empty database of its own.
 //!
-//! SQLite has no lock for that: what `setup` does may be several transactions, and becoming WAL is none. So the lock is a
-//! database of its own, empty, beside the one that is set up, with a transaction open that excludes all others. It ends
-//! with the process that has it. Whoever has it removes its file; those who waited for the removed one begin anew.
+//! SQLite has no lock for a set-up: `setup` may run several transactions, and turning WAL on is none. So this lock is a
+//! separate, empty database beside the one that is set up, with an exclusive transaction open. The lock ends with its
+//! process. Its holder removes the file at the end; processes that waited for the removed file begin anew.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use super::opener::open_existing;
 use super::retry::{until, while_busy};
 use crate::error::Error;
 
-/// What is added to the name of the database.
+/// The suffix that is added to the name of the database.
 const SUFFIX: &str = "-setup";
 
 pub(super) struct SetUpLock {
@@ -26,8 +27,8 @@ pub(super) struct SetUpLock {
 }
 
 impl SetUpLock {
-    /// The lock of the database at this path. Waits until `deadline` at most. `None` where no file can be made: then
-    /// nobody else can make one either, nor a database.
+    /// Locks the set-up of the database at this path. Waits until `deadline` at most. `None` where no file
+    /// can be made: then no other process can make one either, nor a database.
     pub(super) fn acquire(database: &Path, deadline: Instant) -> Result<Option<Self>, Error> {
         let path = beside(database, SUFFIX);
         let failed = |error| open_error(&path.display().to_string(), error);
@@ -41,7 +42,7 @@ impl SetUpLock {
             let before = identity();
             let connection = match open_existing(&path) {
                 Ok(connection) => connection,
-                // It may have been removed meanwhile, and made again by another process.
+                // Another process may have removed the file meanwhile, and made it again.
                 Err(_)
                     if (before.is_none() || before != identity()) && Instant::now() < deadline =>
                 {
@@ -50,7 +51,8 @@ impl SetUpLock {
                 Err(error) => return Err(failed(error)),
             };
             let locked = lock(&connection, deadline);
-            // One that was removed locks nobody out. While it is open, its number is given to no other file.
+            // A removed file locks out no other process. While this one is open, no other file gets its
+            // number.
             let is_there = before.is_some() && before == identity();
             match locked {
                 Ok(()) if is_there => {
@@ -70,14 +72,14 @@ impl SetUpLock {
 fn lock(connection: &Connection, deadline: Instant) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::ZERO)?;
     while_busy(until(deadline), || {
-        // Nothing is written, so there is nothing to be kept in a journal.
+        // Nothing is written, so no journal is needed.
         connection.execute_batch("PRAGMA journal_mode=OFF; BEGIN EXCLUSIVE")
     })
 }
 
 impl Drop for SetUpLock {
     fn drop(&mut self) {
-        // First, so that nobody locks what is about to go.
+        // Removed first, so that no other process locks a file that is about to go.
         let _ = std::fs::remove_file(&self.path);
         if let Some(connection) = self.connection.take() {
             discard(connection);

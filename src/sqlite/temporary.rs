@@ -1,5 +1,5 @@
-//! The temporary schema, and the rows in temporary tables of `on_open`'s: whether they are as they were.
-//! SQLite's authorizer does not see what its backup API and its blob handles write, so here it is read.
+//! The temporary schema, and the rows of `on_open`'s temporary tables: whether they are unchanged.
+//! It reads them, because SQLite's authorizer does not see what the backup API and blob handles write.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 
@@ -9,18 +9,18 @@ use rusqlite::types::ValueRef;
 
 use crate::core::backend::Fate;
 
-/// What is in a connection's temporary schema.
+/// A connection's temporary schema and tables.
 pub(super) struct Temporary {
-    /// A digest of it.
+    /// A digest of the schema.
     schema: u64,
-    /// Tables that `on_open` has made, as SQL that reads them, and a digest of their rows.
+    /// The tables that `on_open` made: SQL that reads each, and a digest of its rows.
     tables: Vec<(String, u64)>,
 }
 
 const SCHEMA: &str = "SELECT type, name, rootpage, sql FROM sqlite_temp_master";
 
 impl Temporary {
-    /// As it is now.
+    /// The present state.
     pub(super) fn on(connection: &Connection) -> rusqlite::Result<Self> {
         let named = "SELECT name FROM sqlite_temp_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'";
         let mut named = connection.prepare(named)?;
@@ -37,7 +37,7 @@ impl Temporary {
         })
     }
 
-    /// Takes note of a table that the pool itself has made.
+    /// Expects a table that the pool itself has made.
     pub(super) fn expect_change(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         self.schema = digest(connection, SCHEMA)?;
         Ok(())
@@ -57,7 +57,7 @@ impl Temporary {
     }
 }
 
-/// A digest of all that a statement returns.
+/// A digest of all rows that a statement returns.
 fn digest(connection: &Connection, sql: &str) -> rusqlite::Result<u64> {
     let mut statement = connection.prepare_cached(sql)?;
     let columns = statement.column_count();

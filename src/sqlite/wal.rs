@@ -1,16 +1,16 @@
-//! The write-ahead log of one file: how long it is, when it wants a checkpoint, and how one is run.
-//! It leases nothing: whoever runs a checkpoint brings a connection.
+//! The write-ahead log of one file: how long it is, when it needs a checkpoint, and how to run one.
+//! It leases nothing: the caller that runs a checkpoint brings a connection.
 //!
-//! SQLite by itself runs a checkpoint within the commit that made the log too long, and that commit pays
-//! for it. Here commits only note how long the log has become. A lease that writes by itself, without the
-//! pool's queue, could go on for ever without leaving a gap in which the log can begin anew; so its commits
-//! do as SQLite's, once the log is half as long again as it should be.
+//! SQLite itself runs a checkpoint within the commit that made the log too long, and that commit pays for it.
+//! Here commits only note how long the log has become. A lease that writes without the pool's queue could go
+//! on for ever and leave no gap in which the log can begin anew. So its commits run a checkpoint as SQLite's
+//! do, once the log is half as long again as it should be.
 //!
-//! A borrower may replace the hook by which commits note. So checkpoints do not hang on it alone: where a connection
-//! has changed something and noted nothing, the length of the file `-wal` tells.
+//! A borrower may replace the hook by which commits note. So checkpoints do not depend on the hook alone: if
+//! a connection has changed rows and noted nothing, the pool looks at the length of the file `-wal`.
 //!
-//! Where another process runs the checkpoints, such as Litestream, the pool runs none, but for one that waits for
-//! nobody when the log has become as long as it never should.
+//! Where another process runs the checkpoints, such as Litestream, the pool runs none, except one that waits
+//! for no other connection when the log has become far too long.
 
 use std::cell::Cell;
 use std::sync::atomic::{
@@ -26,12 +26,13 @@ use super::versions::WalRef;
 use super::{Checkpoints, Settings};
 
 thread_local! {
-    /// What the last commit on this thread has noted, and on which connection. The hook is a plain
+    /// What the last commit on this thread noted, and on which connection. The hook is a plain
     /// function, and SQLite calls it on the thread that commits.
     static NOTED: Cell<(u64, Noted)> = const { Cell::new((NOBODY, NOTHING)) };
-    /// The connection that is committing on this thread, if its commit hook is the pool's.
+    /// The connection that is committing on this thread, if it has the pool's commit hook.
     static COMMITTING: Cell<u64> = const { Cell::new(NOBODY) };
-    /// How long the log was when an emergency checkpoint was last tried on this thread, since it was short.
+    /// The length of the log when this thread last tried an emergency checkpoint; reset when the log is
+    /// short.
     static TRIED: Cell<i32> = const { Cell::new(0) };
 }
 
@@ -45,26 +46,26 @@ const NOTHING: Noted = Noted {
 /// What the commits of one connection on one thread have noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Noted {
-    /// How many pages the log had after the last one.
+    /// How many pages the log had after the last commit.
     pub(crate) pages: u32,
-    /// Checkpoints that ran within them since another process did not.
+    /// Emergency checkpoints that ran within these commits.
     pub(crate) emergencies: u32,
 }
 
-/// What a connection did, as far as the log is concerned.
+/// What a connection's commits did to the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Commits {
-    /// Nothing.
+    /// It committed nothing.
     None,
     Noted(Noted),
-    /// It has changed something, and noted nothing: a borrower has replaced the hook, or has rolled back.
+    /// It has changed rows and noted nothing: a borrower replaced the hook, or rolled back.
     Unnoted,
 }
 
-/// A WAL hook, which SQLite calls after each commit: a plain function, as rusqlite 0.40 takes no other.
+/// A WAL hook, which SQLite calls after each commit: a plain function, since rusqlite 0.40 takes no other.
 pub(super) type Hook = fn(WalRef<'_>, i32) -> rusqlite::Result<()>;
 
-/// The connection of this number is about to commit on this thread.
+/// The connection with this number is about to commit on this thread.
 pub(super) fn committing(connection: u64) {
     COMMITTING.set(connection);
 }
@@ -98,8 +99,9 @@ fn note_or_checkpoint<const PAGES: i32>(wal: WalRef<'_>, pages: i32) -> rusqlite
     Ok(())
 }
 
-/// The WAL hook of a connection whose log another process checkpoints. A checkpoint that finds frames which that
-/// process has not read leaves the log as long as it was, and the next commit would try in vain.
+/// The WAL hook of a connection whose log another process checkpoints. If that process has not read all
+/// frames, a checkpoint leaves the log as long as it was, and every commit would try again in vain. So it
+/// tries again only when the log has grown.
 fn note_or_relieve<const PAGES: i32>(wal: WalRef<'_>, pages: i32) -> rusqlite::Result<()> {
     let tried = TRIED.get();
     let again = pages < tried || pages >= tried.saturating_add(PAGES / 4);
@@ -114,8 +116,8 @@ fn note_or_relieve<const PAGES: i32>(wal: WalRef<'_>, pages: i32) -> rusqlite::R
     note(wal, pages)
 }
 
-/// The WAL hook of connections whose log another process checkpoints, and the pool from so many bytes on, or up to
-/// twice as many: there is one hook for each of some lengths.
+/// The WAL hook of connections whose log another process checkpoints. The pool checkpoints it at some length
+/// from `bytes` to twice that: each supported length has its own hook.
 pub(super) fn emergency_hook(bytes: Option<u32>) -> Hook {
     const HOOKS: [(u32, Hook); 15] = [
         (16, note_or_relieve::<16>),
@@ -143,8 +145,8 @@ pub(super) fn emergency_hook(bytes: Option<u32>) -> Hook {
     found.map_or(note_or_relieve::<262_144>, |(_, hook)| hook)
 }
 
-/// The WAL hook of leases' connections, where the log wants a checkpoint from so many bytes on. As a hook is
-/// told nothing but the length, there is one for each of some lengths.
+/// The WAL hook of leases' connections, for a log that needs a checkpoint from `bytes` on. SQLite tells a
+/// hook only the length, so each supported length has its own hook.
 pub(super) fn hook(bytes: u32) -> Hook {
     const HOOKS: [(u32, Hook); 15] = [
         (24, note_or_checkpoint::<24>),
@@ -168,19 +170,20 @@ pub(super) fn hook(bytes: u32) -> Hook {
     found.map_or(note_or_checkpoint::<393_216>, |(_, hook)| hook)
 }
 
-/// So many bytes in pages of the length that SQLite gives them by itself.
+/// Converts bytes to pages of SQLite's default length.
 fn pages(bytes: u32) -> u32 {
     const PAGE: u32 = 4096;
     (bytes / PAGE).max(1)
 }
 
-/// Whether what the last commit on this thread noted is the connection's of this number, as far as is known.
+/// Whether the note of the last commit on this thread belongs to the connection with this number, as far as
+/// is known.
 pub(super) fn has_noted(connection: u64) -> bool {
     let (by, noted) = NOTED.get();
     noted != NOTHING && (by == connection || by == NOBODY)
 }
 
-/// What the last commit on this thread noted, once, if it was the connection's of this number.
+/// Takes the note of the last commit on this thread, if it belongs to the connection with this number.
 pub(super) fn take_noted(connection: u64) -> Option<Noted> {
     if !has_noted(connection) {
         return None;
@@ -189,23 +192,23 @@ pub(super) fn take_noted(connection: u64) -> Option<Noted> {
     Some(noted)
 }
 
-/// So many times as long as it should be, the file `-wal` is cut. Longer than it is under load: to cut the file and
-/// let it grow again costs more than to overwrite it.
+/// The file `-wal` is cut to this many times `wal_size`. That is longer than it is under load: cutting the
+/// file and letting it grow again costs more than overwriting it.
 pub(super) const FILE: u32 = 4;
 
-/// The length of a file `-wal`, where commits note nothing. The file is as long as the log has ever been since it was
-/// cut, so only one that grows tells that the log is long.
+/// The length of a file `-wal` whose commits note nothing. The file stays as long as the log has ever been
+/// since the file was cut. So only growth shows that the log is long.
 #[derive(Debug, Default)]
 pub(super) struct FileLength {
-    /// When it was last looked at.
+    /// Its length at the last look.
     seen: u64,
-    /// From which length on the log wants the next checkpoint, if later than the first.
+    /// The length from which on the log needs the next checkpoint, if that is above the first.
     due_at: u64,
 }
 
 impl FileLength {
-    /// The file is so long now, and the log wants a checkpoint from `first` bytes on: whether it does, once. `longest`
-    /// is what the file is cut to.
+    /// Tells the present length. The log needs a checkpoint from `first` bytes on, and the file is cut to
+    /// `longest`. Returns whether the log needs a checkpoint, once for each length.
     pub(super) fn is_overlong(&mut self, now: u64, first: u64, longest: u64) -> bool {
         if now < self.seen {
             self.due_at = 0;
@@ -219,48 +222,49 @@ impl FileLength {
     }
 }
 
-/// From which length on a file `-wal`, whose commits note nothing, wants a checkpoint, and what it is cut to.
+/// The length from which on a file `-wal`, whose commits note nothing, needs a checkpoint, and the length it
+/// is cut to.
 pub(super) fn file_lengths(wal_size: u32) -> (u64, u64) {
     let bytes = u64::from(wal_size);
     (bytes + bytes / 2, bytes * u64::from(FILE))
 }
 
-/// So many times as long as it should be is far too long.
+/// A log of this many times its limit is far too long.
 const FAR: u32 = 3;
 
-/// When the log of a file wants a checkpoint.
+/// When the log of a file needs a checkpoint.
 pub(crate) struct Wal {
-    /// Pages from which on it wants one.
+    /// It needs a checkpoint from this many pages on.
     limit: u32,
-    /// Another process runs the checkpoints, and the pool only an emergency's.
+    /// Another process runs the checkpoints, and the pool only emergency ones.
     external: bool,
     file: Mutex<FileLength>,
-    /// Pages from which on it wants the next one: `limit`, or more after one that changed nothing.
+    /// The pages from which on it needs the next checkpoint: `limit`, or more after one that changed nothing.
     due_at: AtomicU32,
-    /// Pages after the last commit that was told.
+    /// Pages after the last commit that was reported.
     pages: AtomicU32,
     running: Mutex<bool>,
-    /// Told when a checkpoint has ended.
+    /// Notified when a checkpoint has ended.
     ended: Condvar,
-    /// The last checkpoint left frames behind that somebody still reads.
+    /// The last checkpoint left frames behind that a connection still reads.
     pinned: AtomicBool,
 }
 
 /// How a checkpoint ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Checkpointed {
-    /// Somebody else was running one, or was waited for in vain.
+    /// Another connection was running a checkpoint, or held a lock until the wait ended.
     pub(crate) busy: bool,
     /// Pages in the log.
     pub(crate) log: u32,
 }
 
-/// A checkpoint is being run; there is one at a time.
+/// A running checkpoint. There is one at a time.
 pub(crate) struct Running<'a>(&'a Wal);
 
 impl Wal {
-    /// For a log that wants a checkpoint when it is as long as the settings say, as far as pages are as long as SQLite
-    /// makes them by itself.
+    /// For a log that needs a checkpoint at the length in the settings, if pages have SQLite's default
+    /// length.
     pub(super) fn new(settings: &Settings) -> Self {
         let (limit, external) = match settings.checkpoints {
             Checkpoints::Pool => (pages(settings.wal_size), false),
@@ -278,10 +282,10 @@ impl Wal {
         }
     }
 
-    /// Tells how long the log is now. Returns whether it wants a checkpoint.
+    /// Reports the present length of the log. Returns whether it needs a checkpoint.
     pub(crate) fn grew_to(&self, pages: u32) -> bool {
         if pages < self.pages.swap(pages, Relaxed) {
-            // It begins anew.
+            // The log has begun anew.
             self.due_at.store(self.limit, Relaxed);
         }
         pages >= self.due_at.load(Relaxed)
@@ -292,7 +296,8 @@ impl Wal {
         self.external
     }
 
-    /// The file is so long, and commits may have noted nothing: whether it wants a checkpoint for that.
+    /// Reports the length of the file, for commits that may have noted nothing. Returns whether the log needs
+    /// a checkpoint.
     pub(super) fn is_overlong(&self, length: u64, (first, longest): (u64, u64)) -> bool {
         self.file.lock().is_overlong(length, first, longest)
     }
@@ -302,17 +307,18 @@ impl Wal {
         self.pinned.load(Acquire)
     }
 
-    /// Whether writers had better wait than let it grow on.
+    /// Whether writers should wait instead of making the log longer.
     pub(crate) fn is_far_too_long(&self, pages: u32) -> bool {
         !self.external && pages >= self.limit.saturating_mul(FAR)
     }
 
-    /// How many pages it had after the last commit that was told.
+    /// How many pages it had after the last commit that was reported.
     pub(crate) fn pages(&self) -> u32 {
         self.pages.load(Relaxed)
     }
 
-    /// A checkpoint is to be run, unless one is: returns whether the caller is to [`run`](Wal::run) it.
+    /// Requests a checkpoint. Returns whether the caller must [`run`](Wal::run) it; it need not if one is
+    /// running.
     pub(crate) fn begin(&self) -> bool {
         !std::mem::replace(&mut *self.running.lock(), true)
     }
@@ -322,8 +328,8 @@ impl Wal {
         Running(self)
     }
 
-    /// Lets whoever wants to write wait for the checkpoint that is running, if the log is far too long: the
-    /// disk is slower than they are. Nobody can help it if somebody reads from the log.
+    /// Makes a writer wait for the running checkpoint, if the log is far too long: the disk is slower than
+    /// the writers. It does not wait while a reader blocks checkpoints, since that would not help.
     pub(crate) fn hold_back(&self, deadline: Instant) {
         if !self.is_far_too_long(self.pages()) || self.wants_another_try() {
             return;
@@ -334,11 +340,12 @@ impl Wal {
 }
 
 impl Running<'_> {
-    /// Notes how it ended. Returns whether the log is pinned, and was not before.
+    /// Notes how it ended. Returns whether the log is pinned and was not before.
     pub(crate) fn ended(&self, result: Checkpointed) -> bool {
         let wal = self.0;
-        // Whether or not it could finish: the same again would do no more. Once the log begins anew, which
-        // the next commit does if nobody reads from it, this is back to the limit.
+        // Whether or not it could finish, the same checkpoint again would do no more. Once the log begins
+        // anew, which the next commit causes if no connection reads from the log, this goes back to the
+        // limit.
         let next = result.log.saturating_add(wal.limit / 4).max(wal.limit);
         wal.due_at.store(next, Relaxed);
         result.busy && !wal.pinned.swap(true, Release)
@@ -356,21 +363,21 @@ impl Drop for Running<'_> {
     }
 }
 
-/// In how many steps the pool copies the log.
+/// In how many passes the pool copies the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Passes {
-    /// Most of it while others commit, and then the rest.
+    /// Most of the log while others commit, and then the rest.
     Several,
-    /// All of it at once, while no write of the pool's can begin. Before 3.51.3, SQLite can corrupt a database when a
-    /// second checkpoint follows a complete one while another connection commits
+    /// All of it at once, while no write of the pool can begin. Before 3.51.3, SQLite can corrupt a database
+    /// when a second checkpoint follows a complete one while another connection commits
     /// (<https://sqlite.org/wal.html#walresetbug>).
     One,
 }
 
 impl Passes {
-    /// For the SQLite of this version, as `sqlite3_libversion_number` says it.
+    /// For this version of SQLite, in the form of `sqlite3_libversion_number`.
     pub(crate) fn of(version: i32) -> Self {
-        /// The first without that fault.
+        /// The first version without that fault.
         const MENDED: i32 = 3_051_003;
         match version < MENDED {
             true => Passes::One,
@@ -379,14 +386,14 @@ impl Passes {
     }
 }
 
-/// How much a checkpoint is to do.
+/// How much a checkpoint does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It copies into the database what nobody reads from the log any more, waits for nobody, and nobody
-    /// waits for it.
+    /// It copies into the database what no connection reads from the log any more. It waits for no other
+    /// connection, and makes none wait.
     Passive,
-    /// It copies all, and sees to it that nobody reads from the log: the next write begins it anew. It waits
-    /// for writers and readers as long as the connection's `busy_timeout`.
+    /// It copies all, and waits until no connection reads from the log: the next write begins it anew. It
+    /// waits for writers and readers as long as the connection's `busy_timeout`.
     Restart,
 }
 

@@ -1,7 +1,8 @@
-//! ChangeTracker: sees, through the authorizer and hooks on a connection, what its borrowers do to it.
-//! It forbids nothing in a lease, and in a group of writes whatever would reach beyond one member of it. While a
-//! borrower works within a transaction of the pool's, its commit hook lets nothing be committed, and its rollback hook
-//! notes that the transaction is lost. Where it may only read, the commit hook lets nothing be committed either.
+//! ChangeTracker: sees, through the authorizer and hooks of a connection, what borrowers do to it.
+//! In a lease it forbids nothing. In a group of writes it forbids whatever would affect more than the member's savepoint.
+//! While a borrower works within a transaction of the pool, the commit hook lets nothing be committed, and the rollback
+//! hook notes that the transaction is lost. Where borrowers may only read, the commit hook lets nothing be committed
+//! either.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -12,54 +13,56 @@ use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization, Transactio
 
 use super::wal;
 
-/// Sees, through the authorizer and hooks on a connection, what its borrowers do to it.
+/// Sees, through the authorizer and hooks of a connection, what borrowers do to it.
 pub(super) struct ChangeTracker {
-    /// Which connection it is on. No other has the same number.
+    /// The number of its connection. It is unique.
     number: u64,
-    /// Another process runs the checkpoints: borrowers may not bring SQLite's own back.
+    /// Another process runs the checkpoints: borrowers may not turn on SQLite's own.
     external: bool,
-    /// The value that the pragma `wal_autocheckpoint` was last given, or [`NOT_ASKED`].
+    /// The last value given to the pragma `wal_autocheckpoint`, or [`NOT_ASKED`].
     autocheckpoint: AtomicI64,
     touched: AtomicU32,
     mode: AtomicU8,
-    /// A transaction of the pool's was rolled back while a borrower worked in it.
+    /// A transaction of the pool was rolled back while a borrower worked in it.
     rolled_back: AtomicBool,
     /// Pragmas that borrowers may not set.
     fixed: &'static [&'static str],
     /// Borrowers may only read.
     only_reads: AtomicBool,
-    /// What was forbidden first, in words, since somebody asked.
+    /// The first thing that was forbidden since the last question, in words.
     refused: Mutex<Option<String>>,
 }
 
-/// Nobody has given a value to the pragma: none of SQLite's is so large.
+/// The pragma was given no value: SQLite accepts none so large.
 const NOT_ASKED: i64 = i64::MAX;
 
-/// A borrower is at work: what it does is noted.
+/// A borrower is at work: its changes are noted.
 const WATCHING: u8 = 0;
 /// The pool itself is at work: nothing is noted.
 const QUIET: u8 = 1;
-/// A member of a group of writes is at work: what would outlive or end its savepoint is forbidden.
+/// A member of a group of writes is at work: statements that would outlive or end its savepoint are
+/// forbidden.
 const FENCING: u8 = 2;
-/// A lease's borrower is at work in a transaction that the pool will commit: it may do what it likes, but not end that.
+/// A lease's borrower is at work in a transaction that the pool will commit: it may do anything but end the
+/// transaction.
 const GUARDING: u8 = 3;
-/// The pool looks whether a transaction may write: one that may asks the commit hook, and is not committed.
+/// The pool checks whether a transaction may write: one that may calls the commit hook, and is not committed.
 const PROBING: u8 = 4;
-/// A borrower is at work in a snapshot of the pool's, which it may not end, and where it may only read.
+/// A borrower is at work in a snapshot of the pool. It may only read, and may not end the snapshot.
 const READING: u8 = 5;
 
-/// The savepoint of a member of a group. A member may roll back to it, but not end or hide it.
+/// The name of a member's savepoint. A member may roll back to it, but not end or hide it.
 pub(super) const MEMBER: &str = "leasepool_member";
 
-/// Something was done that a reset cannot undo.
+/// The borrower did something that a reset cannot undo.
 const CHANGED: u32 = 1;
-/// Our authorizer was replaced: nothing is seen any more.
+/// The pool's authorizer was replaced: later changes are not seen.
 const BLIND: u32 = 2;
-/// One of the hooks that were there before `on_open` was replaced.
+/// One of the hooks that were set before `on_open` was replaced.
 const HOOKED: u32 = 4;
-/// Our commit hook or rollback hook was replaced: it can be set again.
+/// The pool's commit hook or rollback hook was replaced: it can be set again.
 const UNGUARDED: u32 = 8;
-/// A pragma was given that keeps others from the file for as long as the connection is open.
+/// A pragma was given that keeps others from the file as long as the connection is open.
 const SHUTS_OUT: u32 = 32;
 /// A statement was prepared that begins or ends a transaction or a savepoint: it may be cached.
 const TRANSACTIONS: u32 = 16;
@@ -67,12 +70,12 @@ const TRANSACTIONS: u32 = 16;
 /// Sets its bit when the closure that owns it is dropped.
 struct Tripwire(Arc<ChangeTracker>, u32);
 
-/// Keeps a tracker in another mode for as long as it lives, and then puts back the one before.
+/// Keeps a tracker in another mode until it is dropped, and then restores the previous one.
 pub(super) struct ModeGuard(Arc<ChangeTracker>, u8);
 
 impl ChangeTracker {
-    /// Watches `connection` from now on, and marks its hooks, so that it shows whether `on_open`
-    /// sets any. Pragmas of these names are refused.
+    /// Watches `connection` from now on, and sets marker hooks, which show whether `on_open` replaces any.
+    /// Pragmas with these names are refused.
     pub(super) fn install(
         connection: &mut Connection,
         fixed: &'static [&'static str],
@@ -105,7 +108,7 @@ impl ChangeTracker {
         Ok(watch)
     }
 
-    /// Sets the hooks by which the pool's transactions are its own, if something has replaced them.
+    /// Sets the hooks that protect the pool's transactions, if a borrower or callback has replaced them.
     pub(super) fn guard_transactions(
         self: &Arc<Self>,
         connection: &mut Connection,
@@ -125,18 +128,18 @@ impl ChangeTracker {
         self.number
     }
 
-    /// What the pragma `wal_autocheckpoint` was last given, if anything.
+    /// The last value given to the pragma `wal_autocheckpoint`, if any.
     pub(super) fn autocheckpoint(&self) -> Option<i32> {
         i32::try_from(self.autocheckpoint.load(Relaxed)).ok()
     }
 
-    /// Whether a borrower has replaced one of these hooks.
+    /// Whether one of these hooks was replaced.
     pub(super) fn is_unguarded(&self) -> bool {
         self.touched.load(Relaxed) & UNGUARDED != 0
     }
 
-    /// Whether SQLite has asked to commit while a borrower works in a transaction of the pool's. Then SQLite rolls
-    /// back.
+    /// Whether to forbid this commit: SQLite asks while a borrower works in a transaction of the pool. SQLite
+    /// then rolls back.
     fn forbids_commit(&self) -> bool {
         wal::committing(self.number);
         match self.mode.load(Relaxed) {
@@ -175,39 +178,40 @@ impl ChangeTracker {
         self.touched.load(Relaxed) & SHUTS_OUT != 0
     }
 
-    /// Whether our authorizer was replaced.
+    /// Whether the pool's authorizer was replaced.
     pub(super) fn is_blind(&self) -> bool {
         self.touched.load(Relaxed) & BLIND != 0
     }
 
-    /// Whether statements that begin or end transactions may be in the cache. From now on, none are.
+    /// Whether the cache may hold statements that begin or end transactions. Assumes that the caller then
+    /// empties it.
     pub(super) fn take_transactions(&self) -> bool {
         self.touched.fetch_and(!TRANSACTIONS, Relaxed) & TRANSACTIONS != 0
     }
 
-    /// The pool itself is at work, until the guard is dropped.
+    /// The pool itself works until the guard is dropped.
     pub(super) fn quiet(self: &Arc<Self>) -> ModeGuard {
         self.enter(QUIET)
     }
 
-    /// A lease's borrower is at work in a transaction of the pool's, until the guard is dropped.
+    /// A lease's borrower works in a transaction of the pool until the guard is dropped.
     pub(super) fn guard(self: &Arc<Self>) -> ModeGuard {
         self.enter(GUARDING)
     }
 
-    /// Until the guard is dropped, a commit that has the right to write is forbidden, which
-    /// [`take_rolled_back`](ChangeTracker::take_rolled_back) tells.
+    /// Until the guard is dropped, a commit that may write is forbidden, and
+    /// [`take_rolled_back`](ChangeTracker::take_rolled_back) reports it.
     pub(super) fn probe(self: &Arc<Self>) -> ModeGuard {
         self.enter(PROBING)
     }
 
-    /// A borrower is at work in a snapshot of the pool's, until the guard is dropped.
+    /// A borrower works in a snapshot of the pool until the guard is dropped.
     pub(super) fn read(self: &Arc<Self>) -> ModeGuard {
         self.enter(READING)
     }
 
-    /// A member of a group is at work, until the guard is dropped. Statements that were prepared before
-    /// are not seen.
+    /// A member of a group works until the guard is dropped. Statements that were prepared before are not
+    /// seen.
     pub(super) fn fence(self: &Arc<Self>) -> ModeGuard {
         self.enter(FENCING)
     }
@@ -222,12 +226,12 @@ impl ChangeTracker {
         self.refused.lock().take()
     }
 
-    /// Whether `on_open` set hooks, of those that [`install`](ChangeTracker::install) marked.
+    /// Whether `on_open` replaced one of the hooks that [`install`](ChangeTracker::install) set.
     pub(super) fn is_hooked(&self) -> bool {
         self.touched.load(Relaxed) & (HOOKED | BLIND | UNGUARDED) != 0
     }
 
-    /// Whether something was done that a reset cannot undo.
+    /// Whether the borrower did something that a reset cannot undo.
     pub(super) fn is_touched(&self) -> bool {
         self.touched.load(Relaxed) & (CHANGED | BLIND | HOOKED) != 0
     }
@@ -245,16 +249,16 @@ impl ChangeTracker {
         breaks_out(context).or_else(|| changes(context))
     }
 
-    /// Called as a statement is being prepared, by the thread that has the connection.
+    /// SQLite calls this while it prepares a statement, on the thread that has the connection.
     fn see(&self, context: &AuthContext<'_>) -> Authorization {
         match self.mode.load(Relaxed) {
             QUIET | PROBING => Authorization::Allow,
-            // What runs now would be committed by itself.
+            // The transaction is gone: a statement now would commit by itself.
             FENCING | GUARDING if self.rolled_back.load(Relaxed) => Authorization::Deny,
             GUARDING | READING if matches!(context.action, AuthAction::Transaction { .. }) => {
                 Authorization::Deny
             }
-            // Nothing is left that keeps it from committing.
+            // No hook of the pool is left that would prevent a commit.
             READING if self.is_unguarded() => Authorization::Deny,
             mode if (mode == READING || self.only_reads()) && turns_on_writing(context) => {
                 Authorization::Deny
@@ -287,7 +291,7 @@ impl ChangeTracker {
     }
 }
 
-/// What the action would do to the transaction of a group, in words.
+/// How the action would break out of a group's transaction, in words.
 fn breaks_out(context: &AuthContext<'_>) -> Option<String> {
     match context.action {
         AuthAction::Transaction { operation } => Some(name_of(operation).to_owned()),
@@ -315,15 +319,15 @@ fn name_of(operation: TransactionOperation) -> &'static str {
         TransactionOperation::Begin => "BEGIN",
         TransactionOperation::Release => "RELEASE",
         TransactionOperation::Rollback => "ROLLBACK",
-        // The enum has no name for it.
+        // The enum has no variant for COMMIT.
         _ => "COMMIT",
     }
 }
 
-/// What the action changes about the connection that a reset cannot undo, in words.
+/// How the action changes the connection in a way that a reset cannot undo, in words.
 fn changes(context: &AuthContext<'_>) -> Option<String> {
     let what = match context.action {
-        // ATTACH with a parameter for a name comes as `Unknown`, since it has no name to tell.
+        // ATTACH with a parameter for a name comes as `Unknown`, since its name is not known yet.
         AuthAction::Unknown { .. } | AuthAction::Attach { .. } => "ATTACH",
         AuthAction::Detach { .. } => "DETACH",
         AuthAction::CreateTempIndex { .. }
@@ -339,7 +343,7 @@ fn changes(context: &AuthContext<'_>) -> Option<String> {
         {
             TEMPORARY
         }
-        // SQLite itself does this as it renames something.
+        // SQLite itself does this when it renames an object.
         AuthAction::Update { table_name, .. } if is_temporary_schema(table_name) => return None,
         AuthAction::Insert { .. }
         | AuthAction::Update { .. }
@@ -366,7 +370,7 @@ fn changes(context: &AuthContext<'_>) -> Option<String> {
     Some(what.to_owned())
 }
 
-/// Pragmas with a value: of a connection to which one of these was given, others have to fear.
+/// Pragmas with a value that may keep other connections from the file.
 fn shuts_out(context: &AuthContext<'_>) -> bool {
     let harmless = match context.action {
         AuthAction::Pragma {
@@ -380,7 +384,7 @@ fn shuts_out(context: &AuthContext<'_>) -> bool {
     !harmless && sets_one_of(context, &["locking_mode", "journal_mode"])
 }
 
-/// SQLCipher keeps these for all connections to come.
+/// SQLCipher keeps these settings for all later connections of the process.
 fn sets_cipher_default(context: &AuthContext<'_>) -> bool {
     const PREFIX: &str = "cipher_default_";
     match context.action {
@@ -394,13 +398,13 @@ fn sets_cipher_default(context: &AuthContext<'_>) -> bool {
     }
 }
 
-/// What would make SQLite run checkpoints, or cut the log, where another process is to.
+/// Whether the action would make SQLite run checkpoints, or cut the log, where another process runs them.
 fn brings_checkpoints_back(context: &AuthContext<'_>) -> bool {
     pragma_number(context, "wal_autocheckpoint").is_some_and(|pages| pages > 0)
         || pragma_number(context, "journal_size_limit").is_some_and(|bytes| bytes >= 0)
 }
 
-/// The number that a pragma of this name is given; what is no number is zero to SQLite.
+/// The number given to the pragma of this name. SQLite reads a value that is no number as zero.
 fn pragma_number(context: &AuthContext<'_>, pragma: &str) -> Option<i32> {
     match context.action {
         AuthAction::Pragma {
@@ -411,7 +415,8 @@ fn pragma_number(context: &AuthContext<'_>, pragma: &str) -> Option<i32> {
     }
 }
 
-/// What would let a connection write that may only read, or changes the file beside SQLite's transactions.
+/// Whether the action would let a read-only connection write, or change the file outside of SQLite's
+/// transactions.
 fn turns_on_writing(context: &AuthContext<'_>) -> bool {
     sets_one_of(context, &["query_only", "journal_mode", "locking_mode"])
 }
@@ -462,7 +467,7 @@ fn leaves_connection_alone(pragma: &str) -> bool {
 }
 
 impl Tripwire {
-    /// The hooks that only mark their place let everything pass.
+    /// The result of a hook that only marks its place: let everything pass.
     fn is_nothing(&self) -> bool {
         false
     }
