@@ -1,5 +1,5 @@
-//! One call of `write`: it joins the queue, leads it or waits, and is answered.
-//! It begins no transaction but that of a lease: `group_commit` does.
+//! One call of `write`: it joins the queue, leads it or waits, and gets an answer.
+//! It begins only the transaction of a lease: `group_commit` begins those of groups.
 
 use std::future::poll_fn;
 use std::panic::Location;
@@ -21,12 +21,12 @@ use crate::observe::stats::count;
 use crate::sqlite::{Sqlite, begin_immediate, until, without_busy_timeout};
 use crate::sync::wait::{await_until, block_on, block_until};
 
-/// How long after its time has passed a caller leaves it to the leader of its group to say what was waited for in
-/// vain. A leader that finds no thread to run on may never say it.
+/// After its deadline, a caller waits this much longer for the leader of its group, who knows what the wait
+/// was for. A leader that gets no thread to run on may never answer.
 const LEADERS_ANSWER: Duration = Duration::from_millis(30);
 
 impl Writer {
-    /// Runs `work` in a transaction of its own, on a connection that is lent.
+    /// Runs `work` in its own transaction, on a lent connection.
     pub(crate) fn write_on<T, E, F, H: Handle<Sqlite>>(
         self: &Arc<Self>,
         checkout: &mut Checkout<Sqlite, H>,
@@ -74,7 +74,7 @@ impl Writer {
             count(&core.counters.write_groups);
             count(&core.counters.writes);
         } else {
-            // SQLite may have rolled it back already; what the work returned says more than that.
+            // SQLite may have rolled it back already; the error of the work says more than that.
             transaction.set_drop_behavior(DropBehavior::Rollback);
             transaction.finish()?;
             if result.is_ok() {
@@ -128,11 +128,11 @@ impl Writer {
         self.counted(asked_at, answer)
     }
 
-    /// What the caller gets.
+    /// Records how long the call took, and returns the caller's result.
     fn counted<T, E: From<Error>>(&self, asked_at: Instant, answer: Answer<T, E>) -> Result<T, E> {
         let took = asked_at.elapsed();
         let counters = &self.core.counters;
-        // Callers that write at the same time have asked at different times.
+        // Nanoseconds spread the callers over the recorder's shards: they asked at different times.
         counters.write.record(took.subsec_nanos() as usize, took);
         if answer.is_err() {
             count(&counters.write_failures);
@@ -154,7 +154,7 @@ impl Writer {
     }
 }
 
-/// One call of `write`. Dropping it cancels what has not begun.
+/// One call of `write`. Dropping it cancels work that has not begun.
 struct Call<F, T, E>
 where
     F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send + 'static,
@@ -181,7 +181,7 @@ where
         }
     }
 
-    /// Blocks until there is an answer.
+    /// Blocks until the leader answers.
     fn wait(mut self) -> Answer<T, E> {
         let job = Arc::clone(&self.job);
         let mut answer = pin!(poll_fn(|cx| job.oneshot.poll(cx)));
@@ -203,13 +203,13 @@ where
                 return Err(self.handle.too_late(self.job.claim()));
             }
         }
-        // It was led, or has begun, or is about to. Every job is answered.
+        // The call has led, or its work has begun or is about to. Every job gets an answer.
         let answer = answered.unwrap_or_else(|| block_on(answer));
         self.answered = true;
         answer
     }
 
-    /// Awaits the answer.
+    /// Waits asynchronously until the leader answers.
     async fn answer(mut self) -> Answer<T, E> {
         if let Some(first) = self.join()? {
             self.handle.clone().hand_over(Some(first));
@@ -226,19 +226,19 @@ where
         }
         let answer = match answered {
             Some(answer) => answer,
-            // It has begun. Every job is answered.
+            // The work has begun. Every job gets an answer.
             None => answer.await,
         };
         self.answered = true;
         answer
     }
 
-    /// Joins the queue. Returns the job if there is no leader: then the caller sees to that.
+    /// Joins the queue. Returns the job if there is no leader: then the caller must lead, or hand over.
     fn join(&self) -> Result<Option<super::job::PendingJob>, Error> {
         let job = Arc::clone(&self.job);
         let writer = &self.handle.writer;
         let limit = writer.limits.queue;
-        // A queue that is made after all have been closed is not closed.
+        // A queue that is created after the pool closed all queues is open: check first.
         writer.check_takes_writes()?;
         match self.handle.queue.join(job, limit) {
             Ok(Joined::Leads(job)) => Ok(Some(job)),

@@ -1,7 +1,7 @@
-//! Checkpoints beside the commits: a connection of the pool's copies the log into the database.
-//! It takes the write lock only for what is left then, so that the log can begin anew; or for all of it, where SQLite is
-//! too old for more. Where another process runs the
-//! checkpoints, it does so only in an emergency, and never takes that lock.
+//! Checkpoints: a separate connection of the pool copies the log into the database and does not block commits.
+//! It takes the write lock only for the rest of the log, so that the log can begin anew; or for all of it, where SQLite
+//! is too old for several passes. Where another process runs the checkpoints, the pool runs one only in an emergency,
+//! and never takes that lock.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use crate::observe::events;
 use crate::observe::stats::{add, count};
 use crate::sqlite::{Checkpointed, Mode, Noted, Passes, Wal, checkpoint};
 
-/// As which agent the pool itself borrows a connection for it.
+/// The agent id under which the pool borrows a connection for checkpoints.
 pub(super) const AGENT: &str = "leasepool: checkpoint";
-/// What may be left to be copied while no write can begin, in pages.
+/// How many pages may be left to copy while no write can begin.
 const SHORT: u32 = 64;
-/// Copies without the write lock, at most.
+/// The largest number of copies without the write lock.
 const PASSES: usize = 4;
-/// How long to wait, with the write lock, for readers; most are done within microseconds.
+/// How long to wait for readers while holding the write lock; most reads end within microseconds.
 const MOMENT: Duration = Duration::from_millis(3);
 const PAUSE: Duration = Duration::from_micros(50);
 /// How long to wait for a connection, and for the write lock.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Looks at how long a commit has left the log, and sees to a checkpoint if that is too long.
+/// Looks at the length of the log after a commit, and starts a checkpoint if the log is too long.
 pub(super) fn noted(writer: &Arc<Writer>, noted: Noted) {
     if noted.emergencies > 0 {
         let counters = &writer.core.counters;
@@ -42,14 +42,14 @@ pub(super) fn noted(writer: &Arc<Writer>, noted: Noted) {
     }
 }
 
-/// Sees to a checkpoint of a log that has become too long, though commits have noted nothing.
+/// Starts a checkpoint of a log that has become too long although commits have noted nothing.
 pub(super) fn overlong(writer: &Arc<Writer>) {
     if let Some(wal) = writer.core.backend.wal() {
         begin(writer, wal);
     }
 }
 
-/// Tries again, if the last one could not finish, or if a lease that goes on notes nothing.
+/// Tries again, if the last checkpoint could not finish, or if a long lease notes nothing.
 pub(super) fn retry(writer: &Arc<Writer>) {
     let backend = &writer.core.backend;
     if let Some(wal) = backend.wal()
@@ -59,7 +59,7 @@ pub(super) fn retry(writer: &Arc<Writer>) {
     }
 }
 
-/// Lets a thread of the writer's run one.
+/// Lets a thread of the writer run a checkpoint.
 fn begin(writer: &Arc<Writer>, wal: &Wal) {
     if !wal.begin() {
         return;
@@ -69,7 +69,7 @@ fn begin(writer: &Arc<Writer>, wal: &Wal) {
         let Some(wal) = theirs.core.backend.wal() else {
             return;
         };
-        // One that fails is tried again when the log has grown.
+        // A checkpoint that fails is tried again when the log has grown.
         if let Err(error) = run(&theirs, wal) {
             events::checkpoint_failed(&theirs.core.options.name, &error);
         }
@@ -86,7 +86,8 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
         let result = checkpoint(connection, Mode::Passive)?;
         count(&core.counters.emergency_checkpoints);
         running.ended(Checkpointed {
-            // Whoever reads from the log is the one who is to run the checkpoints.
+            // The process that reads the log is the one that should run the checkpoints, so this is no pinned
+            // log.
             busy: false,
             ..result
         });
@@ -111,8 +112,8 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     Ok(())
 }
 
-/// Copies most of the log while others commit. Each pass copies what was written during the one before; it says how long
-/// the log was when it began.
+/// Copies most of the log while others commit. Each pass copies what was written during the pass before, and
+/// reports the length of the log at its beginning.
 fn copy(connection: &rusqlite::Connection, wal: &Wal) -> Result<(), Error> {
     let mut before = 0;
     for _ in 0..PASSES {
@@ -126,17 +127,17 @@ fn copy(connection: &rusqlite::Connection, wal: &Wal) -> Result<(), Error> {
     Ok(())
 }
 
-/// Copies the rest while no write of the pool's can begin, and waits a moment for those who still read from
-/// the log: the next write then begins it anew.
+/// Copies the rest while no write of the pool can begin, and waits a moment for connections that still read
+/// from the log: then the next write begins the log anew.
 fn finish(
     writer: &Arc<Writer>,
     lease: &rusqlite::Connection,
     passes: Passes,
 ) -> Result<Checkpointed, Error> {
-    // Whoever waits for a lock here lets all writers wait.
+    // While this thread waits for a lock here, all writers wait.
     lease.busy_timeout(match passes {
         Passes::Several => Duration::ZERO,
-        // SQLite waits within the one pass: for those who read, and for those who write without the pool's queue.
+        // SQLite waits within its one pass: for readers, and for writers outside of the pool's queue.
         Passes::One => MOMENT,
     })?;
     let begun = Instant::now();

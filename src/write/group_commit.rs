@@ -1,6 +1,6 @@
-//! Group commit: the leader of a queue takes a connection, the write lock and a transaction, lets members work,
+//! Group commit: the leader of a queue takes a connection, the write lock and a transaction, runs the work of each member,
 //! commits, and replies; one group after the other.
-//! It knows neither who calls nor how they wait. Waiting for a connection or the lock holds no thread: it is awaited.
+//! It knows neither the callers nor how they wait. It awaits the connection and the lock, so that the wait holds no thread.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +21,7 @@ use crate::sqlite::{Commits, Group, Member, Sqlite, same, until};
 use crate::sync::semaphore::{Closed, Held};
 use crate::sync::wait::{await_until, block_until};
 
-/// A queue of a pool's, with the agent whose connection its leader uses.
+/// A queue of a pool, with the agent whose connection its leader uses.
 #[derive(Clone)]
 pub(super) struct QueueHandle {
     pub(super) writer: Arc<Writer>,
@@ -30,7 +30,7 @@ pub(super) struct QueueHandle {
 }
 
 impl QueueHandle {
-    /// Where `agent` writes.
+    /// The queue of `agent`'s writes.
     pub(super) fn of(writer: &Arc<Writer>, agent: &str) -> Result<Self, Error> {
         Ok(Self::new(writer, writer.queue(agent)?))
     }
@@ -48,7 +48,7 @@ impl QueueHandle {
         }
     }
 
-    /// One for each queue in use.
+    /// A handle for each queue in use.
     pub(super) fn all(writer: &Arc<Writer>) -> Vec<Self> {
         let handle = |queue: Queue| QueueHandle {
             writer: Arc::clone(writer),
@@ -71,17 +71,17 @@ impl QueueHandle {
         }
     }
 
-    /// Lets the writer's threads lead from now on. They work when there is something to do, and wait for nothing.
+    /// Lets the writer's threads lead from now on. A thread is occupied only while there is work to do.
     pub(super) fn hand_over(self, first: Option<PendingJob>) {
         let workers = Arc::clone(&self.writer.workers);
         workers.spawn(self.lead(first));
     }
 
-    /// Leads one group, which begins with `first` or with the first of the queue.
+    /// Leads one group, which begins with `first` or with the first job of the queue.
     pub(super) async fn lead_once(&self, first: Option<PendingJob>, company: Company) -> Led {
         let mut group = pin!(self.group(first, company));
-        // Nothing is known to panic within. If it does, that must not end the queue, and members that have no
-        // answer yet get one as the group is dropped.
+        // No code within is known to panic. If some does, the queue must go on, and members without an answer
+        // get one when the group is dropped.
         poll_fn(|cx| {
             let polled = catch_unwind(AssertUnwindSafe(|| group.as_mut().poll(cx)));
             polled.unwrap_or(Poll::Ready(Led::Next(None)))
@@ -111,7 +111,8 @@ impl QueueHandle {
                 return self.answered(first, error);
             }
         };
-        // From here on nothing is awaited. Members reply when this is dropped: after the lock and the connection.
+        // From here on, the leader awaits nothing. Members reply when this is dropped: after the lock and the
+        // connection.
         let mut members = Members::default();
         let mut next = None;
         let begun = match self.begin(&mut checkout, &first) {
@@ -135,7 +136,7 @@ impl QueueHandle {
             checkout.discard();
         }
         let counters = &core.counters;
-        // It may have ended before anybody worked.
+        // The transaction may have ended before any member worked.
         if !(members.jobs.is_empty() && members.refused.is_empty()) {
             count(&counters.write_groups);
         }
@@ -143,13 +144,14 @@ impl QueueHandle {
             add(&counters.writes, members.jobs.len() as u64);
         }
         members.outcome = outcome;
-        // Before another may lead: lengths of the log are noted in the order of the commits.
+        // Before another leader may commit: lengths of the log must be noted in the order of the commits.
         if let Commits::Noted(noted) = noted {
             self.writer.noted(noted);
         }
         if members.jobs.len() + members.refused.len() > 1 {
-            // Several who are told now may write again: to go on leading lets them form a group, where the first of them
-            // would otherwise lead one of its own. It costs a fifth of the writes of 32 clients.
+            // Several callers that get answers now may write again. If this leader goes on, they form a
+            // group; otherwise the first of them would lead a group of its own. That would cost a fifth of
+            // the writes of 32 clients.
             drop(members);
             return Led::Next(next);
         }
@@ -158,8 +160,9 @@ impl QueueHandle {
         led
     }
 
-    /// The end of a write that was alone, which may be the end of the leader's time. It is told only then: who is told finds
-    /// the writer idle, if it is, and need not wait for a leader that has nothing left to do.
+    /// Ends the turn of a write that was alone, and the leader's time if no job waits. The caller gets its
+    /// answer only after this: then it finds an idle writer, and need not wait for a leader that has nothing
+    /// left to do.
     fn after(&self, next: Option<PendingJob>) -> Led {
         if next.is_none() && self.queue.step_down() {
             return Led::SteppedDown;
@@ -190,8 +193,8 @@ impl QueueHandle {
         begun
     }
 
-    /// Lets members work until the group is full or nobody waits, and commits. Puts the one that cannot work on this
-    /// connection, for what another agent left on it, into `misfit`.
+    /// Runs members' work until the group is full or no job waits, and commits. A job that cannot work on
+    /// this connection, because of what another agent left on it, goes into `misfit`.
     fn fill(
         &self,
         mut group: Group<'_>,
@@ -234,7 +237,7 @@ impl QueueHandle {
         group.commit(until(deadline)).map_err(Lost::Commit)
     }
 
-    /// The next whose time has not passed.
+    /// The next job whose deadline has not passed.
     fn next(&self, now: Instant) -> Option<PendingJob> {
         loop {
             let job = self.queue.next()?;
@@ -284,7 +287,7 @@ impl QueueHandle {
         }
     }
 
-    /// Answers those in the queue whose time has passed.
+    /// Answers the queued jobs whose deadline has passed.
     pub(super) fn expire(&self, now: Instant) {
         for job in self.queue.take_out(|job| job.deadline() <= now) {
             let error = self.too_late(job.claim());
@@ -292,7 +295,7 @@ impl QueueHandle {
         }
     }
 
-    /// Why a write that waited too long was not done.
+    /// The error of a write whose deadline passed before it began.
     pub(super) fn too_late(&self, claim: &Claim) -> Error {
         if self.queue.is_locked_out() {
             return locked_out().into();
@@ -307,32 +310,36 @@ impl QueueHandle {
     }
 }
 
-/// How a leader goes on after a group.
+/// What a leader does after a group.
 pub(super) enum Led {
-    /// It leads no more: nobody waited.
+    /// It stops leading: no job waited.
     SteppedDown,
-    /// With this job, which could not work on the group's connection, or with the first of the queue.
+    /// It goes on with this job, which could not work on the group's connection, or with the first of the
+    /// queue.
     Next(Option<PendingJob>),
 }
 
-/// Whether others may join a group.
+/// Whether more jobs may join a group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Company {
     Welcome,
     None,
 }
 
-/// What SQLite says to a connection that is locked out.
+/// The error that SQLite returns to a connection that is locked out.
 fn locked_out() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(
         rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
-        Some("the lock to write is held outside of the pool's queue".to_owned()),
+        Some(
+            "another process, or a connection outside of the pool's queue, holds the write lock"
+                .to_owned(),
+        ),
     )
 }
 
-/// Why nothing of a group is kept.
+/// Why no write of a group is kept.
 enum Lost {
-    /// SQLite rolled it back within a member's work, or it was ended there.
+    /// SQLite rolled the transaction back during a member's work, or the work ended it.
     RolledBack(Option<rusqlite::Error>),
     Commit(rusqlite::Error),
 }
@@ -348,10 +355,10 @@ impl Lost {
     }
 }
 
-/// Those who have worked. They are told the outcome when this is dropped, in the order in which they came.
+/// The members whose work has run. Dropping this tells them the outcome, in the order in which they came.
 struct Members {
     jobs: Vec<PendingJob>,
-    /// Those whose work was rolled back for what it tried.
+    /// Members whose work was rolled back because of a statement it tried.
     refused: Vec<(PendingJob, Error)>,
     outcome: Result<(), Lost>,
 }
@@ -361,7 +368,7 @@ impl Default for Members {
         Members {
             jobs: Vec::new(),
             refused: Vec::new(),
-            // Until there is a commit.
+            // Until the commit.
             outcome: Err(Lost::RolledBack(None)),
         }
     }

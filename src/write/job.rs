@@ -12,24 +12,24 @@ use crate::error::Error;
 use crate::observe::claim::Claim;
 use crate::sync::oneshot::Oneshot;
 
-/// A job, whatever it returns.
+/// A job, whatever its result type.
 pub(super) trait Job: Send + Sync {
     fn claim(&self) -> &Claim;
 
-    /// By when it must have begun.
+    /// The latest time at which the work may begin.
     fn deadline(&self) -> Instant;
 
-    /// Its caller does not wait any more, and it has not begun.
+    /// Whether its caller no longer waits and the work has not begun.
     fn is_cancelled(&self) -> bool;
 
-    /// Does the work, once. Returns whether to keep what it did.
+    /// Does the work, once. Returns whether to keep its changes.
     fn work(&self, savepoint: &mut Savepoint<'_>) -> bool;
 
-    /// Answers the caller: what the work returned, now that it is committed, or why it is not.
+    /// Answers the caller: with the result of the work if it was committed, and with the error otherwise.
     fn reply(&self, outcome: Result<(), Error>);
 }
 
-/// A job that has left the queue. Dropping it replies, so that every caller is answered, whatever happens.
+/// A job that has left the queue. Dropping it replies, so that every caller gets an answer in any case.
 pub(super) struct PendingJob(Option<Arc<dyn Job>>);
 
 impl PendingJob {
@@ -42,8 +42,8 @@ impl PendingJob {
         self.reply_once(outcome);
     }
 
-    /// What that runs of the user's (a waker, the drop of a result) may panic; that is no reason not to answer the
-    /// next.
+    /// Replying runs user code (a waker, the drop of a result), which may panic. The next job must still be
+    /// answered.
     fn reply_once(&mut self, outcome: Result<(), Error>) {
         if let Some(job) = self.0.take() {
             let replied = catch_unwind(AssertUnwindSafe(|| {
@@ -76,7 +76,7 @@ impl Drop for PendingJob {
     }
 }
 
-/// What the caller is told. The errors are two, so that the user's `From` runs on the caller's thread.
+/// What the caller gets. There are two errors, so that the user's `From` runs on the caller's thread.
 pub(super) type Answer<T, E> = Result<Result<T, E>, Error>;
 
 pub(super) struct Write<F, T, E> {
@@ -98,14 +98,14 @@ impl<F, T, E> Write<F, T, E> {
         }
     }
 
-    /// Takes the work back, if it has not begun. Returns whether it had not.
+    /// Takes back the work, if it has not begun. Returns whether it had not.
     pub(super) fn withdraw(&self) -> bool {
         let work = self.work.lock().take();
-        // It may be anything, and is dropped without the lock.
+        // The work may be any user value, and is dropped without the lock.
         work.is_some()
     }
 
-    /// Its caller does not wait any more: it will not begin if it has not.
+    /// The caller no longer waits: the work will not begin if it has not.
     pub(super) fn cancel(&self) {
         let work = self.work.lock().take();
         drop(work);
@@ -135,7 +135,7 @@ where
         let Some(work) = self.work.lock().take() else {
             return false;
         };
-        // What the work broke is rolled back, and nobody sees it.
+        // A panic's half-done changes are rolled back, so no other code sees them.
         let result = match catch_unwind(AssertUnwindSafe(|| work(savepoint))) {
             Ok(result) => Ok(result),
             Err(panic) => Err(Error::panicked("the work given to write", &*panic)),
@@ -149,7 +149,7 @@ where
         let result = self.result.lock().take();
         match (outcome, result) {
             (Ok(()), Some(result)) => self.oneshot.answer(result),
-            // What it tried matters more than what it made of the refusal.
+            // The refused statement matters more than the result that the work made of it.
             (Err(error @ Error::NotInWrite { .. }), _) => self.oneshot.answer(Err(error)),
             (Err(error), None | Some(Ok(Ok(_)))) => self.oneshot.answer(Err(error)),
             // Its own error wins over the group's.

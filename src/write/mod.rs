@@ -1,14 +1,15 @@
 //! Writes: one queue for all writers of the process, and many writes in one transaction.
-//! `call` waits for the answer, `group_commit` does the work. It begins no transaction but a group's and a lease's.
+//! `call` waits for the answer, `group_commit` does the work. It begins only the transactions of groups and leases.
 //!
 //! # Who does the work
-//! A caller that blocks and finds nobody at work does its own write, on its own thread: no other thread is
-//! woken, and nothing is waited for. That is the difference between a client that blocks and one that awaits
-//! in `cargo bench -p leasepool-benches --bench write -- --clients 1`: about 16 µs and 60 µs for a write.
-//! Everybody else queues, and is served by one thread, which commits what has come in the meantime as one group. It is already
-//! running when the next group is there; a caller that led the next group would first have to be woken, when
-//! all those whose writes were just committed want to run, too. Callers that await always queue: their
-//! threads are not to be blocked.
+//! If no write is in progress, a blocking caller does its own write, on its own thread: no other thread is
+//! woken, and the caller waits for none. That is the difference between a blocking and an awaiting client in
+//! `cargo bench -p leasepool-benches --bench write -- --clients 1`: about 16 µs and 60 µs for a write. Every
+//! other write queues.
+//! One thread serves the queue, and commits the writes that have come in meanwhile as one group. That thread
+//! is already running when the next group forms. A caller that led the next group would first have to be
+//! woken, at the same time as all callers whose writes were just committed. Writes of awaiting callers always
+//! queue, because their threads must not block.
 
 mod call;
 mod checkpoint;

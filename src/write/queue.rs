@@ -1,9 +1,9 @@
-//! WriteQueue: who wants to write to one database, first come, first served. One of the callers, or a thread
-//! that works for them, leads; the leader takes jobs out one by one.
-//! It knows no SQL, and waits for nobody.
+//! WriteQueue: the writes that wait for one database, first come, first served. One caller, or a worker thread, leads; the
+//! leader takes jobs out one by one.
+//! It knows no SQL, and waits for no other thread.
 //!
-//! Apart from the queue there is the write lock: the right to have a transaction that writes. Whoever waits for
-//! it has a connection already, so that no two ever wait for each other.
+//! Apart from the queue there is the write lock: the right to have a transaction that writes. A thread that
+//! waits for the lock already has its connection, so no two threads wait for each other.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,30 +23,31 @@ use crate::sync::semaphore::Semaphore;
 pub(super) struct WriteQueue {
     state: Mutex<State>,
     pub(super) write_lock: Semaphore<Claim>,
-    /// Told when the leader of a closed queue steps down.
+    /// Notified when the leader of a closed queue steps down.
     idle: Event,
-    /// The leader waits for a lock that is held outside of the pool's queue.
+    /// The leader waits for SQLite's write lock, which another process or a connection outside of this queue
+    /// holds.
     locked_out: AtomicBool,
 }
 
 struct State {
     jobs: VecDeque<Arc<dyn Job>>,
-    /// There is a leader. While there is none, no job queues.
+    /// There is a leader. Without one, no job queues.
     led: bool,
     closed: bool,
 }
 
-/// How a job came into a queue.
+/// How a job entered a queue.
 pub(super) enum Joined {
     /// There was no leader: the caller leads now, and begins with its own job.
     Leads(PendingJob),
-    /// It waits in the queue.
+    /// The job waits in the queue.
     Queued,
 }
 
 pub(super) enum Refused {
     Closed,
-    /// So many wait already.
+    /// This many jobs wait already.
     Full(usize),
 }
 
@@ -64,7 +65,7 @@ impl WriteQueue {
         }
     }
 
-    /// Joins the queue; as the leader, if there is none. At most `limit` may wait.
+    /// Adds a job to the queue. If there is no leader, the caller becomes it. At most `limit` jobs may wait.
     pub(super) fn join(&self, job: Arc<dyn Job>, limit: usize) -> Result<Joined, Refused> {
         let mut state = self.state.lock();
         if state.closed {
@@ -81,12 +82,12 @@ impl WriteQueue {
         Ok(Joined::Queued)
     }
 
-    /// The next in the queue, for the leader.
+    /// Takes the next job out of the queue, for the leader.
     pub(super) fn next(&self) -> Option<PendingJob> {
         self.state.lock().jobs.pop_front().map(PendingJob::new)
     }
 
-    /// Ends the leader's time, if nobody waits. Returns whether it did.
+    /// Ends the leader's time, if no job waits. Returns whether it did.
     pub(super) fn step_down(&self) -> bool {
         let mut state = self.state.lock();
         state.led = !state.jobs.is_empty();

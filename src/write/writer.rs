@@ -1,5 +1,5 @@
 //! Writer: the queues of writes, one for all agents or one for each agent's file, and the threads that serve them.
-//! Nothing is written here.
+//! It writes nothing itself.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use crate::sync::keyed_map::{KeyedEntry, KeyedMap};
 use crate::sync::wait::await_until;
 use crate::sync::workers::WorkerPool;
 
-/// The queue of those who write to one database.
+/// The queue of writes to one database.
 pub(super) type Queue = Arc<KeyedEntry<WriteQueue>>;
 
 /// Limits of queues and groups.
 pub(crate) struct Limits {
-    /// How many may wait in a queue, at most.
+    /// How many writes may wait in a queue.
     pub(crate) queue: usize,
-    /// How many a group may have, and after which time it is committed.
+    /// How many members a group may have, and how long it may stay open before it is committed.
     pub(crate) group_members: usize,
     pub(crate) group_time: Duration,
 }
@@ -41,18 +41,19 @@ pub(crate) struct Writer {
     pub(super) workers: Arc<WorkerPool>,
     /// The queues in use.
     queues: KeyedMap<WriteQueue>,
-    /// Where all agents share one database: its queue, and as which agent the pool borrows the connection.
+    /// Where all agents share one database: its queue, and the agent id under which the pool borrows the
+    /// connection.
     shared: Option<(Queue, Arc<str>)>,
     closed: AtomicBool,
-    /// Only writes are refused: the pool itself may be open.
+    /// The pool takes no more writes; it may still be open.
     closed_to_writes: AtomicBool,
-    /// Writes of leases that have been let in, and are not over.
+    /// Writes of leases that were let in and have not ended.
     of_leases: AtomicUsize,
-    /// Told when the last of them is over, once no more are let in.
+    /// Notified when the last of them ends, once the pool lets in no more.
     leases_done: Event,
 }
 
-/// A write of a lease, from when it is let in until it is over.
+/// A write of a lease, from the moment it is let in until it ends.
 pub(super) struct OfLease<'a>(&'a Writer);
 
 const WRITER: &str = "leasepool: writer";
@@ -78,7 +79,7 @@ impl Writer {
         })
     }
 
-    /// Where `agent` writes, and the agent whose connection the leader uses.
+    /// The queue of `agent`'s writes, and the agent whose connection the leader uses.
     pub(super) fn queue(&self, agent: &str) -> Result<(Queue, Arc<str>), Error> {
         if let Some((queue, writer)) = &self.shared {
             return Ok((Arc::clone(queue), Arc::clone(writer)));
@@ -100,7 +101,7 @@ impl Writer {
         (queue, agent.into())
     }
 
-    /// What must happen in time even if nobody calls.
+    /// Work that must happen in time even if no call is made.
     pub(crate) fn maintain(self: &Arc<Self>) {
         let now = Instant::now();
         for handle in QueueHandle::all(self) {
@@ -109,12 +110,12 @@ impl Writer {
         checkpoint::retry(self);
     }
 
-    /// What commits have noted of the log.
+    /// Handles what commits have noted about the log.
     pub(crate) fn noted(self: &Arc<Self>, noted: Noted) {
         checkpoint::noted(self, noted);
     }
 
-    /// The log that all agents share has become too long, though commits have noted nothing.
+    /// The log that all agents share has become too long, although commits have noted nothing.
     pub(crate) fn overlong(self: &Arc<Self>) {
         checkpoint::overlong(self);
     }
@@ -129,7 +130,7 @@ impl Writer {
     }
 
     /// # Errors
-    /// Why the pool takes no writes, if it takes none.
+    /// The reason, if the pool takes no writes.
     pub(super) fn check_takes_writes(&self) -> Result<(), Error> {
         if self.closed.load(Acquire) {
             return Err(Error::Closed);
@@ -145,29 +146,30 @@ impl Writer {
         }
     }
 
-    /// Lets a lease write. A pool that is being closed waits for its leases, and lets them.
+    /// Lets a lease write. A closing pool waits for its leases and lets them write.
     pub(super) fn let_lease_write(&self) -> Result<OfLease<'_>, Error> {
         self.core.backend.check_writable()?;
-        // Counted before it looks: whoever closes sees it, or it sees that it is closed.
+        // Counted before the flag is read: either the closing thread sees this write, or this thread sees the
+        // flag.
         self.of_leases.fetch_add(1, SeqCst);
         let counted = OfLease(self);
         self.check_closed_to_writes()?;
         Ok(counted)
     }
 
-    /// Why a queue that is closed takes no job.
+    /// Why a closed queue takes no job.
     pub(super) fn refusal(&self) -> Error {
         self.check_takes_writes().err().unwrap_or(Error::Closed)
     }
 
-    /// Refuses new writes, and waits until those that are queued are done.
+    /// Refuses new writes, and waits until the queued ones are done.
     pub(crate) async fn drain(&self) {
         self.closed.store(true, Release);
         self.drain_queues().await;
     }
 
-    /// Refuses new writes, those of leases too, and waits until all that were let in are done, until `deadline` at most.
-    /// Those that have not begun by then are refused.
+    /// Refuses new writes, including those of leases, and waits until all writes that were let in are done,
+    /// but no longer than until `deadline`. Then it refuses those that have not begun.
     pub(crate) async fn close_to_writes(
         &self,
         asked_at: Instant,
@@ -203,13 +205,13 @@ impl Writer {
         }
     }
 
-    /// Refuses new writes, and those that are queued.
+    /// Refuses new writes and the queued ones.
     pub(crate) fn refuse(&self) {
         self.closed.store(true, Release);
         self.refuse_queued(|| Error::Closed);
     }
 
-    /// Refuses those that are queued. Returns how many.
+    /// Refuses the queued writes. Returns how many.
     fn refuse_queued(&self, error: impl Fn() -> Error) -> usize {
         let mut refused = 0;
         for queue in self.queues.all() {
