@@ -1,4 +1,4 @@
-//! Claim: who asks for something, since when, and from which line.
+//! Claim: which agent asks for something, since when, and from which line.
 //! It decides nothing.
 
 use std::panic::Location;
@@ -13,7 +13,7 @@ pub(crate) struct Claim {
     pub(crate) agent: Arc<str>,
     pub(crate) asked_at: Instant,
     pub(crate) place: &'static Location<'static>,
-    /// The thread that asked, and blocks while it waits; `None` for one that awaits.
+    /// The thread that asked and blocks while it waits; `None` for a caller that awaits.
     pub(crate) thread: Option<u64>,
 }
 
@@ -31,7 +31,7 @@ impl Claim {
         }
     }
 
-    /// Of a caller that blocks this thread.
+    /// Marks the claim as one of a caller that blocks this thread.
     pub(crate) fn blocking(mut self) -> Self {
         self.thread = Some(thread::number());
         self
@@ -45,7 +45,7 @@ impl Claim {
         }
     }
 
-    /// As the holder of what it was granted.
+    /// The claim as a holder of what it was granted.
     pub(crate) fn holder(&self, now: Instant) -> Holder {
         Holder {
             agent: self.agent.as_ref().to_owned(),

@@ -1,5 +1,5 @@
-//! What the pool tells the log: the one place that knows the feature `tracing`.
-//! It never decides anything, and costs nothing where the feature is off.
+//! The events that the pool logs: the only file that knows the feature `tracing`.
+//! It decides nothing, and costs nothing where the feature is off.
 #![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
 
 use super::claim::Claim;
@@ -15,26 +15,26 @@ pub(crate) enum Eviction {
     Called,
 }
 
-/// Runs a subscriber's code. That it panics is no reason to lose anything of the pool's.
+/// Runs a subscriber's code. If that panics, the pool must lose nothing.
 #[cfg(feature = "tracing")]
 fn tell(event: impl FnOnce()) {
     let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(event));
     drop(told);
 }
 
-/// An agent was forgotten, and a connection that was parked for it given back.
+/// An agent was forgotten, and a connection that was parked for it became free.
 pub(crate) fn evicted(pool: &str, agent: &str, cause: Eviction) {
     #[cfg(feature = "tracing")]
     tell(|| tracing::debug!(pool, agent, ?cause, "agent evicted"));
 }
 
-/// A connection that was parked for another agent was taken from it.
+/// Another agent took a connection that was parked for this agent.
 pub(crate) fn reclaimed(pool: &str, agent: &str) {
     #[cfg(feature = "tracing")]
     tell(|| tracing::debug!(pool, agent, "connection reclaimed"));
 }
 
-/// The pool was told to close.
+/// The pool begins to close.
 pub(crate) fn closing(pool: &str, lent: usize) {
     #[cfg(feature = "tracing")]
     tell(|| tracing::info!(pool, lent, "pool closing"));
@@ -46,7 +46,7 @@ pub(crate) fn closed(pool: &str) {
     tell(|| tracing::info!(pool, "pool closed"));
 }
 
-/// Waits in a span of its own.
+/// Awaits `wait` in its own span.
 pub(crate) async fn wait<T>(pool: &str, agent: &str, wait: impl Future<Output = T>) -> T {
     #[cfg(feature = "tracing")]
     return tracing::Instrument::instrument(wait, wait_span(pool, agent)).await;
@@ -59,7 +59,7 @@ fn wait_span(pool: &str, agent: &str) -> tracing::Span {
     tracing::debug_span!("lease wait", pool, agent)
 }
 
-/// A lease is held for too long. Told once for each lease.
+/// A lease has been held too long. Reported once for each lease.
 pub(crate) fn overdue(pool: &str, holder: &Holder) {
     #[cfg(feature = "tracing")]
     tell(|| {
@@ -105,7 +105,7 @@ pub(crate) fn close_failed(error: &Error, stuck: bool) {
     });
 }
 
-/// A client was told of an error by no more than a status.
+/// A client got only a status for this error; the log gets the error.
 #[cfg(any(feature = "axum", feature = "actix"))]
 pub(crate) fn answered(status: u16, error: &Error) {
     #[cfg(feature = "tracing")]
@@ -126,7 +126,7 @@ pub(crate) fn memory_management() {
     });
 }
 
-/// The linked SQLite is too old for checkpoints beside commits.
+/// The linked SQLite is too old for checkpoints that run while others commit.
 pub(crate) fn old_sqlite(pool: &str, version: i32) {
     #[cfg(feature = "tracing")]
     tell(|| {
@@ -139,7 +139,8 @@ pub(crate) fn old_sqlite(pool: &str, version: i32) {
         tracing::warn!(
             pool,
             version,
-            "SQLite before 3.51.3 can corrupt a database when a checkpoint follows another while somebody commits: the              pool lets writes wait for each of its checkpoints; link a newer SQLite, or use the feature `bundled`"
+            "SQLite before 3.51.3 can corrupt a database when a checkpoint follows another while a connection commits: the \
+             pool makes writes wait for each of its checkpoints; link a newer SQLite, or use the feature `bundled`"
         )
     });
 }
@@ -156,19 +157,20 @@ pub(crate) fn checkpoint_failed(pool: &str, error: &Error) {
     });
 }
 
-/// The log had become as long as it never should, and the pool ran the checkpoint that another process did not.
+/// The log became far too long, and the pool ran the checkpoint that another process should have run.
 pub(crate) fn emergency_checkpoint(pool: &str, pages: u32) {
     #[cfg(feature = "tracing")]
     tell(|| {
         tracing::warn!(
             pool,
             pages,
-            "emergency checkpoint: the process that is to run the checkpoints does not keep up"
+            "emergency checkpoint: the process that should run the checkpoints does not keep up"
         )
     });
 }
 
-/// Whoever runs the checkpoints takes the lock to write for a moment, and those who write wait no longer than this.
+/// Another process runs the checkpoints and takes the write lock for a moment. Writers wait no longer than
+/// `busy_timeout`.
 pub(crate) fn short_busy_timeout(pool: &str, busy_timeout: std::time::Duration) {
     #[cfg(feature = "tracing")]
     tell(|| {
@@ -180,19 +182,19 @@ pub(crate) fn short_busy_timeout(pool: &str, busy_timeout: std::time::Duration) 
     });
 }
 
-/// A WAL hook that `on_open` has set is not called.
+/// A WAL hook that `on_open` set is never called.
 pub(crate) fn wal_hook_replaced(target: &str) {
     #[cfg(feature = "tracing")]
     tell(|| {
         tracing::warn!(
             database = target,
-            "on_open set a WAL hook: the pool's own took its place"
+            "the pool replaced the WAL hook that on_open set: it is never called"
         )
     });
 }
 
-/// The write-ahead log cannot shrink, since somebody reads from it: the oldest lease, as far as is known, or
-/// another process.
+/// The write-ahead log cannot shrink, because a connection reads from it: that of the oldest lease, as far as
+/// the pool knows, or one of another process.
 pub(crate) fn wal_pinned(pool: &str, pages: u32, holder: Option<&Holder>) {
     #[cfg(feature = "tracing")]
     tell(|| match holder {

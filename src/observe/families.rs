@@ -1,10 +1,10 @@
-//! What the numbers of a pool are called outside: one list for the `metrics` facade and for Prometheus.
+//! The public names of a pool's numbers: one list for the `metrics` facade and for Prometheus.
 //! It measures nothing.
 
 use super::histogram::Histogram;
 use super::stats::Stats;
 
-/// The numbers of one name.
+/// The numbers under one name.
 pub(crate) struct Family {
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
@@ -19,13 +19,13 @@ pub(crate) enum Numbers {
     Histogram(Histogram),
 }
 
-/// One number for each value of a label; or one, without a label.
+/// One number for each value of a label; or one number without a label.
 pub(crate) struct Labelled {
     pub(crate) label: Option<&'static str>,
     pub(crate) values: Vec<(&'static str, u64)>,
 }
 
-/// All numbers of a pool that holds so many descriptors (`None`: nobody knows) of so many.
+/// All numbers of a pool that holds `descriptors` (`None`: unknown) of at most `ceiling` descriptors.
 pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize) -> Vec<Family> {
     let mut families = vec![
         counter(
@@ -64,7 +64,7 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
         ),
         plain_counter(
             "leasepool_write_groups_total",
-            "Transactions of which writes were part.",
+            "Transactions that contained writes.",
             stats.write_groups,
         ),
         histogram(
@@ -84,17 +84,17 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
         ),
         plain_counter(
             "leasepool_checkpoints_total",
-            "Checkpoints that the pool has run.",
+            "Checkpoints that the pool ran.",
             stats.checkpoints,
         ),
         plain_counter(
             "leasepool_emergency_checkpoints_total",
-            "Checkpoints that the pool has run since the process that is to run them did not.",
+            "Checkpoints that the pool ran because the process that should run them did not.",
             stats.emergency_checkpoints,
         ),
         plain_counter(
             "leasepool_checkpoints_pinned_total",
-            "Times that the write-ahead log was found to be held by an open transaction.",
+            "Times that checkpoints were blocked by an open read transaction.",
             stats.checkpoints_pinned,
         ),
         Family {
@@ -112,7 +112,7 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
         },
         gauge(
             "leasepool_files",
-            "Database files that connections are open to.",
+            "Database files that have an open connection.",
             stats.files,
         ),
         gauge(
@@ -127,7 +127,7 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
         ),
         counter(
             "leasepool_evictions_total",
-            "Parked connections given back, by cause.",
+            "Parked connections that became free or went to another agent, by cause.",
             "cause",
             vec![
                 ("reclaim", stats.reclaims),
@@ -155,13 +155,13 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
         ),
         counter(
             "leasepool_closes_total",
-            "Connections closed, and those whose closing reported an error.",
+            "Connections closed, and those that reported an error when they were closed.",
             "outcome",
             vec![("closed", stats.closes), ("failed", stats.close_failures)],
         ),
         plain_counter(
             "leasepool_resets_total",
-            "Connections cleaned for another agent.",
+            "Connections reset before another agent got them.",
             stats.resets,
         ),
         plain_counter(
@@ -173,7 +173,7 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
     if let Some(descriptors) = descriptors {
         families.push(gauge(
             "leasepool_descriptors",
-            "Descriptors held on the database.",
+            "Descriptors open on the database.",
             descriptors,
         ));
     }

@@ -5,17 +5,17 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Durations are counted in units of 64 ns: below the time that reading a clock takes.
+/// Durations are counted in units of 64 ns, which is less than reading a clock takes.
 const UNIT_BITS: u32 = 6;
-/// Each doubling is divided into so many buckets, which are therefore at most 12.5 % wide.
+/// Each doubling is divided into 8 buckets, so each bucket is at most 12.5 % wide.
 const STEPS_BITS: u32 = 3;
 const STEPS: u64 = 1 << STEPS_BITS;
-/// Enough for 24 hours, the longest wait there is. Longer durations count in the last bucket.
+/// Enough for 24 hours, the longest possible wait. Longer durations count in the last bucket.
 const BUCKETS: usize = 312;
-/// Threads that record at the same time should not meet in one cache line; this many do not.
+/// Threads that record at the same time should not share a cache line. With this many shards they rarely do.
 const MAX_SHARDS: usize = 16;
 
-/// How long something took, each time that it was done: [`Stats`](crate::Stats).
+/// How long each run of something took: [`Stats`](crate::Stats).
 ///
 /// Durations are counted in buckets that are at most 12.5 % wide (and 64 ns at least), up to 24 hours.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -32,17 +32,17 @@ impl Histogram {
         self.count
     }
 
-    /// All of them together.
+    /// The sum of all durations.
     pub fn sum(&self) -> Duration {
         self.sum
     }
 
-    /// The longest of them, exactly.
+    /// The longest duration, exactly.
     pub fn max(&self) -> Duration {
         self.max
     }
 
-    /// Their mean; zero if there are none.
+    /// The mean duration; zero if there is none.
     pub fn mean(&self) -> Duration {
         match self.count {
             0 => Duration::ZERO,
@@ -50,8 +50,8 @@ impl Histogram {
         }
     }
 
-    /// The duration that a share `q` of all (0.0 to 1.0; 0.99 for the 99th percentile) did not exceed,
-    /// rounded up to the end of its bucket; zero if there are none.
+    /// The duration that a share `q` of all durations (0.0 to 1.0; 0.99 for the 99th percentile) did not
+    /// exceed, rounded up to the end of its bucket; zero if there is none.
     pub fn quantile(&self, q: f64) -> Duration {
         let rank = (q.clamp(0.0, 1.0) * self.count as f64).ceil().max(1.0) as u64;
         let mut seen = 0;
@@ -64,8 +64,7 @@ impl Histogram {
         self.max
     }
 
-    /// The buckets that are not empty, in order: the longest duration that counts in each, and how many
-    /// do.
+    /// The buckets that are not empty, in order: the longest duration that counts in each, and its count.
     pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
         self.buckets
             .iter()
@@ -74,7 +73,7 @@ impl Histogram {
             .map(|(i, n)| (end_of(i).min(self.max), *n))
     }
 
-    /// Counts `n` more that took no time.
+    /// Counts `n` more durations of zero.
     pub(crate) fn add_zeros(&mut self, n: u64) {
         if self.buckets.is_empty() {
             self.buckets = vec![0; BUCKETS];
@@ -85,7 +84,7 @@ impl Histogram {
         }
     }
 
-    /// What was counted since `earlier`, of the same recorder: ends of buckets and counts.
+    /// The counts added since `earlier`, a snapshot of the same recorder: ends of buckets, and counts.
     #[cfg(feature = "metrics")]
     pub(crate) fn since(&self, earlier: &Histogram) -> impl Iterator<Item = (Duration, u64)> {
         self.buckets.iter().enumerate().filter_map(|(i, n)| {
@@ -107,7 +106,7 @@ impl fmt::Debug for Histogram {
     }
 }
 
-/// What a [`Histogram`] is a snapshot of.
+/// Records durations; a [`Histogram`] is a snapshot of it.
 pub(crate) struct Recorder(Box<[Shard]>);
 
 struct Shard {
@@ -139,12 +138,12 @@ impl Shard {
 }
 
 impl Recorder {
-    /// For up to `threads` at a time.
+    /// For up to `threads` threads at a time.
     pub(crate) fn new(threads: usize) -> Self {
         Self::of(threads.clamp(1, MAX_SHARDS))
     }
 
-    /// With a shard for each slot, which is written by whoever has the slot in hand, and nobody else.
+    /// With a shard for each slot. Only the permit holder that has the slot writes its shard.
     pub(crate) fn by_slot(slots: usize) -> Self {
         Self::of(slots)
     }
@@ -153,7 +152,7 @@ impl Recorder {
         Recorder((0..shards).map(|_| Shard::new()).collect())
     }
 
-    /// `whose` spreads those who record at the same time.
+    /// `whose` spreads threads that record at the same time.
     pub(crate) fn record(&self, whose: usize, took: Duration) {
         let Some(shard) = self.0.get(whose % self.0.len()) else {
             return;
@@ -163,7 +162,7 @@ impl Recorder {
         shard.record(took, add, max);
     }
 
-    /// Like `record`, without read-modify-writes: for whoever has the slot in hand.
+    /// Like `record`, but without read-modify-writes. For the permit holder that has the slot.
     pub(crate) fn record_of_slot(&self, slot: usize, took: Duration) {
         let Some(shard) = self.0.get(slot) else {
             return;

@@ -1,4 +1,4 @@
-//! The feature `metrics`: a pool's numbers, told to the `metrics` facade by the maintenance thread.
+//! The feature `metrics`: the maintenance thread passes a pool's numbers to the `metrics` facade.
 //! No lease and no return pays for it.
 
 use std::time::{Duration, Instant};
@@ -10,10 +10,11 @@ use metrics::{
 use super::families::{Family, Labelled, Numbers};
 use super::histogram::Histogram;
 
-/// How often the numbers are told. To count descriptors costs a microsecond for each of the process.
+/// How often the numbers are passed on. Counting descriptors costs a microsecond for each descriptor of the
+/// process.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What the facade was told last.
+/// The numbers that the facade got last.
 #[derive(Default)]
 pub(crate) struct Published {
     at: Option<Instant>,
@@ -26,8 +27,8 @@ impl Published {
             .is_none_or(|at| now.saturating_duration_since(at) >= EVERY)
     }
 
-    /// Tells the facade everything. A histogram is told what was added to it, each duration as the
-    /// end of its bucket.
+    /// Passes all numbers to the facade. For a histogram, these are the durations added since the last call,
+    /// each as the end of its bucket.
     pub(crate) fn publish(&mut self, pool: &str, families: Vec<Family>, now: Instant) {
         let first = self.at.replace(now).is_none();
         for Family {

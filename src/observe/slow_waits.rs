@@ -1,5 +1,5 @@
-//! What is remembered of waits for a permit: how long all were, and which were the slowest of late.
-//! Not on the fast path.
+//! Waits for a permit: how long all of them were, and the slowest ones of late.
+//! It is not on the fast path.
 
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -33,12 +33,12 @@ pub struct SlowWait {
 
 pub(crate) struct SlowWaits {
     histogram: Recorder,
-    /// Those that got a permit.
+    /// Waits that ended with a permit.
     served: AtomicU64,
     /// The slowest first.
     slowest: Mutex<Vec<Wait>>,
-    /// Waits that are not longer, in nanoseconds, are not among the slowest. Zero while there are fewer, or may be:
-    /// remembered waits grow old.
+    /// Waits of at most this many nanoseconds are not among the slowest. Zero while fewer are remembered, or
+    /// may be: remembered waits expire.
     bar: AtomicU64,
 }
 
@@ -52,7 +52,7 @@ struct Wait {
 impl SlowWaits {
     pub(crate) fn new() -> Self {
         SlowWaits {
-            // Whoever has waited has lost more time than a shared cache line costs.
+            // A caller that waited has lost more time than a shared cache line costs.
             histogram: Recorder::new(1),
             served: AtomicU64::new(0),
             slowest: Mutex::default(),
@@ -88,7 +88,7 @@ impl SlowWaits {
         self.set_bar(&slowest);
     }
 
-    /// Lets the old ones go. Called now and then.
+    /// Forgets expired waits. Called regularly.
     pub(crate) fn forget(&self, now: Instant) {
         let mut slowest = self.slowest.lock();
         slowest.retain(|wait| now.saturating_duration_since(wait.ended) < REMEMBERED);
@@ -118,7 +118,7 @@ impl SlowWaits {
             .collect()
     }
 
-    /// The waits of all calls; of `leases`, those that did not wait count as zero.
+    /// The waits of all calls. The rest of `leases` did not wait and counts as zero.
     pub(crate) fn snapshot(&self, leases: u64) -> Histogram {
         let mut histogram = self.histogram.snapshot();
         histogram.add_zeros(leases.saturating_sub(self.served.load(Relaxed)));

@@ -8,28 +8,29 @@ use std::time::Duration;
 
 use super::histogram::{Histogram, Recorder};
 
-/// What a pool is doing, and has done since it was built: [`Pool::stats`](crate::Pool::stats).
+/// What a pool is doing, and what it has done since it was built: [`Pool::stats`](crate::Pool::stats).
 ///
-/// The first group are levels at the moment of the call, read one after the other while others work,
-/// so that they fit together exactly only in a quiet pool. The rest only ever grow.
+/// The first group are levels at the moment of the call. They are read one after the other while other
+/// threads work, so they fit together exactly only in a quiet pool. The other numbers only grow, except where
+/// a field says that it is a level.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// The size of the pool: connections that may be open at once.
     pub max_connections: usize,
-    /// Connections open, or being opened or closed, at this moment. `lent`, `parked`, `stuck` and
-    /// those free in r2d2 are all among them.
+    /// Connections that are open, or being opened or closed, at this moment. They include `lent`, `parked`,
+    /// `stuck` and free ones.
     pub open: usize,
-    /// Database files that connections are open to.
+    /// Database files that have an open connection.
     pub files: usize,
     /// Connections lent.
     pub lent: usize,
     /// Idle connections kept for their agents.
     pub parked: usize,
-    /// Connections that could not be closed: something still uses them, most likely a statement
-    /// given to [`std::mem::forget`]. Each keeps its slot, and is never lent again.
+    /// Connections that could not be closed because something still uses them, most likely a statement given
+    /// to [`std::mem::forget`]. Each keeps its slot and is never lent again.
     pub stuck: usize,
-    /// Callers waiting for a connection, or for an agent's own.
+    /// Callers that wait for a connection, or for their agent's only one.
     pub waiting: usize,
 
     /// Leases given.
@@ -40,15 +41,15 @@ pub struct Stats {
     pub misses: u64,
     /// Calls that ended in [`Error::Exhausted`](crate::Error::Exhausted).
     pub timeouts: u64,
-    /// Parked connections given up because another agent needed one.
+    /// Parked connections that another agent took.
     pub reclaims: u64,
-    /// Parked connections given back because more agents were cached than `cached_agents`.
+    /// Parked connections freed because there were more agents than `cached_agents`.
     pub evicted_by_size: u64,
-    /// Parked connections given back because `idle_timeout` had passed.
+    /// Parked connections freed because `idle_timeout` had passed.
     pub evicted_by_idle: u64,
-    /// Parked connections given back by [`Pool::evict`](crate::Pool::evict).
+    /// Parked connections freed by [`Pool::evict`](crate::Pool::evict).
     pub evicted_by_call: u64,
-    /// Connections cleaned before another agent got them.
+    /// Connections reset before another agent got them.
     pub resets: u64,
     /// Connections opened.
     pub opens: u64,
@@ -56,15 +57,16 @@ pub struct Stats {
     pub open_failures: u64,
     /// Connections closed.
     pub closes: u64,
-    /// Connections whose closing reported an error.
+    /// Connections that reported an error when they were closed.
     pub close_failures: u64,
-    /// Closed because a reset could not clean them.
+    /// Connections closed because a reset could not clean them.
     pub discarded_by_reset: u64,
-    /// Closed because the file under them had been replaced.
+    /// Connections closed because their file had been replaced.
     pub discarded_by_file: u64,
-    /// Closed because they were older than `max_lifetime`.
+    /// Connections closed because they were older than `max_lifetime`.
     pub discarded_by_age: u64,
-    /// Closed because their lease ended in a fault, or in [`Lease::discard`](crate::Lease::discard).
+    /// Connections closed because their lease ended in a fault, or in
+    /// [`Lease::discard`](crate::Lease::discard).
     pub discarded_by_lease: u64,
     /// Leases held longer than `overdue_after`.
     pub overdue: u64,
@@ -73,38 +75,39 @@ pub struct Stats {
     pub writes_waiting: usize,
     /// Pages in the write-ahead log after the last commit; 0 if there is none. A level.
     pub wal_pages: usize,
-    /// Calls of [`Pool::write`](crate::Pool::write), [`Lease::write`](crate::Lease::write) and their like whose
-    /// transaction was committed; with `Pool::write`, those included whose work returned an error.
+    /// Writes whose transaction committed: calls of [`Pool::write`](crate::Pool::write),
+    /// [`Lease::write`](crate::Lease::write) and the like. For `Pool::write`, this includes work that
+    /// returned an error, so that its own savepoint was rolled back.
     pub writes: u64,
-    /// Calls that were refused, waited too long, or whose transaction was not committed.
+    /// Writes that were refused, waited too long, or whose transaction did not commit.
     pub write_failures: u64,
-    /// Transactions of which writes were part: `writes` by `write_groups` is the mean size of a group.
+    /// Transactions that contained writes. `writes / write_groups` is the mean size of a group.
     pub write_groups: u64,
-    /// Checkpoints that the pool has run.
+    /// Checkpoints that the pool ran.
     pub checkpoints: u64,
-    /// Checkpoints that the pool has run though another process is to run them, since the log had become too long:
-    /// [`Builder::external_checkpoints`](crate::Builder::external_checkpoints).
+    /// Checkpoints that the pool ran although another process should run them, because the log had become too
+    /// long: [`Builder::external_checkpoints`](crate::Builder::external_checkpoints).
     pub emergency_checkpoints: u64,
-    /// Times that the log was found to be held by somebody who reads from it.
+    /// Times that checkpoints were blocked by an open read transaction.
     pub checkpoints_pinned: u64,
 
-    /// How long calls waited for their turn, whether they got a connection then or gave up. Those that
-    /// need not wait count as zero.
+    /// How long calls waited for their turn, whether they then got a connection or gave up. Calls that did
+    /// not wait count as zero.
     pub wait: Histogram,
-    /// How long leases were held that have ended.
+    /// How long the leases that have ended were held.
     pub hold: Histogram,
-    /// How long calls of [`Pool::write`](crate::Pool::write) and its like took, from the call to the answer.
+    /// How long calls of [`Pool::write`](crate::Pool::write) and the like took, from the call to the answer.
     pub write: Histogram,
 }
 
 impl Stats {
-    /// Connections that are open and nobody's, free for the next.
+    /// Connections that are open and free: neither lent nor parked nor stuck.
     pub fn free(&self) -> usize {
         self.open
             .saturating_sub(self.lent + self.parked + self.stuck)
     }
 
-    /// Parked connections given back for any reason but a reclaim.
+    /// Parked connections that were freed for any reason except a reclaim.
     pub fn evictions(&self) -> u64 {
         self.evicted_by_size + self.evicted_by_idle + self.evicted_by_call
     }
@@ -118,7 +121,7 @@ pub struct Holder {
     pub agent: String,
     /// Where the lease was taken.
     pub borrowed_at: &'static Location<'static>,
-    /// For how long it has been held.
+    /// How long it has been held.
     pub age: Duration,
 }
 
@@ -130,7 +133,7 @@ pub struct Waiting {
     pub agent: String,
     /// Where the lease was asked for.
     pub asked_at: &'static Location<'static>,
-    /// For how long it has been waiting.
+    /// How long it has been waiting.
     pub age: Duration,
 }
 
@@ -144,8 +147,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The counters behind [`Stats`]. All are statistics: nothing is decided on their values but by
-/// `open`, which only [`Pool::close`](crate::Pool::close) waits on.
+/// The counters behind [`Stats`]. All are statistics; no decision depends on them, except that
+/// [`Pool::close`](crate::Pool::close) waits on `open`.
 pub(crate) struct Counters {
     /// By slot.
     leases: Box<[Leases]>,
@@ -156,7 +159,7 @@ pub(crate) struct Counters {
     pub(crate) open: AtomicUsize,
     pub(crate) stuck: AtomicUsize,
     pub(crate) timeouts: AtomicU64,
-    /// Reclaims that made room for agents to come.
+    /// Reclaims that made room for later agents.
     pub(crate) made_room: AtomicU64,
     pub(crate) evicted_by_size: AtomicU64,
     pub(crate) evicted_by_idle: AtomicU64,
@@ -179,7 +182,7 @@ pub(crate) struct Counters {
     pub(crate) checkpoints_pinned: AtomicU64,
 }
 
-/// The leases that were given of one slot. Written by whoever has the slot in hand, and nobody else.
+/// The leases of one slot. Only the permit holder that has the slot writes them.
 #[derive(Default)]
 #[repr(align(128))]
 struct Leases {
@@ -187,17 +190,17 @@ struct Leases {
     misses: AtomicU64,
 }
 
-/// A counter that many threads add to at once, each where it disturbs no other.
+/// A counter that many threads add to at once, each on its own cache line.
 #[derive(Default)]
 pub(crate) struct Sharded([Padded; 16]);
 
-/// As long as what processors fetch at once.
+/// Aligned to the lines that processors fetch at once.
 #[derive(Default)]
 #[repr(align(128))]
 struct Padded(AtomicU64);
 
 impl Sharded {
-    /// `whose` spreads those who count at the same time.
+    /// `whose` spreads threads that count at the same time.
     pub(crate) fn count(&self, whose: usize) {
         if let Some(shard) = self.0.get(whose % 16) {
             count(&shard.0);
@@ -209,7 +212,7 @@ impl Sharded {
     }
 }
 
-/// Adds one to a counter that nothing is synchronised by.
+/// Adds one to a counter. No synchronisation relies on it.
 pub(crate) fn count(counter: &AtomicU64) {
     add(counter, 1);
 }
@@ -219,7 +222,7 @@ pub(crate) fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl Counters {
-    /// For a pool of so many slots.
+    /// For a pool of `slots` slots.
     pub(crate) fn new(slots: usize) -> Self {
         Counters {
             leases: (0..slots).map(|_| Leases::default()).collect(),
@@ -251,7 +254,7 @@ impl Counters {
         }
     }
 
-    /// A lease of this slot was given. For whoever has the slot in hand.
+    /// Counts a lease of this slot. For the permit holder that has the slot.
     #[inline]
     pub(crate) fn count_lease(&self, slot: usize, hit: bool) {
         let Some(leases) = self.leases.get(slot) else {
@@ -261,7 +264,7 @@ impl Counters {
         counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
-    /// The counters' part of a snapshot; the pool fills in what it can see itself.
+    /// The counters' part of a snapshot; the pool adds what it can see itself.
     pub(crate) fn snapshot(&self) -> Stats {
         let sum = |of: fn(&Leases) -> &AtomicU64| -> u64 {
             self.leases.iter().map(|l| of(l).load(Relaxed)).sum()

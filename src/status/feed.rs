@@ -1,5 +1,5 @@
-//! Feed: looks at the pool at a steady pace, remembers the last minutes, and tells those who watch.
-//! It keeps no number that the pool does not have.
+//! Feed: looks at the pool at a steady pace, remembers the last minutes, and tells the watching clients.
+//! It keeps only numbers that the pool has.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -16,31 +16,31 @@ use tokio::sync::watch;
 use super::snapshot::{Full, Now, Sample};
 use crate::pool::Pool;
 
-/// How often those who watch are told.
+/// How often watching clients get news.
 const PACE: Duration = Duration::from_millis(500);
-/// Every so many of these go into the history: one a second.
+/// One of this many looks goes into the history: one a second.
 const SAMPLE_EVERY: u64 = 2;
-/// Five minutes.
+/// Five minutes of samples.
 const HISTORY: usize = 300;
-/// How many may watch at once.
+/// How many clients may watch at once.
 const WATCHERS: usize = 64;
 
 type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(super) struct Feed {
     pool: Pool,
-    /// Tells a server that was started anew from the one before.
+    /// Distinguishes a restarted server from the one before.
     started: SystemTime,
     begun: Instant,
     history: Mutex<VecDeque<Sample>>,
-    /// The news as JSON. `None`: nothing more will come.
+    /// The latest numbers as JSON. `None`: nothing more will come.
     news: watch::Sender<Option<Arc<str>>>,
     watchers: AtomicUsize,
-    /// Taken by the task that looks at the pool, when it starts.
+    /// The task that looks at the pool takes it when it starts.
     shutdown: Mutex<Option<Shutdown>>,
 }
 
-/// Somebody who watches.
+/// A client that watches.
 pub(super) struct Listener {
     feed: Arc<Feed>,
     news: watch::Receiver<Option<Arc<str>>>,
@@ -59,8 +59,8 @@ impl Feed {
         })
     }
 
-    /// Starts to look, if that has not begun and there is a runtime to do it on. It ends with the feed
-    /// or with the shutdown.
+    /// Starts the task that looks at the pool, unless it has started or there is no runtime. The task ends
+    /// with the feed or with the shutdown.
     pub(super) fn start(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else {
             return;
@@ -99,7 +99,7 @@ impl Feed {
             history.push_back(now.sample.clone());
         }
         if self.news.receiver_count() > 0 {
-            // It is made of strings and numbers, and so always becomes JSON.
+            // It consists of strings and numbers, so it always becomes JSON.
             let news = serde_json::to_string(&now).unwrap_or_default();
             self.news.send_replace(Some(Arc::from(news)));
         }
@@ -120,12 +120,12 @@ impl Feed {
         }
     }
 
-    /// A place among those who watch, if there is one left.
+    /// A place among the watching clients, if one is left.
     pub(super) fn listen(self: &Arc<Self>) -> Option<Listener> {
-        // Counted by the listener from here on, also if there is one too many.
+        // The listener counts from here on, also if it is one too many.
         let before = self.watchers.fetch_add(1, AcqRel);
         let mut news = self.news.subscribe();
-        // What was said last is news to whoever comes; after the end, that is the end.
+        // A new client gets the latest numbers at once; after the end, it gets the end.
         news.mark_changed();
         let listener = Listener {
             news,
@@ -136,7 +136,7 @@ impl Feed {
 }
 
 impl Listener {
-    /// What is new; `None` when nothing more will come.
+    /// The next news; `None` when nothing more will come.
     pub(super) async fn next(&mut self) -> Option<Arc<str>> {
         loop {
             self.news.changed().await.ok()?;

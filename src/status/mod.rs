@@ -1,5 +1,5 @@
 //! The feature `status`: an axum router that shows what a pool does, live.
-//! It looks at the pool from outside: nothing here changes anything.
+//! It only looks at the pool: nothing here changes anything.
 //!
 //! # The status page
 //!
@@ -16,10 +16,10 @@
 //! |---|---|
 //! | `/` | a page for people: one file without external assets, live |
 //! | `/status.json` | the same numbers, with the last five minutes |
-//! | `/metrics` | Prometheus text |
+//! | `/metrics` | the numbers in Prometheus' text format |
 //! | `/events` | server-sent events, the numbers twice a second |
 //!
-//! It names agents and source lines: mount it where only operators can see it.
+//! The pages show agents' ids and source lines: mount the router where only operators can see it.
 
 mod feed;
 mod prometheus;
@@ -42,23 +42,23 @@ use feed::Feed;
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page may do nothing but show itself and ask where it came from.
+/// The page may do nothing but show itself and query its own server.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'";
 
 const NOT_STORED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
-/// The status page of a pool. It keeps a handle to the pool, and so the pool open, for as long as the
-/// router lives.
+/// The status page of a pool. The router holds a handle to the pool, which therefore stays open as long as
+/// the router lives.
 ///
-/// Its streams of events last as long as the browser wants, so a server that shuts down gracefully
-/// should use [`router_until`].
+/// Event streams last as long as the browser wants. A server that shuts down gracefully should use
+/// [`router_until`].
 pub fn router(pool: &Pool) -> Router {
     router_until(pool, pending())
 }
 
-/// Like [`router`], but ends the streams of events when `shutdown` is ready, so that a graceful shutdown
-/// need not wait for browsers.
+/// Like [`router`], but ends the event streams when `shutdown` is ready, so that a graceful shutdown does not
+/// wait for browsers.
 pub fn router_until(pool: &Pool, shutdown: impl Future<Output = ()> + Send + 'static) -> Router {
     let feed = Feed::new(pool.clone(), Box::pin(shutdown));
     // Without a runtime here, the history begins with the first request.
@@ -89,7 +89,11 @@ async fn metrics(State(feed): State<Arc<Feed>>) -> Response {
 async fn events(State(feed): State<Arc<Feed>>) -> Response {
     feed.start();
     let Some(listener) = feed.listen() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "too many are watching").into_response();
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many clients are watching: try again later",
+        )
+            .into_response();
     };
     let stream = futures_util::stream::unfold(listener, |mut listener| async {
         let data = listener.next().await?;

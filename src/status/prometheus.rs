@@ -1,5 +1,5 @@
 //! Prometheus' text format, version 0.0.4.
-//! What the numbers are called is not decided here.
+//! It does not decide the names of the numbers.
 
 use std::fmt::{self, Write};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::observe::families::{Family, Labelled, Numbers};
 use crate::observe::histogram::Histogram;
 use crate::pool::Pool;
 
-/// Upper bounds of the buckets told, in microseconds.
+/// Upper bounds of the buckets, in microseconds.
 const BOUNDS: [u64; 14] = [
     1, 10, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000, 5_000_000,
     30_000_000, 60_000_000,
@@ -77,7 +77,7 @@ fn write_histogram(
     writeln!(text, "{name}_count{{pool=\"{pool}\"}} {count}")
 }
 
-/// The value of a label.
+/// The value of a label, escaped.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {

@@ -1,4 +1,4 @@
-//! What the page and `/status.json` say: the pool's numbers, in words that JSON has.
+//! What the page and `/status.json` show: the pool's numbers as JSON.
 //! It computes nothing that the pool does not know.
 
 use std::time::{Duration, SystemTime};
@@ -10,10 +10,10 @@ use crate::observe::histogram::Histogram;
 use crate::observe::stats::Stats;
 use crate::pool::Pool;
 
-/// Of longer lists, so many entries are told, the first.
+/// Longer lists show only this many entries, the first.
 const LISTED: usize = 100;
 
-/// Everything, with the last minutes.
+/// The pool at this moment, with the history.
 #[derive(Serialize)]
 pub(super) struct Full {
     #[serde(flatten)]
@@ -25,10 +25,10 @@ pub(super) struct Full {
 #[derive(Serialize)]
 pub(super) struct Now {
     name: String,
-    /// When this status was set up, in milliseconds since 1970: another value is another server.
+    /// When this router was made, in milliseconds since 1970. Another value means another server process.
     started_ms: u64,
     closed: bool,
-    /// Why no lease could be had at this moment, in a word.
+    /// Why a caller would get no lease at this moment, in a word.
     not_ready: Option<&'static str>,
     max_connections: usize,
     open: usize,
@@ -43,18 +43,18 @@ pub(super) struct Now {
     wait: Durations,
     hold: Durations,
     write: Durations,
-    /// Who holds a connection: the longest first.
+    /// The leases that are held: the oldest first.
     holders: Vec<Person>,
-    /// Who waits: the next to be served first.
+    /// The callers that wait: the next to be served first.
     waiters: Vec<Person>,
     slowest_waits: Vec<Slow>,
 }
 
-/// What the page draws over time.
+/// The numbers that the page draws over time.
 #[derive(Serialize, Clone)]
 pub(super) struct Sample {
     uptime_s: f64,
-    /// `null` where the system does not tell.
+    /// `null` where the operating system does not say.
     descriptors: Option<usize>,
     lent: usize,
     parked: usize,

@@ -123,7 +123,7 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
     })
     .await;
     drop((lease, second));
-    until_text(&browser, "holders", |rows| rows == "nobody").await;
+    until_text(&browser, "holders", |rows| rows == "none").await;
     until_text(&browser, "legend", |states| states.contains("parked 2")).await;
     until_text(&browser, "state", |state| state == "ready").await;
 
