@@ -39,7 +39,7 @@ impl LeaseData {
     }
 }
 
-/// The agent found by the [`LeaseData`] that is application data.
+/// The agent of the request, found by the [`LeaseData`] of the application.
 impl FromRequest for Agent {
     type Error = Error;
     type Future = Ready<Result<Self, Error>>;

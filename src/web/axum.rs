@@ -11,7 +11,7 @@ use super::{Agent, Answer};
 use crate::error::Error;
 use crate::pool::lease::Lease;
 
-/// The agent that [`LeaseLayer`](super::LeaseLayer) found, which must be around the handler.
+/// The agent that [`LeaseLayer`](super::LeaseLayer) found. The layer must be around the handler.
 impl<S: Send + Sync> FromRequestParts<S> for Agent {
     type Rejection = Error;
 

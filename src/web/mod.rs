@@ -1,26 +1,26 @@
-//! Web frameworks: whose request this is, and what an error means in HTTP. The frameworks' own modules
-//! translate, and hold no logic.
+//! Web frameworks: the agent of a request, and the HTTP status of an error.
+//! The frameworks' own modules translate, and hold no logic.
 //!
 //! # Leases in web frameworks
 //!
 //! A layer (tower, axum: `LeaseLayer`) or application data (actix-web: `LeaseData`) says how to find the
 //! agent of a request: an [`AgentSource`]. Handlers then ask for one of two things:
 //!
-//! - [`Lease`](crate::Lease): a connection, leased before the handler runs and returned when the
-//!   handler drops it. For handlers that do little but SQL.
-//! - [`Agent`]: the handle for leasing and for writing. For handlers that write, that do SQL in some
-//!   places only, or that may answer without. A connection that is held while a handler waits for
-//!   something else is one that others wait for.
+//! - [`Lease`](crate::Lease): a connection, leased before the handler runs and returned when the handler
+//!   drops it. For handlers that do little but SQL.
+//! - [`Agent`]: a handle that leases and writes. For handlers that write, that do SQL in some places only, or
+//!   that may answer without SQL. A handler that holds a connection while it waits for something else keeps
+//!   other requests waiting.
 //!
-//! A lease that is moved into a streaming body lives until the body ends or the server drops it. hyper
-//! drops it as soon as it sees that the client has gone; actix-web when it next writes. So a stream
-//! that may be silent for long should not hold a lease.
+//! A lease that is moved into a streaming body lives until the body ends or the server drops it. hyper drops
+//! it as soon as it sees that the client has gone; actix-web drops it at its next write. So a stream that may
+//! be silent for long should not hold a lease.
 //!
-//! An error becomes a response, of the status that [`Error::http_status`] says: 503 with `Retry-After` if the same may
-//! well succeed a moment later ([`Error::is_retryable`]: no connection came free, no turn to write came, another process
-//! holds a lock), 503 if the pool, or its writer, is closed, 400 if the request names no agent or one that cannot be, 500 for
-//! everything else. Bodies are fixed texts: what went wrong is for the log, where the event goes with
-//! the feature `tracing`.
+//! An error becomes a response with the status that [`Error::http_status`] gives: 503 with `Retry-After` if
+//! the same request may succeed a moment later ([`Error::is_retryable`]: no connection came free, the turn to
+//! write did not come, another process holds a lock), 503 if the pool, or its writer, is closed, 400 if the
+//! request names no agent or an invalid one, 500 for every other error. The body is a fixed text. The error
+//! itself goes to the log, as an event of the feature `tracing`.
 
 #[cfg(feature = "actix")]
 mod actix;
@@ -55,7 +55,7 @@ pub struct AgentSource<R>(Arc<Find<R>>);
 
 type Find<R> = dyn Fn(&R) -> Result<String, &'static str> + Send + Sync;
 
-/// What a request is made of, in any framework.
+/// The parts of a request that an [`AgentSource`] can read, in any framework.
 pub trait RequestParts: sealed::Sealed {
     /// The values of a header, in order.
     #[doc(hidden)]
@@ -71,8 +71,8 @@ mod sealed {
 }
 
 impl<R: RequestParts + 'static> AgentSource<R> {
-    /// The value of a header, which must be there exactly once. A header says what the client says: use
-    /// it behind something that has checked who the client is.
+    /// The value of a header, which must occur exactly once. Clients control headers: use this behind
+    /// something that has checked the client's identity.
     pub fn header(name: impl Into<String>) -> Self {
         let name = name.into();
         AgentSource(Arc::new(move |request| {
@@ -85,8 +85,8 @@ impl<R: RequestParts + 'static> AgentSource<R> {
         }))
     }
 
-    /// A segment of the path, percent-decoded; the first is 0. Of a router that is nested in another,
-    /// it sees the path that this router sees.
+    /// A segment of the path, percent-decoded; the first is 0. In a nested router, this is a segment of the
+    /// path that the nested router sees.
     pub fn segment(index: usize) -> Self {
         AgentSource(Arc::new(move |request| {
             let path = request.path();
@@ -100,7 +100,7 @@ impl<R: RequestParts + 'static> AgentSource<R> {
         }))
     }
 
-    /// An extension of the request that an earlier layer put there: who has logged in.
+    /// An extension of the request that an earlier layer added, such as the user who has logged in.
     pub fn extension<T: Send + Sync + 'static>(
         id: impl Fn(&T) -> String + Send + Sync + 'static,
     ) -> Self {
@@ -115,7 +115,7 @@ impl<R: RequestParts + 'static> AgentSource<R> {
         AgentSource(Arc::new(move |_| Ok(id.clone())))
     }
 
-    /// Anything else. `None`: the request names no agent.
+    /// Any other way to find the agent. `None`: the request names no agent.
     pub fn from_fn(find: impl Fn(&R) -> Option<String> + Send + Sync + 'static) -> Self {
         AgentSource(Arc::new(move |request| find(request).ok_or(MISSING)))
     }
@@ -133,7 +133,7 @@ impl<R> std::fmt::Debug for AgentSource<R> {
     }
 }
 
-/// A pool with how to find whose a request is.
+/// A pool, and how to find the agent of a request.
 struct Agents<R> {
     pool: Pool,
     source: AgentSource<R>,
@@ -150,8 +150,8 @@ impl<R> Agents<R> {
         }
     }
 
-    /// Whose request this is. That it names none is known to the [`Agent`], and to whoever wants to
-    /// lease: some requests need no connection.
+    /// The agent of a request. If the request names none, the [`Agent`] fails only when it is used: some
+    /// requests need no connection.
     fn of(&self, request: &R) -> Agent {
         match (self.source.0)(request) {
             Ok(id) => Agent::named(&self.pool, id, self.place),
@@ -176,7 +176,7 @@ impl<R> std::fmt::Debug for Agents<R> {
     }
 }
 
-/// What a client is told of an error.
+/// What a client learns of an error.
 #[cfg(any(feature = "axum", feature = "actix"))]
 struct Answer {
     status: u16,
@@ -202,7 +202,7 @@ impl Answer {
         }
     }
 
-    /// The same, told to the log: the client is told no more than it needs.
+    /// The answer, and an event for the log: the client learns no more than it needs.
     fn to(error: &Error) -> Answer {
         let answer = Answer::of(error);
         if answer.status != 400 {

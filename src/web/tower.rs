@@ -11,8 +11,8 @@ use tower_service::Service;
 use super::{AgentSource, Agents, RequestParts, sealed};
 use crate::pool::Pool;
 
-/// Puts the [`Agent`](super::Agent) of each request into the request's extensions. Handlers of axum take it
-/// as an extractor; others find it by `request.extensions().get::<Agent>()`.
+/// Puts the [`Agent`](super::Agent) of each request into the request's extensions. axum handlers take it as
+/// an extractor; other handlers get it with `request.extensions().get::<Agent>()`.
 ///
 /// ```
 /// use leasepool::web::{AgentSource, LeaseLayer};
