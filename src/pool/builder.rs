@@ -1,4 +1,4 @@
-//! Builder: every option, its default, and its range, checked once, in `build`.
+//! Builder: every option, with its default and its range. `build` checks all of them once.
 //! It opens nothing itself.
 
 use std::fmt::{self, Debug};
@@ -22,19 +22,19 @@ use crate::write::{Limits, Writer};
 const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
 const STATEMENTS: RangeInclusive<usize> = 0..=10_000;
 const ATTACHED: RangeInclusive<usize> = 0..=10;
-/// `SQLITE_MAX_MMAP_SIZE`, as SQLite is compiled unless told otherwise.
+/// `SQLITE_MAX_MMAP_SIZE` of a SQLite that is compiled with its defaults.
 const MMAP: RangeInclusive<u64> = 0..=0x7fff_0000;
 const WAL_SIZE: RangeInclusive<u32> = 1 << 16..=1 << 30;
-/// What Litestream's authors ask for.
+/// The timeout that Litestream's authors ask for.
 const PATIENT: Duration = Duration::from_secs(5);
 const QUEUE: RangeInclusive<usize> = 1..=1_000_000;
 const GROUP_MEMBERS: RangeInclusive<usize> = 1..=100_000;
 const GROUP_TIME: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
-/// Threads that commit at the same time, where agents have files of their own.
+/// How many threads may commit at the same time, where each agent has its own file.
 const WRITERS: usize = 16;
-/// Agents that are remembered.
+/// How many agents the pool remembers by default.
 const CACHED_AGENTS: usize = 10_000;
-/// Chosen by the table of `cargo bench -p leasepool-benches --bench lease -- misses`.
+/// Chosen from the table of `cargo bench -p leasepool-benches --bench lease -- misses`.
 const OVERTAKING: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const WAITS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
@@ -43,16 +43,19 @@ const TIMEOUTS: RangeInclusive<Duration> =
 /// SQLite counts these in milliseconds, in an `int`.
 const BUSY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 
-/// Pragmas that an option here is for, or that would undo what the pool relies on.
+/// Pragmas that have their own option, or that would undo what the pool relies on.
 const RESERVED: [(&str, &str); 19] = [
     ("busy_timeout", "use Builder::busy_timeout"),
-    ("cipher_log", "it is the whole process's"),
-    ("cipher_log_level", "it is the whole process's"),
-    ("cipher_log_source", "it is the whole process's"),
-    ("cipher_memory_security", "it is the whole process's"),
-    ("cipher_profile", "it opens a file that nobody has counted"),
-    ("data_store_directory", "it is the whole process's"),
-    ("hard_heap_limit", "it is the whole process's"),
+    ("cipher_log", PROCESS),
+    ("cipher_log_level", PROCESS),
+    ("cipher_log_source", PROCESS),
+    ("cipher_memory_security", PROCESS),
+    (
+        "cipher_profile",
+        "it opens a file that the pool cannot count",
+    ),
+    ("data_store_directory", PROCESS),
+    ("hard_heap_limit", PROCESS),
     ("journal_mode", "files are always in WAL mode"),
     (
         "locking_mode",
@@ -62,11 +65,11 @@ const RESERVED: [(&str, &str); 19] = [
     ("mmap_size", "use Builder::mmap_size"),
     ("query_only", "use Builder::reads_only"),
     ("rekey", REKEY),
-    ("soft_heap_limit", "it is the whole process's"),
+    ("soft_heap_limit", PROCESS),
     ("synchronous", "use Builder::synchronous"),
     (
         "temp_store",
-        "temporary files would be descriptors that nobody has counted",
+        "temporary files would be descriptors that the pool cannot count",
     ),
     (
         "temp_store_directory",
@@ -75,12 +78,13 @@ const RESERVED: [(&str, &str); 19] = [
     ("textrekey", REKEY),
 ];
 
+const PROCESS: &str = "it changes the whole process";
 const REKEY: &str = "it would change the key with every connection";
 
 /// Builds a [`Pool`]: [`Pool::builder`].
 ///
-/// No setter fails or panics, whatever it is given: [`build`](Builder::build) checks all options and
-/// says which one is wrong.
+/// No setter fails or panics, whatever its argument: [`build`](Builder::build) checks all options and names
+/// the wrong one.
 #[must_use = "nothing happens until `build` is called"]
 pub struct Builder {
     database: Database,
@@ -133,7 +137,7 @@ impl Builder {
         }
     }
 
-    /// What the pool is called in the log and in metrics.
+    /// The pool's name in logs and metrics.
     ///
     /// Defaults to the name of the database file, or to `memory`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
@@ -141,9 +145,9 @@ impl Builder {
         self
     }
 
-    /// How many connections may be open at once; 1 to 10,000. This is the cap: on connections, and by
-    /// [`Pool::fd_ceiling`] on descriptors. It bounds how many agents can be *served* at the same
-    /// moment, not how many there are.
+    /// How many connections may be open at once; 1 to 10,000. This caps connections, and by
+    /// [`Pool::fd_ceiling`] descriptors. It limits how many agents are *served* at the same moment, not how
+    /// many agents there are.
     ///
     /// Defaults to 8, or to what `fd_budget` allows.
     pub fn max_connections(mut self, n: usize) -> Self {
@@ -151,29 +155,33 @@ impl Builder {
         self
     }
 
-    /// How many descriptors the pool may use. Without `max_connections`, the pool gets as many
-    /// connections as that allows; with it, `build` fails if they could need more.
+    /// How many descriptors the pool may use. Without `max_connections`, the pool gets as many connections as
+    /// this allows. With it, `build` fails if they could need more.
     ///
-    /// Defaults to what the process's limit (`RLIMIT_NOFILE`) leaves, which is checked in any case and
-    /// never changed.
+    /// `build` also checks what the process's limit (`RLIMIT_NOFILE`) leaves. It never changes that limit.
+    ///
+    /// Defaults to what the process's limit leaves.
     pub fn fd_budget(mut self, descriptors: usize) -> Self {
         self.fd_budget = Some(descriptors);
         self
     }
 
-    /// How many agents the pool remembers, at most. Each may have connections parked; the agent that was used least
-    /// recently is forgotten first, and what is parked for it is given back. An agent that is remembered costs
-    /// some hundred bytes, and its leases allocate nothing. 0 remembers none, and parks nothing.
+    /// How many agents the pool remembers. Each may have parked connections. When there are more, the pool
+    /// forgets the agent that was used least recently and frees its parked connections. A remembered agent
+    /// costs some hundred bytes, and its leases allocate nothing. 0 remembers no agent and parks no
+    /// connection.
     ///
-    /// Defaults to 10,000. It may be far above `max_connections`.
+    /// It may be far above `max_connections`.
+    ///
+    /// Defaults to 10,000.
     pub fn cached_agents(mut self, n: usize) -> Self {
         self.cached_agents = Some(n);
         self
     }
 
-    /// How long a connection stays parked for an agent that does not come back; 1 ms to a year, or
-    /// `None`: until another agent needs it. It is obeyed to within a second, also in a process that
-    /// is doing nothing else.
+    /// How long a connection stays parked for an agent that does not come back; 1 ms to a year, or `None`:
+    /// until another agent needs it. The pool obeys it to within a second, even if the process makes no
+    /// calls.
     ///
     /// Defaults to 5 minutes.
     pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
@@ -181,7 +189,7 @@ impl Builder {
         self
     }
 
-    /// How long [`Pool::lease`] waits when every connection is lent; 0 to 24 hours.
+    /// How long a call waits for its turn ([`Pool::lease`], [`Pool::write`] and the like); 0 to 24 hours.
     ///
     /// Defaults to 5 seconds.
     pub fn lease_timeout(mut self, timeout: Duration) -> Self {
@@ -189,12 +197,13 @@ impl Builder {
         self
     }
 
-    /// How long a caller that waits may be overtaken by others; 0 to 24 hours. A connection that is returned goes to
-    /// whichever caller runs at that moment, which saves a change of threads, unless the first in the queue
-    /// has waited for longer than this: then it goes to that one. Zero serves callers strictly in the order
-    /// in which they came. It holds for connections, for agents' own connections and for the turn to write.
+    /// How long later callers may overtake a waiting caller; 0 to 24 hours. A returned connection goes to the
+    /// caller that runs at that moment, which saves a switch of threads. But if the first in the queue has
+    /// waited for longer than this, the connection goes to the first. Zero serves callers strictly in the
+    /// order in which they came. This applies to connections, to agents' own connections and to the turn to
+    /// write.
     ///
-    /// Higher values raise throughput under contention, and the slowest waits with it; see
+    /// Higher values raise the throughput under contention, and also the slowest waits; see
     /// `cargo bench -p leasepool-benches --bench lease`.
     ///
     /// Defaults to 1 millisecond.
@@ -203,8 +212,8 @@ impl Builder {
         self
     }
 
-    /// How old a connection may be when it is lent; 1 ms to a year, or `None`. An older one is closed
-    /// and opened anew first.
+    /// How old a connection may be when it is lent; 1 ms to a year, or `None`: any age. The pool closes an
+    /// older connection and opens a new one first.
     ///
     /// Defaults to `None`.
     pub fn max_lifetime(mut self, age: impl Into<Option<Duration>>) -> Self {
@@ -212,9 +221,9 @@ impl Builder {
         self
     }
 
-    /// How long a lease may be held before it is reported, once, and once more when it comes back, as
-    /// a `tracing` event (with the feature of that name) that names agent and source line; 1 ms to a
-    /// year, or `None`: never.
+    /// How long a borrower may hold a lease before the pool reports it; 1 ms to a year, or `None`: never. The
+    /// report is a `tracing` event (with the feature of that name) that names agent and source line. A second
+    /// event reports that the lease has come back.
     ///
     /// Defaults to 60 seconds.
     pub fn overdue_after(mut self, age: impl Into<Option<Duration>>) -> Self {
@@ -247,9 +256,8 @@ impl Builder {
         self
     }
 
-    /// How many databases a lease may ATTACH; 0 to 10. Each raises the ceiling by three descriptors
-    /// for every connection. A file to be attached must exist. `VACUUM` counts as one; see
-    /// [`Pool::vacuum`].
+    /// How many databases a lease may ATTACH; 0 to 10. Each raises the ceiling by three descriptors for every
+    /// connection. A file must exist to be attached. `VACUUM` counts as one database; see [`Pool::vacuum`].
     ///
     /// Defaults to 0: ATTACH fails.
     pub fn attach_limit(mut self, databases: usize) -> Self {
@@ -257,10 +265,10 @@ impl Builder {
         self
     }
 
-    /// How many bytes of the file SQLite may map into memory, instead of reading them into its cache;
-    /// 0 to 2,147,418,112. It makes reads faster where SQLite is compiled with a shared page cache
-    /// mutex (see the README). The price: if the file is truncated by others, or its disk fails, the
-    /// process dies of SIGBUS.
+    /// How many bytes of the file SQLite may map into memory, instead of reading them into its cache; 0 to
+    /// 2,147,418,112. It makes reads faster where SQLite is compiled with a shared page cache mutex (see the
+    /// README). The price: if another process truncates the file, or its disk fails, this process dies of
+    /// SIGBUS.
     ///
     /// Defaults to 0: nothing is mapped.
     pub fn mmap_size(mut self, bytes: u64) -> Self {
@@ -268,12 +276,14 @@ impl Builder {
         self
     }
 
-    /// Whether an agent's file is the pool's alone for as long as it is open there: SQLite's
-    /// `locking_mode=EXCLUSIVE`. For [`Database::per_agent`] only, where a file has one connection. SQLite then
-    /// needs no `-shm` and hardly any locks, so that opening a file, and a lease that misses, cost about half.
+    /// Opens agents' files in exclusive locking mode (SQLite's `locking_mode=EXCLUSIVE`): no other process
+    /// can use a file while the pool has it open. For [`Database::per_agent`] only, where a file has one
+    /// connection. SQLite then needs no `-shm` and hardly any locks, so opening a file costs about half, and
+    /// so does a lease that misses.
     ///
-    /// The price: other processes get `SQLITE_BUSY`, also while the agent's connection is only parked, and
-    /// [`Agent::backup`](crate::Agent::backup) waits until the agent's connection is returned, as another lease would.
+    /// The price: other processes get `SQLITE_BUSY` even while the agent's connection is only parked, and
+    /// [`Agent::backup`](crate::Agent::backup) waits like another lease until the agent's connection is
+    /// returned.
     ///
     /// Defaults to `false`.
     pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
@@ -281,19 +291,20 @@ impl Builder {
         self
     }
 
-    /// Whether the pool only reads. Every lease then has `PRAGMA query_only` on: a statement that would change anything,
-    /// temporary tables included, fails with SQLite's error for a read-only database (`SQLITE_READONLY`), and the pragma
-    /// that would turn it off is refused, as is another `journal_mode` or `locking_mode`. [`Pool::write`],
-    /// [`Lease::write`](crate::Lease::write), [`Pool::vacuum`] and [`Agent::remove`](crate::Agent::remove) fail with [`Error::ReadOnly`]. A
-    /// lease is not one transaction: each statement sees what has been committed by then. For one snapshot, use
+    /// Whether the pool only reads. Every lease then has `PRAGMA query_only` on. A statement that would
+    /// change something, temporary tables included, fails with SQLite's error for a read-only database
+    /// (`SQLITE_READONLY`). The pool refuses the pragma that would turn `query_only` off, and another
+    /// `journal_mode` or `locking_mode`. [`Pool::write`], [`Lease::write`](crate::Lease::write),
+    /// [`Pool::vacuum`] and [`Agent::remove`](crate::Agent::remove) fail with [`Error::ReadOnly`]. A lease is
+    /// not one transaction: each statement sees what has been committed by then. For one snapshot, use
     /// [`Pool::read`], or begin a transaction.
     ///
-    /// `setup` and `on_open` may write, and the file is created if there is none. For a file that others set up and write,
-    /// see [`Database::read_only`].
+    /// `setup` and `on_open` may write, and the pool creates the file if it does not exist. For a file that
+    /// another process sets up and writes, see [`Database::read_only`].
     ///
-    /// It guards against mistakes: Rust code that takes both the pool's authorizer and its commit hook off the connection,
-    /// or copies another database over it with SQLite's backup, is not kept from writing; [`Database::read_only`] keeps
-    /// that, too, from the file.
+    /// This protects from mistakes only. Rust code can still write if it removes both the pool's authorizer
+    /// and its commit hook from the connection, or copies another database over it with SQLite's backup.
+    /// [`Database::read_only`] protects the file from that, too.
     ///
     /// ```
     /// use leasepool::{Database, Error, Pool};
@@ -319,8 +330,8 @@ impl Builder {
         self
     }
 
-    /// How many writes ([`Pool::write`]) may wait for their turn; 1 to 1,000,000. One more fails at once with
-    /// [`Error::Exhausted`].
+    /// How many writes ([`Pool::write`]) may wait for their turn; 1 to 1,000,000. A further write fails at
+    /// once with [`Error::Exhausted`].
     ///
     /// Defaults to 1,024.
     pub fn write_queue(mut self, writes: usize) -> Self {
@@ -328,9 +339,9 @@ impl Builder {
         self
     }
 
-    /// How large a group of writes ([`Pool::write`]) may become: it is committed once it has so many members
-    /// (1 to 100,000), or as soon as it has been open for so long (0 to a minute). With 1 or 0, each write is
-    /// a transaction of its own. A group never waits for members: it ends when nobody is left.
+    /// How large a group of writes ([`Pool::write`]) may become: the pool commits it once it has `members`
+    /// members (1 to 100,000), or as soon as it has been open for `time` (0 to a minute). With 1 or 0, each
+    /// write is its own transaction. The pool never delays a commit to collect more writes.
     ///
     /// Defaults to 256 members and 5 milliseconds.
     pub fn write_group(mut self, members: usize, time: Duration) -> Self {
@@ -338,72 +349,76 @@ impl Builder {
         self
     }
 
-    /// How long the write-ahead log may become before the pool runs a checkpoint, in bytes (for pages of the
-    /// usual 4,096); 65,536 to 1,073,741,824. A thread of the pool's does that, on a connection of the
-    /// pool's, and no commit waits for it.
+    /// How long the write-ahead log may become, in bytes (for pages of the usual 4,096), before the pool runs
+    /// a checkpoint; 65,536 to 1,073,741,824. A thread of the pool runs the checkpoint on a separate
+    /// connection of the pool, and no commit waits for it.
     ///
-    /// While a checkpoint runs, the log grows on: usually to twice this; at three times, writes wait until the
-    /// checkpoint has ended, as the disk is slower than they are. The file `-wal` is cut to four times this.
-    /// The log grows without a bound only for as long as somebody reads from it: a read transaction that
-    /// stays open is reported as a `tracing` event, with the oldest lease.
+    /// While a checkpoint runs, the log keeps growing, usually to twice this. At three times this, writes
+    /// wait until the checkpoint has ended, because the disk is slower than they are. The file `-wal` is cut
+    /// to four times this. The log grows without a bound only while a connection reads from it: a `tracing`
+    /// event reports a read transaction that stays open, with the oldest lease.
     ///
-    /// Commits of leases that do not use the queue run SQLite's own checkpoint once the log is half as long
-    /// again, or up to three times as long. A [`pragma`](Builder::pragma) `wal_autocheckpoint` brings SQLite's own
-    /// checkpoints back for all; [`external_checkpoints`](Builder::external_checkpoints) leaves them to another process.
+    /// A transaction on a plain lease, outside the queue, runs its own checkpoint once the log exceeds 1.5
+    /// times `wal_size`, or up to three times. A [`pragma`](Builder::pragma) `wal_autocheckpoint` turns
+    /// SQLite's own checkpoints on for all connections.
+    /// [`external_checkpoints`](Builder::external_checkpoints) leaves them to another process.
     ///
-    /// SQLite before 3.51.3 can, rarely, [corrupt a database](https://sqlite.org/wal.html#walresetbug) when a second
-    /// checkpoint follows a complete one while another connection commits. Where such a SQLite is linked, which a `tracing`
-    /// event says at `build`, the pool copies the log in one pass, and its writes wait for that. It cannot keep leases
-    /// that write without the queue, and other processes, from it: link a newer SQLite.
+    /// SQLite before 3.51.3 can, rarely, [corrupt a database](https://sqlite.org/wal.html#walresetbug) when a
+    /// second checkpoint follows a complete one while another connection commits. If such a SQLite is linked,
+    /// the pool copies the log in one pass, and its writes wait for that; a `tracing` event says so at
+    /// `build`. The pool cannot make leases that write without the queue, or other processes, wait: link a
+    /// newer SQLite.
     ///
-    /// Defaults to 4 MiB, which is also when SQLite runs its own.
+    /// Defaults to 4 MiB, the length at which SQLite would run its own checkpoints.
     pub fn wal_size(mut self, bytes: u32) -> Self {
         self.settings.wal_size = bytes;
         self
     }
 
-    /// Leaves checkpoints to another process, such as Litestream, which copies the write-ahead log and must have read
-    /// what a checkpoint lets be overwritten. Then no connection of the pool's runs one, neither by the pool, nor by
-    /// SQLite (`wal_autocheckpoint` is 0), nor as the last connection closes; and the file `-wal` is never cut or
-    /// removed. `wal_size` means nothing. Where agents have files of their own, that process must look after each of
-    /// them.
+    /// Leaves checkpoints to another process, such as Litestream, which copies the write-ahead log and must
+    /// have read the part that a checkpoint allows to be overwritten. Then no connection of the pool runs a
+    /// checkpoint: the pool does not, SQLite does not (`wal_autocheckpoint` is 0), and closing the last
+    /// connection does not. The file `-wal` is never cut or removed. `wal_size` has no effect. If each agent
+    /// has its own file, the other process must look after every file.
     ///
-    /// If nobody runs them, the log grows without a bound. `emergency` bounds that, in bytes (for pages of the usual
-    /// 4,096); 65,536 to 1,073,741,824, or `None`: never. When the log has become so long, the pool copies what it
-    /// can into the database (a `PASSIVE` checkpoint, for which nobody waits), counts it in
-    /// [`Stats::emergency_checkpoints`](crate::Stats::emergency_checkpoints), and reports it as a `tracing` event. For
-    /// commits of leases that do not use the queue, and for agents' own files, that is so at the next power of two at
-    /// the latest. If the other process is not there at that moment, the log may then begin anew before it has been
-    /// read, and Litestream has to copy the whole database again; so choose a length that the log reaches only when
-    /// something is wrong.
+    /// If no process runs checkpoints, the log grows without a bound. `emergency` sets one, in bytes (for
+    /// pages of the usual 4,096); 65,536 to 1,073,741,824, or `None`: never. When the log has become that
+    /// long, the pool copies what it can into the database (a `PASSIVE` checkpoint, which makes no other
+    /// connection wait), counts it in [`Stats::emergency_checkpoints`](crate::Stats::emergency_checkpoints),
+    /// and reports it as a `tracing` event. For commits of leases that do not use the queue, and for agents'
+    /// own files, this happens at the next power of two at the latest. If the other process is not running at
+    /// that moment, the log may begin anew before it has been read, and Litestream has to copy the whole
+    /// database again. So choose a length that the log reaches only when something is wrong.
     ///
-    /// Not together with: [`exclusive_locking`](Builder::exclusive_locking), [`Database::memory`], and the pragmas
-    /// `wal_autocheckpoint` and `journal_size_limit`, all of which `build` refuses; nor with [`Pool::vacuum`] and
-    /// [`Agent::vacuum`](crate::Agent::vacuum), which then fail. Within leases and `on_open`, a pragma that would bring SQLite's own
-    /// checkpoints back is refused as "not authorized". A `PRAGMA wal_checkpoint` of your own is not: nothing else in
-    /// the pool runs one. A [`busy_timeout`](Builder::busy_timeout) below 5 seconds is reported as an event,
-    /// as the other process takes the lock to write now and then.
+    /// `build` refuses it together with [`exclusive_locking`](Builder::exclusive_locking),
+    /// [`Database::memory`], and the pragmas `wal_autocheckpoint` and `journal_size_limit`. [`Pool::vacuum`]
+    /// and [`Agent::vacuum`](crate::Agent::vacuum) fail. In leases and `on_open`, a pragma that would turn
+    /// SQLite's own checkpoints on fails as "not authorized". Your own `PRAGMA wal_checkpoint` is not
+    /// refused, and no other code of the pool runs one. A [`busy_timeout`](Builder::busy_timeout) below 5
+    /// seconds is reported as an event, because the other process takes the write lock now and then.
     ///
     /// See the guide [on backup and replication](crate::guide::backup_and_replication).
     ///
-    /// Defaults to not being called: the pool runs checkpoints itself.
+    /// Defaults to off: the pool runs checkpoints itself.
     pub fn external_checkpoints(mut self, emergency: Option<u32>) -> Self {
         self.settings.checkpoints = Checkpoints::External { emergency };
         self
     }
 
-    /// A pragma that every connection gets when it is opened, after the pool's own. May be called
-    /// again for others.
+    /// A pragma that every connection gets when it is opened, after the pool's own. May be called again for
+    /// more pragmas.
     ///
-    /// What is decided as a file is made comes before that: `page_size`, `auto_vacuum`, `encoding`, and, first of all,
-    /// SQLCipher's `key` and then its `cipher_...`, which also the connections of a [backup](crate::Agent::backup) get. On
-    /// a file that is there already, the first three must say what it has.
+    /// Pragmas that count when a file is made come earlier: first SQLCipher's `key` and then its
+    /// `cipher_...`, which connections of a [backup](crate::Agent::backup) get as well; and `page_size`,
+    /// `auto_vacuum` and `encoding`. For an existing file, these three must name the values that the file
+    /// has.
     ///
-    /// One that has no effect makes the opening fail with an [`Error::Open`] that names it: a value that SQLite does not
-    /// understand, a pragma that it does not know, another `page_size` than the file's, a key where SQLite cannot encrypt.
+    /// If a pragma has no effect, opening a connection fails with an [`Error::Open`] that names it: SQLite
+    /// does not understand the value or does not know the pragma, the file has another `page_size`, or SQLite
+    /// cannot encrypt and got a key.
     ///
-    /// Defaults to `foreign_keys` ON, whatever SQLite was compiled with: rusqlite's bundled one has it on by itself, the
-    /// one of most systems off. `.pragma("foreign_keys", false)` turns it off.
+    /// Defaults to `foreign_keys` ON, whatever SQLite was compiled with (rusqlite's bundled SQLite has it on
+    /// by default, most systems' SQLite off). `.pragma("foreign_keys", false)` turns it off.
     pub fn pragma(
         mut self,
         name: impl Into<String>,
@@ -419,18 +434,19 @@ impl Builder {
         self
     }
 
-    /// Creates the schema, or migrates it. Runs once for each database file, within `build`, before
-    /// anybody gets a connection to it; again if the file is replaced under the pool. It must change
-    /// nothing if there is nothing to do (`CREATE TABLE IF NOT EXISTS`, `PRAGMA user_version`), and may
-    /// not lease from the pool. A transaction it leaves open is committed.
+    /// Creates the schema, or migrates it. Runs once for each database file, within `build`, before any other
+    /// connection to it is lent; and again if the file is replaced while the pool uses it. It must change
+    /// nothing if there is nothing to do (`CREATE TABLE IF NOT EXISTS`, `PRAGMA user_version`), and may not
+    /// lease from the pool. The pool commits a transaction that it leaves open.
     ///
-    /// With [`Database::per_agent`] it runs once for each agent's file and process, when the agent is first lent a
-    /// connection; nobody else waits for it. If it fails, so does that lease, and a file that was made for it is
-    /// removed. The pool remembers at least the last 32,768 files that were set up.
+    /// With [`Database::per_agent`] it runs once for each agent's file and process, when the agent is first
+    /// lent a connection. Other agents do not wait for it. If it fails, that lease fails too, and the pool
+    /// removes a file that it made for it. The pool remembers at least the last 32,768 files that it has set
+    /// up.
     ///
-    /// Its connection has what `on_connect` and `on_open` register. Pragmas it sets, and whatever else it does to its
-    /// connection, do not stay. It may ATTACH no more than a lease, so `VACUUM` fails in it unless
-    /// [`attach_limit`](Builder::attach_limit) allows one; see [`Pool::vacuum`].
+    /// Its connection has what `on_connect` and `on_open` register. Pragmas that it sets, and everything else
+    /// that it does to its connection, do not stay. It may ATTACH as many databases as a lease, so `VACUUM`
+    /// fails in it unless [`attach_limit`](Builder::attach_limit) allows one; see [`Pool::vacuum`].
     ///
     /// Defaults to doing nothing.
     pub fn setup<F, E>(mut self, setup: F) -> Self
@@ -444,20 +460,22 @@ impl Builder {
         self
     }
 
-    /// Runs on every connection before anything else is done with it: before the pool's own pragmas, and before the
-    /// first look into the file. For what must come first: SQLCipher's key, `page_size` and `encoding` of a new file,
+    /// Runs on every connection before anything else: before the pool's own pragmas, and before the first
+    /// read of the file. For what must come first: SQLCipher's key, `page_size` and `encoding` of a new file,
     /// functions and collations that the schema needs.
     ///
-    /// Every connection means: those that are lent, that of [`setup`](Builder::setup), both of a
-    /// [backup](crate::Agent::backup), and the one that keeps a database in memory. The order on each is `on_connect`, the
-    /// pool's pragmas, those of [`pragma`](Builder::pragma), [`on_open`](Builder::on_open), and at last `setup` or the
-    /// first lease. What it registers is there for all agents, as with `on_open`. It may run on any thread, outside the pool's
-    /// locks, and may not lease from the pool.
+    /// It runs on connections that are lent, on that of [`setup`](Builder::setup), on both of a
+    /// [backup](crate::Agent::backup), and on the one that keeps a database in memory alive. The order on
+    /// each is: `on_connect`, the pool's pragmas, those of [`pragma`](Builder::pragma),
+    /// [`on_open`](Builder::on_open), and finally `setup` or the first lease. All agents find what it
+    /// registers, as with `on_open`. It may run on any thread, outside the pool's locks, and may not lease
+    /// from the pool.
     ///
-    /// ATTACH is [limited](Builder::attach_limit) already. Hooks and busy handlers set here do not stay: set them in
-    /// `on_open`.
+    /// ATTACH is already [limited](Builder::attach_limit). Hooks and busy handlers set here do not stay: set
+    /// them in `on_open`.
     ///
-    /// Whatever error it returns is the source of an [`Error::Open`]. A panic becomes [`Error::Panicked`] there.
+    /// An error that it returns is the source of an [`Error::Open`]. If it panics, the source is an
+    /// [`Error::Panicked`].
     ///
     /// ```no_run
     /// # use leasepool::{Database, Error, Pool};
@@ -481,21 +499,23 @@ impl Builder {
         self
     }
 
-    /// Runs on every connection that is to be lent when it is opened, after the pool's pragmas, for what all agents are
-    /// to find on it: SQL functions, collations, attached databases. It may run on any thread, outside the pool's locks.
+    /// Runs on every connection that is to be lent, when it is opened, after the pool's pragmas. For what all
+    /// agents should find on a connection: SQL functions, collations, attached databases. It may run on any
+    /// thread, outside the pool's locks.
     ///
-    /// It also runs on the connection of [`setup`](Builder::setup), before that. If it fails there, because it needs a
-    /// table that `setup` is about to make, that does not count: it runs again on the next connection. It never runs
-    /// twice on one.
+    /// It also runs on the connection of [`setup`](Builder::setup), before `setup`. If it fails there,
+    /// because it needs a table that `setup` is about to make, the error does not count, and it runs again on
+    /// the next connection. It never runs twice on one connection.
     ///
-    /// Temporary tables made here are read at each change of agents, to see that they are as they were: keep them small.
+    /// At each change of agents, the pool reads the temporary tables made here, to check that they are
+    /// unchanged: keep them small.
     ///
-    /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an
-    /// agent had the connection: a pool whose `on_open` sets one opens a new connection at each change
-    /// of agents. Trace hooks and busy handlers set here last until the first such change. A WAL hook set here is never
-    /// called: the pool sets its own in its place, as it runs checkpoints by what that notes, and reports so as a
-    /// `tracing` event, once. (A lease may set one for itself; the pool then looks at the length of the file, as
-    /// the lease is used and when it ends.)
+    /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an agent had
+    /// the connection: a pool whose `on_open` sets one opens a new connection at each change of agents. Trace
+    /// hooks and busy handlers set here last until the first such change. A WAL hook set here is never
+    /// called: the pool replaces it with its own, which tells it when to run checkpoints, and reports that
+    /// once as a `tracing` event. (A lease may set its own WAL hook. The pool then looks at the length of the
+    /// log's file while the lease is used and when it ends.)
     ///
     /// Defaults to doing nothing.
     pub fn on_open<F, E>(mut self, on_open: F) -> Self
@@ -509,18 +529,18 @@ impl Builder {
         self
     }
 
-    /// Checks the options, creates the database if there is none, sets it up, and opens one connection
-    /// to it, so that what can fail fails now.
+    /// Checks the options, creates the database if it does not exist, sets it up, and opens one connection to
+    /// it, so that every fault shows now.
     ///
     /// # Errors
-    /// - [`Error::Config`] for an option out of its range, or one that the database cannot have.
+    /// - [`Error::Config`] if an option is out of its range, or does not fit the database.
     /// - [`Error::Budget`] if the pool could need more descriptors than it may use.
     /// - [`Error::NoThread`] if the pool's threads cannot be started.
     /// - [`Error::AlreadyPooled`] if another pool of this process has the file.
-    /// - [`Error::Open`], [`Error::Setup`] with the cause, for everything else.
+    /// - [`Error::Open`] and [`Error::Setup`], with the cause, for every other fault.
     ///
     /// # Blocking
-    /// For as long as `setup` takes, and for `busy_timeout` if other processes hold locks.
+    /// For as long as `setup` takes, and for up to `busy_timeout` if other processes hold locks.
     pub fn build(mut self) -> Result<Pool, Error> {
         let limit = self.check()?;
         if let Kind::ReadOnly(_) = self.database.0 {
@@ -584,7 +604,7 @@ impl Builder {
         Ok(Pool::new(Shared::start(core, writer)?))
     }
 
-    /// Every range, and what SQLite would silently misread.
+    /// Checks every range, and every value that SQLite would silently misread.
     fn check(&self) -> Result<Option<Budget>, Error> {
         let settings = &self.settings;
         if let Some(n) = self.max_connections {
@@ -616,7 +636,7 @@ impl Builder {
             return Err(Error::Config {
                 option: "exclusive_locking",
                 value: "true".to_owned(),
-                expected: "false, as connections to one database have to share it".to_owned(),
+                expected: "false, because all connections share one database".to_owned(),
             });
         }
         if let Checkpoints::External { emergency } = settings.checkpoints {
@@ -628,7 +648,8 @@ impl Builder {
             return Err(Error::Config {
                 option: "setup",
                 value: "a function".to_owned(),
-                expected: "none, as others write the file of Database::read_only".to_owned(),
+                expected: "no function: another process writes the file of Database::read_only"
+                    .to_owned(),
             });
         }
         if let Kind::File(path) | Kind::ReadOnly(path) | Kind::Agents(Place::Folder(path)) =
@@ -642,7 +663,7 @@ impl Builder {
         }))
     }
 
-    /// What does not go with checkpoints that another process runs.
+    /// Options that do not go together with checkpoints of another process.
     fn check_external(&self, emergency: Option<u32>) -> Result<(), Error> {
         const OPTION: &str = "external_checkpoints";
         let settings = &self.settings;
@@ -650,7 +671,7 @@ impl Builder {
             within(OPTION, bytes, &WAL_SIZE)?;
         }
         let expected = if matches!(self.database.0, Kind::Memory) {
-            "a database in a file: one in memory has no log".to_owned()
+            "a database in a file, because one in memory has no log".to_owned()
         } else if settings.exclusive_locking {
             "a pool without exclusive_locking, which keeps the other process from the files"
                 .to_owned()
@@ -704,7 +725,7 @@ fn check_pragma(name: &str) -> Result<(), Error> {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let expected = match (reserved, is_name) {
         (None, _) if lower.starts_with("cipher_default_") => {
-            "another pragma: it is the whole process's".to_owned()
+            format!("another pragma: {PROCESS}")
         }
         (Some((_, why)), _) => format!("another pragma: {why}"),
         (None, false) => "a name of letters, digits and underscores".to_owned(),
@@ -723,7 +744,7 @@ fn check_path(path: &PathBuf) -> Result<(), Error> {
     } else if path.as_os_str().as_encoded_bytes().contains(&0) {
         "a path without NUL"
     } else if path.to_str().is_none() {
-        "a path in UTF-8, as SQLite's are"
+        "a path in UTF-8, because SQLite's paths are"
     } else if path.as_os_str() == ":memory:" {
         "the path of a file; for a database in memory, Database::memory()"
     } else if path.as_os_str().as_encoded_bytes().starts_with(b"file:") {
@@ -748,7 +769,7 @@ mod tests {
 
     use super::*;
 
-    /// The first without the fault, and the last with it.
+    /// The first version without the fault, and the last with it.
     const VERSIONS: [(i32, &str); 2] = [(3_051_003, "passive"), (3_051_002, "restart")];
 
     fn builder(folder: &tempfile::TempDir, version: i32) -> Builder {
@@ -757,7 +778,7 @@ mod tests {
         builder
     }
 
-    /// What checkpoints have begun, on any connection.
+    /// The checkpoints that any connection has begun.
     static BEGUN: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
     fn note(event: TraceEvent<'_>) {
@@ -798,7 +819,7 @@ mod tests {
             let one_pass = begun.iter().all(|sql| sql.contains("restart"));
             assert_eq!(one_pass, version < 3_051_003, "{begun:?}");
             if one_pass {
-                // One more may have been at work as they were counted.
+                // One more checkpoint may have been running when they were counted.
                 let most = usize::try_from(checkpoints).unwrap() + 1;
                 assert!(begun.len() <= most, "{checkpoints}: {begun:?}");
             }

@@ -16,15 +16,15 @@ use crate::sqlite::{Commits, Overlong, Sqlite};
 
 /// A lent connection. It dereferences to [`rusqlite::Connection`], and ends when it is dropped.
 ///
-/// While it lives, nothing can take the connection away or close it: not the eviction of its agent,
-/// not [`Pool::close`](crate::Pool::close), not the pool's end. There is no `close` on a lease, and
-/// it is never without a connection.
+/// While it lives, nothing can take the connection away or close it: not the eviction of its agent, not
+/// [`Pool::close`](crate::Pool::close), not the end of the pool. A lease has no `close` and always has a
+/// connection.
 ///
-/// At its end, what is still open in a transaction is rolled back, and the connection stays parked
-/// for its agent: the next lease of the same agent finds its temporary tables, pragmas and prepared
-/// statements as they were. Before another agent gets it, all of that is gone.
+/// When the lease ends, the pool rolls back an open transaction and parks the connection for its agent. The
+/// next lease of the same agent finds its temporary tables, pragmas and prepared statements as they were.
+/// Before another agent gets the connection, the pool removes all of that.
 ///
-/// All functions are associated ones, so that none hides a method of the connection.
+/// All functions are associated functions, so that none hides a method of the connection.
 ///
 /// ```
 /// use leasepool::{Database, Pool};
@@ -39,7 +39,7 @@ use crate::sqlite::{Commits, Overlong, Sqlite};
 /// # }
 /// ```
 ///
-/// There is no way to close a lent connection, or to give it back twice:
+/// A lent connection cannot be closed, or returned twice:
 ///
 /// ```compile_fail,E0507
 /// # let pool = leasepool::Pool::builder(leasepool::Database::memory()).build().unwrap();
@@ -55,9 +55,9 @@ use crate::sqlite::{Commits, Overlong, Sqlite};
 /// ```
 ///
 /// # Caveats
-/// A lease given to [`std::mem::forget`] keeps its connection for as long as the pool lives; it shows
-/// in [`Pool::holders`](crate::Pool::holders). Never `std::mem::swap` the connection for another: the
-/// pool can no longer count what you keep.
+/// A lease given to [`std::mem::forget`] keeps its connection as long as the pool lives, and shows in
+/// [`Pool::holders`](crate::Pool::holders). Never swap the connection for another with `std::mem::swap`: the
+/// pool cannot count the connection that you keep.
 #[must_use = "a lease that is dropped at once lends nothing"]
 pub struct Lease {
     /// `None` only at the end.
@@ -92,15 +92,15 @@ impl Lease {
         }
     }
 
-    /// Who borrowed the connection.
+    /// The agent that borrowed the connection.
     pub fn agent(lease: &Self) -> &str {
         lease.checkout().agent()
     }
 
-    /// Ends the lease and closes its connection, which will serve nobody any more. Use it after an
-    /// error that puts the connection in doubt (an I/O error, corruption): rusqlite gives no safe
-    /// way to ask a connection for the last error, so the pool cannot see those that your statements
-    /// return. Nothing is written at this close, not even a last checkpoint.
+    /// Ends the lease and closes its connection, which is never lent again. Use it after an error that puts
+    /// the connection in doubt (an I/O error, corruption): rusqlite offers no safe way to ask a connection
+    /// for its last error, so the pool cannot see the errors of your statements. Closing writes nothing, not
+    /// even a last checkpoint.
     ///
     /// # Blocking
     /// For as long as SQLite takes to close a connection.
@@ -117,9 +117,9 @@ impl Lease {
         }
     }
 
-    /// A handle by which another thread can interrupt what runs on this lease. It does nothing once
-    /// the lease has ended, unlike the one of [`rusqlite::Connection::get_interrupt_handle`], which
-    /// would interrupt the connection's next borrower.
+    /// A handle by which another thread can interrupt a statement on this lease. It does nothing once the
+    /// lease has ended. The handle of [`rusqlite::Connection::get_interrupt_handle`] would then interrupt the
+    /// connection's next borrower.
     pub fn interrupt_handle(lease: &Self) -> InterruptHandle {
         lease
             .interrupt
@@ -135,7 +135,7 @@ impl Lease {
 
 #[cfg(feature = "tokio")]
 impl Lease {
-    /// Runs `work` on the connection, so that `cancel` ends its waits for locks.
+    /// Runs `work` on the connection. `cancel` ends its waits for locks.
     pub(super) fn cancellable<R>(
         &mut self,
         cancel: &Cancel,
@@ -148,12 +148,12 @@ impl Lease {
         result
     }
 
-    /// At the end of the lease, the connection goes through a reset before anybody gets it.
+    /// When the lease ends, the connection is reset before any agent gets it.
     pub(super) fn retire(&mut self) {
         self.checkout_mut().free_at_end();
     }
 
-    /// What interrupts the lease, again and again until it ends.
+    /// A function that interrupts the lease again and again until it ends.
     pub(super) fn interrupter(&self) -> Box<dyn FnOnce() + Send> {
         let (handle, shared) = (Lease::interrupt_handle(self), Arc::downgrade(self.shared()));
         Box::new(move || {
@@ -167,7 +167,7 @@ impl Lease {
 }
 
 impl Lease {
-    /// Tells the writer what the commits on this connection, and this thread, have noted.
+    /// Passes to the writer what commits on this connection and this thread have noted.
     pub(super) fn note_commits(&mut self) {
         match self.checkout_mut().connection_mut().take_noted() {
             Commits::None => {}
@@ -176,7 +176,8 @@ impl Lease {
         }
     }
 
-    /// A borrower that has set a WAL hook of its own may go on for ever, so the log is looked at now and then.
+    /// A borrower that has set its own WAL hook may go on for ever, so the pool looks at the log now and
+    /// then.
     #[inline]
     fn used(&self) {
         if self.checkout().connection().is_to_be_looked_at() {
@@ -191,7 +192,8 @@ impl Lease {
         }
     }
 
-    /// Looks at how long the log is, where commits have noted nothing, and sees to a checkpoint if it is too long.
+    /// Looks at the length of the log, if commits have noted nothing, and starts a checkpoint if the log is
+    /// too long.
     fn look_at_log(&self) {
         let shared = self.shared();
         match shared
@@ -262,16 +264,16 @@ pub struct InterruptHandle(Arc<Mutex<Option<Interrupt>>>);
 type Interrupt = Box<dyn Fn() + Send>;
 
 impl InterruptHandle {
-    /// Makes the statement that is running on the lease return an error. It does nothing if none
+    /// Makes the statement that is running on the lease return an error. It does nothing if no statement
     /// runs, or if the lease has ended.
     ///
     /// # Blocking
-    /// Never for longer than another call of this function takes.
+    /// For at most as long as another call of this function takes.
     pub fn interrupt(&self) {
         self.try_interrupt();
     }
 
-    /// Whether the lease still lives.
+    /// Interrupts. Returns whether the lease still lives.
     pub(super) fn try_interrupt(&self) -> bool {
         match &*self.0.lock() {
             Some(interrupt) => {

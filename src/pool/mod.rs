@@ -31,7 +31,7 @@ use std::time::Duration;
 
 pub(crate) use shared::Shared;
 
-/// Longest wait a caller may ask for. Longer ones are cut to it.
+/// The longest wait that a caller may ask for. Longer ones are cut to it.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A pool of connections that agents borrow.
@@ -103,7 +103,7 @@ impl Pool {
         &self.shared
     }
 
-    /// How long a call waits that sets no deadline of its own.
+    /// How long a call waits if it sets no deadline of its own.
     fn lease_timeout(&self) -> Duration {
         self.shared.core.options.lease_timeout
     }

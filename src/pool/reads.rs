@@ -135,7 +135,7 @@ impl Pool {
         let wanted = Wanted(Arc::new(AtomicBool::new(true)));
         let still_wanted = Arc::clone(&wanted.0);
         let answer = self.shared().readers.hand_over(move || {
-            // Nobody sees this error.
+            // No caller gets this error.
             if !still_wanted.load(Relaxed) {
                 return Err(Error::Closed);
             }

@@ -63,8 +63,8 @@ impl Lease {
     /// ```
     ///
     /// # Errors
-    /// - [`Error::Panicked`] if `work` panics. The lease has then ended, and the connection is reset
-    ///   before anybody gets it, also the same agent.
+    /// - [`Error::Panicked`] if `work` panics. The lease has then ended, and the connection is reset before
+    ///   any agent gets it, including the same one.
     /// - [`Error::NoRuntime`] outside of a tokio runtime, or if that is shutting down.
     pub fn run<F, R>(lease: Self, work: F) -> impl Future<Output = Result<(Self, R), Error>>
     where
@@ -207,7 +207,7 @@ fn work_on<F, R>(mut lease: Lease, cancel: &Cancel, work: F) -> Done<R>
 where
     F: FnOnce(&mut Connection) -> R,
 {
-    // The lease ends with a panic, and nobody gets the connection without a reset.
+    // The lease ends with a panic, and no agent gets the connection without a reset.
     match catch_unwind(AssertUnwindSafe(|| lease.cancellable(cancel, work))) {
         Ok(result) => Ok((lease, result)),
         Err(panic) => {

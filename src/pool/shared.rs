@@ -1,6 +1,6 @@
-//! Shared: core and writer side by side, with the thread that maintains both. A lease ends in the core first; then
-//! the writer is told.
-//! It decides nothing by itself.
+//! Shared: core and writer side by side, with the thread that maintains both. A lease ends in the core first; then the
+//! writer is told.
+//! It decides nothing itself.
 
 use std::future::Future;
 #[cfg(feature = "metrics")]
@@ -26,15 +26,16 @@ use crate::sync::wait::{await_until, block_on};
 use crate::sync::workers::WorkerPool;
 use crate::write::Writer;
 
-/// What all handles and leases of a pool have in common.
+/// The state that all handles and leases of a pool share.
 pub(crate) struct Shared {
     pub(crate) core: Arc<Core<Sqlite>>,
     pub(crate) writer: Arc<Writer>,
-    /// They do reads for callers that await: each has a connection already, so that there is a thread for each.
+    /// Threads that read for awaiting callers: one for each connection, since each read has a connection
+    /// already.
     pub(super) readers: Arc<WorkerPool>,
     #[cfg(feature = "metrics")]
     published: parking_lot::Mutex<Published>,
-    /// What must be interrupted until it ends.
+    /// Work that must be interrupted until it ends.
     #[cfg(feature = "tokio")]
     interrupts: parking_lot::Mutex<Vec<RetryInterrupt>>,
     /// When maintenance was last done.
@@ -49,16 +50,16 @@ impl Handle<Sqlite> for Arc<Shared> {
     }
 }
 
-/// Interrupts something; returns whether that is still there.
+/// Interrupts some work; returns whether that work still exists.
 #[cfg(feature = "tokio")]
 pub(super) type RetryInterrupt = Box<dyn Fn() -> bool + Send>;
 
-/// How often what is to be interrupted is.
+/// How often such work is interrupted.
 #[cfg(feature = "tokio")]
 const INTERRUPTING: Duration = Duration::from_millis(1);
 
 impl Shared {
-    /// With the maintenance thread at work.
+    /// Makes the shared state and starts the maintenance thread.
     pub(super) fn start(core: Arc<Core<Sqlite>>, writer: Arc<Writer>) -> Result<Arc<Self>, Error> {
         let shared = Arc::new(Shared {
             #[cfg(feature = "metrics")]
@@ -115,7 +116,7 @@ impl Shared {
     async fn closing(&self, timeout: Duration) -> Result<(), Error> {
         let asked_at = Instant::now();
         let deadline = asked_at + timeout;
-        // Whatever is not done in time is refused.
+        // Writes that are not done in time are refused.
         let _ = await_until(deadline, pin!(self.writer.drain())).await;
         self.writer.refuse();
         let closed = self.core.close(asked_at, deadline).await;
@@ -124,7 +125,7 @@ impl Shared {
         closed
     }
 
-    /// Dropping the future leaves the pool closing.
+    /// If the future is dropped, the closing goes on.
     pub(super) async fn close_async(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
         self.core.check_reentrancy()?;
         let (shared, answer) = (Arc::clone(self), Arc::new(Oneshot::new()));
@@ -146,7 +147,7 @@ impl Shared {
         self.writer.close_to_writes(asked_at, deadline).await
     }
 
-    /// Dropping the future leaves the writer closing.
+    /// If the future is dropped, the closing goes on.
     pub(super) async fn close_writes_async(
         self: &Arc<Self>,
         timeout: Duration,
@@ -160,7 +161,7 @@ impl Shared {
         self.in_time(answer.received()).await
     }
 
-    /// The last handle is gone: closes what is idle, on this thread.
+    /// The last handle is gone: closes idle connections, on this thread.
     pub(super) fn close_now(&self) {
         self.writer.refuse();
         self.core.refuse();
@@ -176,7 +177,7 @@ impl Shared {
             }
             due
         };
-        // What is interrupted again and again calls far more often.
+        // While work is being interrupted, this function runs far more often.
         if due {
             self.core.maintain();
             self.writer.maintain();
@@ -194,8 +195,8 @@ impl Shared {
         period
     }
 
-    /// Interrupts again and again until there is nothing left to interrupt: SQLite forgets an interrupt as soon as
-    /// the statement has ended, and there may be more of them.
+    /// Interrupts again and again until the work has ended: SQLite forgets an interrupt as soon as the
+    /// statement has ended, and the work may run more statements.
     #[cfg(feature = "tokio")]
     pub(super) fn retry_interrupt(&self, interrupt: RetryInterrupt) {
         self.interrupts.lock().push(interrupt);
@@ -227,7 +228,7 @@ impl Shared {
     #[cfg(feature = "metrics")]
     fn publish_now(&self) {
         let families = self.families();
-        // The recorder is foreign code. That it panics is no reason to leave anybody without an answer.
+        // The recorder is foreign code. If it panics, callers must still get their answers.
         let published = catch_unwind(AssertUnwindSafe(|| {
             let mut published = self.published.lock();
             published.publish(&self.core.options.name, families, Instant::now());
