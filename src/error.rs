@@ -1,4 +1,4 @@
-//! One enum, one variant for each thing a caller can do something about.
+//! One error enum, with one variant for each thing a caller can do something about.
 //! It builds no error itself: the module that finds the fault does.
 
 use std::any::Any;
@@ -10,65 +10,70 @@ use rusqlite::ErrorCode;
 
 use crate::observe::stats::Holder;
 
-/// Everything that can go wrong between asking for a connection and giving it back.
+/// Everything that can go wrong between asking for a connection and returning it.
 ///
-/// Errors of the SQL a caller runs through a [`Lease`](crate::Lease) are rusqlite's own and do not
-/// pass through here; [`Error::Sqlite`] exists so that `?` works in functions that do both.
+/// SQL that a caller runs through a [`Lease`](crate::Lease) returns rusqlite's own errors, not this enum.
+/// [`Error::Sqlite`] exists so that `?` works in functions that do both.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Every connection stayed lent until the deadline, or the turn to write did not come. Return leases
-    /// sooner, write less at a time, wait longer, or allow more connections; `holders` says who has them.
+    /// Timed out: every connection stayed lent until the deadline, or the turn to write did not come. Return
+    /// leases sooner, write less at a time, wait longer, or allow more connections. `holders` lists the
+    /// leases in the way.
     #[error(
         "timed out after {waited:?} waiting {wanted}: {} of {max_connections} lent, {waiting} waiting{}{}{}",
         holders.len(), StuckNote(*stuck), HolderList(holders), DeadlockNote(*all_holders_wait)
     )]
     #[non_exhaustive]
     Exhausted {
-        /// What was waited for.
+        /// What the call waited for.
         wanted: Wanted,
         /// How long this call waited.
         waited: Duration,
         /// The size of the pool.
         max_connections: usize,
-        /// How many other callers were waiting for the same when this one gave up.
+        /// How many other callers were waiting for the same thing when this call gave up.
         waiting: usize,
         /// Connections that cannot be closed, and so cannot be lent (see [`Stats::stuck`](crate::Stats::stuck)).
         stuck: usize,
-        /// Who held a connection at that moment, or had been granted one and had not taken it; the oldest first.
+        /// The leases held at that moment, the oldest first. A caller that had been granted a connection and
+        /// had not taken it yet counts as a holder.
         holders: Vec<Holder>,
-        /// Whether each holder's thread, the one that took the lease, was itself waiting for a connection: most
-        /// likely a deadlock. It cannot be known for certain, since a lease may be given to another thread.
+        /// Whether every thread that took one of these leases was itself waiting for a connection: most
+        /// likely a deadlock. It is not certain, since a lease may have moved to another thread.
         all_holders_wait: bool,
     },
 
-    /// The pool was closed. Nothing will be lent again.
+    /// The pool was closed. It lends no more connections.
     #[error("the pool is closed")]
     Closed,
 
-    /// The pool takes no more writes, since [`Pool::close_writes`](crate::Pool::close_writes) was called. Leases that
-    /// only read go on.
-    #[error("the pool takes no more writes")]
+    /// The pool takes no more writes, because [`Pool::close_writes`](crate::Pool::close_writes) was called.
+    /// Leases that only read still work.
+    #[error("the pool is closed to writes")]
     WritesClosed,
 
-    /// The pool only reads: it was built with [`Builder::reads_only`](crate::Builder::reads_only), or on
+    /// The pool is read-only: it was built with [`Builder::reads_only`](crate::Builder::reads_only), or on
     /// [`Database::read_only`](crate::Database::read_only).
-    #[error("the pool only reads")]
+    #[error("the pool is read-only")]
     ReadOnly,
 
-    /// The work given to [`Pool::read`](crate::Pool::read) ended its transaction, so that not all of its statements saw one
-    /// snapshot, or took off what keeps it from that. The connection is not used again.
-    #[error("the work given to read ended its transaction")]
+    /// The work given to [`Pool::read`](crate::Pool::read) ended its transaction, or removed the guard that
+    /// would have prevented that. So its statements may not all have seen one snapshot. The connection is not
+    /// used again.
+    #[error(
+        "the work given to read ended its transaction: its statements did not see one snapshot"
+    )]
     SnapshotLost,
 
     /// The database could not be opened or prepared. The source says why.
     #[error("cannot open {target}")]
     #[non_exhaustive]
     Open {
-        /// What was to be opened: for a file, its path.
+        /// What the pool tried to open: for a file, its path.
         target: String,
-        /// An [`std::io::Error`] for a fault of the path, a [`rusqlite::Error`] for one that SQLite
-        /// reports, a [`Panicked`](Error::Panicked) for a callback that panicked.
+        /// An [`std::io::Error`] if the path is at fault, a [`rusqlite::Error`] if SQLite reports the fault,
+        /// a [`Panicked`](Error::Panicked) if a callback panicked.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
@@ -76,9 +81,9 @@ pub enum Error {
     #[error("setup of {target} failed")]
     #[non_exhaustive]
     Setup {
-        /// The database that was being set up.
+        /// The database that `setup` ran on.
         target: String,
-        /// What the function returned, or that it panicked.
+        /// What the function returned, or a [`Panicked`](Error::Panicked).
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
@@ -92,57 +97,61 @@ pub enum Error {
         message: String,
     },
 
-    /// The file under the pool is not the one it was, and cannot be used as it is now. leasepool
-    /// never creates it again: put a database back at the path, and the next lease opens it.
-    #[error("{} was {found} under the pool", path.display())]
+    /// The database file was deleted, replaced or damaged while the pool was using it, and cannot be used as
+    /// it is now. leasepool never creates the file again: put a database back at the path, and the next lease
+    /// opens it.
+    #[error("the pool's database file {} was {found}", path.display())]
     #[non_exhaustive]
     FileReplaced {
         /// The database file.
         path: PathBuf,
-        /// What is there now.
+        /// What the pool found at the path.
         found: FileState,
     },
 
-    /// Another pool of this process has this file open, under this or another name. Two pools on
-    /// one file would double the cap unseen: clone the first pool instead.
-    #[error("{} is already open in another pool of this process", path.display())]
+    /// Another pool of this process has this file open, under this or another name. Two pools on one file
+    /// would use twice the descriptors that each allows: clone the first pool instead.
+    #[error("{} is already open in another pool of this process: clone that pool", path.display())]
     #[non_exhaustive]
     AlreadyPooled {
         /// The database file, as this pool names it.
         path: PathBuf,
     },
 
-    /// The pool could need more descriptors than it may use. Allow fewer connections, or raise the
-    /// budget or the process's limit.
+    /// The pool could need more descriptors than it may use. Allow fewer connections, raise the budget, or
+    /// raise the process's limit.
     #[error(
         "{max_connections} connections can need {ceiling} descriptors, but {available} are available ({limited_by})"
     )]
     #[non_exhaustive]
     Budget {
-        /// The size of pool asked for.
+        /// The size of the pool that was asked for.
         max_connections: usize,
-        /// What it can need at most, see [`Pool::fd_ceiling`](crate::Pool::fd_ceiling).
+        /// The most descriptors it can need, see [`Pool::fd_ceiling`](crate::Pool::fd_ceiling).
         ceiling: usize,
-        /// What it may use.
+        /// The descriptors it may use.
         available: usize,
-        /// Which limit says so.
+        /// Which limit that is.
         limited_by: &'static str,
     },
 
-    /// Opening the database would pass the pool's ceiling of descriptors, as connections to files that were replaced,
-    /// or SQLite for them, have some open. They are closed when the leases on them end: trying again later helps.
-    #[error("cannot open {target} now: the pool has as many descriptors open as it may")]
+    /// Opening the database would exceed the pool's ceiling of descriptors, because connections to files that
+    /// were replaced still hold some, or SQLite does for them. The pool closes those when the leases on them
+    /// end: try again later.
+    #[error(
+        "cannot open {target} now: the pool has reached its limit of descriptors, try again later"
+    )]
     #[non_exhaustive]
     NoDescriptors {
         /// The database.
         target: String,
     },
 
-    /// A backup could not be made. What was at its path before is there still.
-    #[error("no backup was made to {}", to.display())]
+    /// A backup failed. A file that was at its path before is still there, unchanged.
+    #[error("the backup to {} failed", to.display())]
     #[non_exhaustive]
     Backup {
-        /// Where it was to be.
+        /// The path of the backup.
         to: PathBuf,
         /// Why not: an [`std::io::Error`] or a [`rusqlite::Error`].
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -168,17 +177,18 @@ pub enum Error {
         expected: String,
     },
 
-    /// This pool cannot do that: because of its [`Database`](crate::Database), or of an option.
+    /// This pool cannot do that, because of its [`Database`](crate::Database) or of an option.
     #[error("{operation} is not supported by this pool: {reason}")]
     #[non_exhaustive]
     Unsupported {
-        /// What was called for.
+        /// The operation that was called.
         operation: &'static str,
         /// Why not, and what to call instead.
         reason: &'static str,
     },
 
-    /// The request did not pass the layer, or the application lacks the data, that finds its agent.
+    /// The layer or the application data that finds the request's agent is missing: the request did not pass
+    /// it.
     #[error("{what} is not installed: add it around this handler")]
     #[non_exhaustive]
     NotInstalled {
@@ -186,8 +196,8 @@ pub enum Error {
         what: &'static str,
     },
 
-    /// A connection could not be closed, because something still uses it: a statement or a blob
-    /// handle given to [`std::mem::forget`]. Its descriptors stay open, and stay counted.
+    /// A connection could not be closed, because a statement or a blob handle on it was given to
+    /// [`std::mem::forget`] and still uses it. Its descriptors stay open, and the pool keeps counting them.
     #[error("a connection to {target} cannot be closed")]
     #[non_exhaustive]
     NotClosed {
@@ -197,7 +207,8 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// The pool, or its writer, was to be closed from within one of its own calls, which would wait for itself.
+    /// The pool, or its writer, was closed from within one of its own calls: closing would wait for that call
+    /// forever.
     #[error("close was called within {within} of the same pool: call it after that")]
     #[non_exhaustive]
     Reentrant {
@@ -205,45 +216,46 @@ pub enum Error {
         within: &'static str,
     },
 
-    /// This process is a fork of the one that has built the pool. SQLite's locks, and the pool's threads, are the
-    /// other's: build a pool here.
-    #[error("the pool belongs to the process that this one was forked from")]
+    /// This process is a fork of the process that built the pool. SQLite's locks and the pool's threads
+    /// belong to the other process: build a pool here.
+    #[error("the pool belongs to the process that this one was forked from: build a pool here")]
     Forked,
 
-    /// No thread can be started. Raise the limit on threads or processes (`ulimit -u`), and try again.
-    #[error("no thread can be started")]
+    /// No thread could be started. Raise the limit on threads or processes (`ulimit -u`), and try again.
+    #[error("cannot start a thread: raise the limit on threads or processes")]
     #[non_exhaustive]
     NoThread {
         /// What the operating system said.
         source: std::io::Error,
     },
 
-    /// A write was called for within a write of the same pool, on the same thread. It would wait for
-    /// itself. Do both in one, or use a savepoint.
+    /// A write was called within a write of the same pool, on the same thread: it would wait for itself. Do
+    /// both in one write, or use a savepoint.
     #[error("nested write: already inside a write of this pool")]
     NestedWrite,
 
-    /// The work given to `write` ran a statement that would affect more than its own savepoint (BEGIN, COMMIT, ATTACH and
-    /// the like). What it did was rolled back.
-    #[error("{action} is not allowed within a write")]
+    /// The work given to `write` ran a statement that would affect more than its own savepoint (BEGIN,
+    /// COMMIT, ATTACH and the like). The pool rolled its changes back.
+    #[error("{action} is not allowed within a write: the pool rolled the write back")]
     #[non_exhaustive]
     NotInWrite {
-        /// What it tried first.
+        /// The first such statement that it tried.
         action: String,
     },
 
-    /// The transaction that this write was part of was rolled back while it, or another write of its group, was at
-    /// work: the disk was full or failed, a statement was interrupted or used `OR ROLLBACK`, or the work tried to end
-    /// the transaction. Nothing of the group was kept; trying again is safe.
-    #[error("the transaction of this write was rolled back: nothing of it was kept")]
+    /// The transaction of this write was rolled back while this write, or another write of its group, was
+    /// running: the disk was full or failed, a statement was interrupted or used `OR ROLLBACK`, or the work
+    /// tried to end the transaction. No write of the group was kept; trying again is safe.
+    #[error("the transaction of this write was rolled back: nothing was kept, try again")]
     #[non_exhaustive]
     RolledBack {
-        /// What SQLite said when it was found, if it said anything. What made it do so is told to whose work it was.
+        /// The error that SQLite returned when the pool noticed, if it returned one. The caller whose work
+        /// caused the rollback gets the cause as its own error.
         source: Option<rusqlite::Error>,
     },
 
-    /// The deadline passed while the work given to `run` was running; it was interrupted, and its transaction rolled
-    /// back.
+    /// The deadline passed while the work given to `run` was running. The pool interrupted the work and
+    /// rolled back its transaction.
     #[error("the work was interrupted after {after:?}")]
     #[non_exhaustive]
     Interrupted {
@@ -251,26 +263,28 @@ pub enum Error {
         after: Duration,
     },
 
-    /// This must be called within a tokio runtime, and one that is not shutting down.
-    #[error("no tokio runtime is running here")]
+    /// This must be called within a tokio runtime that is not shutting down.
+    #[error("no tokio runtime is running here: call this within one")]
     NoRuntime,
 
-    /// An error of SQLite's.
+    /// An error from SQLite.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
 }
 
-/// What a client that is told to come again should wait.
+/// How long a client should wait before it tries again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Error {
-    /// Whether the same call may well succeed a moment later, with nothing changed but what others do: every connection
-    /// was lent or the turn did not come ([`Exhausted`](Error::Exhausted)), another connection or process held a lock
-    /// (`SQLITE_BUSY` or `SQLITE_LOCKED`, also as the cause of [`Open`](Error::Open) and [`Setup`](Error::Setup)), a
-    /// transaction was rolled back ([`RolledBack`](Error::RolledBack)), or the time was too short
-    /// ([`Interrupted`](Error::Interrupted)). Nothing of the failed call was kept, so that it can be made again.
+    /// Whether the same call may succeed a moment later, with no change by the caller: every connection was
+    /// lent or the turn to write did not come ([`Exhausted`](Error::Exhausted)), no descriptor was left
+    /// ([`NoDescriptors`](Error::NoDescriptors)), another connection or process held a lock (`SQLITE_BUSY` or
+    /// `SQLITE_LOCKED`, also as the cause of [`Open`](Error::Open), [`Setup`](Error::Setup) and
+    /// [`Backup`](Error::Backup)), a transaction was rolled back ([`RolledBack`](Error::RolledBack)), or the
+    /// time was too short ([`Interrupted`](Error::Interrupted)). Nothing of the failed call was kept, so it
+    /// can be made again.
     ///
-    /// After `SQLITE_BUSY` from a statement within a transaction of your own, begin that transaction again.
+    /// After `SQLITE_BUSY` from a statement in a transaction of your own, begin that transaction again.
     ///
     /// ```
     /// use leasepool::{Error, Pool};
@@ -297,14 +311,14 @@ impl Error {
         }
     }
 
-    /// Whether what was wanted did not come free in time: [`Error::Exhausted`].
+    /// Whether the call timed out while it waited: [`Error::Exhausted`].
     pub fn is_exhausted(&self) -> bool {
         matches!(self, Error::Exhausted { .. })
     }
 
-    /// The status that tells a client of this error over HTTP: 503 if it [is retryable](Error::is_retryable) or the pool
-    /// (or its writer) is closed, 400 if the agent's id cannot be used, 500 otherwise. It is what the features `axum`
-    /// and `actix` answer; use it where there is another framework, or none.
+    /// The HTTP status for this error: 503 if it [is retryable](Error::is_retryable) or the pool (or its
+    /// writer) is closed, 400 if the agent's id cannot be used, 500 otherwise. The features `axum` and
+    /// `actix` answer with it; call it yourself with another framework, or none.
     ///
     /// ```
     /// use leasepool::Error;
@@ -327,8 +341,8 @@ impl Error {
         }
     }
 
-    /// How long a client should wait before it tries again, for errors that [are retryable](Error::is_retryable); whole
-    /// seconds, as the header `Retry-After` wants them. `None`: to try again is of no use.
+    /// How long a client should wait before it tries again, in whole seconds, as the header `Retry-After`
+    /// wants them. `None` if the error [is not retryable](Error::is_retryable).
     pub fn retry_after(&self) -> Option<Duration> {
         self.is_retryable().then_some(RETRY_AFTER)
     }
@@ -337,7 +351,7 @@ impl Error {
         Error::NoThread { source }
     }
 
-    /// The error made of a panic in user code.
+    /// Makes an error from a panic in user code.
     pub(crate) fn panicked(callback: &'static str, panic: &(dyn Any + Send)) -> Error {
         let message = if let Some(message) = panic.downcast_ref::<&str>() {
             (*message).to_owned()
@@ -350,7 +364,7 @@ impl Error {
     }
 }
 
-/// Whether SQLite has returned BUSY or LOCKED: as the error itself, or as what caused it.
+/// Whether SQLite returned BUSY or LOCKED: as the error itself, or as its cause.
 fn is_locked(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -369,7 +383,7 @@ fn is_locked(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// What somebody waited for in vain: [`Error::Exhausted`].
+/// What a call waited for until it timed out: [`Error::Exhausted`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wanted {
@@ -377,7 +391,7 @@ pub enum Wanted {
     Connection,
     /// The turn to write.
     TurnToWrite,
-    /// The one connection of an agent that has a file of its own.
+    /// The one connection of an agent that has its own file.
     Agent,
     /// The opening of a connection.
     Opening,
@@ -400,22 +414,22 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// What was found where the pool's database file used to be.
+/// What the pool found where its database file used to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileState {
-    /// Nothing.
+    /// No file.
     Deleted,
     /// A file too short to be a database.
     Truncated,
-    /// A different file each time the path was looked at.
+    /// A different file each time the pool looked at the path.
     Unstable,
-    /// The database, without the write-ahead log that connections are using: it was deleted or replaced. What was
-    /// committed since the last checkpoint is lost with it. The pool opens the database anew once those
-    /// connections are returned and closed.
+    /// The database, without the write-ahead log that connections are using: another process deleted or
+    /// replaced the log. What was committed since the last checkpoint is lost with it. The pool opens the
+    /// database anew once those connections are returned and closed.
     LogRemoved,
-    /// Another database, and beside it the write-ahead log (`-wal`) or its index (`-shm`) of the one that was there
-    /// before. SQLite would replay that log into the new database. Remove both files.
+    /// Another database, next to the write-ahead log (`-wal`) or its index (`-shm`) of the previous one.
+    /// SQLite would replay that log into the new database. Remove both files.
     LogLeft,
 }
 
@@ -424,9 +438,11 @@ impl fmt::Display for FileState {
         f.write_str(match self {
             FileState::Deleted => "deleted",
             FileState::Truncated => "truncated",
-            FileState::Unstable => "replaced again and again",
-            FileState::LogRemoved => "left without its write-ahead log",
-            FileState::LogLeft => "replaced, beside the -wal or -shm of the file before it,",
+            FileState::Unstable => "replaced repeatedly",
+            FileState::LogRemoved => "separated from its write-ahead log (-wal)",
+            FileState::LogLeft => {
+                "replaced, but the -wal or -shm of the old file is still there: remove both"
+            }
         })
     }
 }
@@ -448,7 +464,7 @@ impl fmt::Display for DeadlockNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0 {
             f.write_str(
-                "; each of them was taken by a thread that is itself waiting for a connection",
+                "; each of them was taken by a thread that is itself waiting for a connection: most likely a deadlock",
             )
         } else {
             Ok(())
@@ -456,7 +472,7 @@ impl fmt::Display for DeadlockNote {
     }
 }
 
-/// As many holders as a log line can bear; the error's field has them all.
+/// Only as many holders as fit a log line; the error's field has them all.
 struct HolderList<'a>(&'a [Holder]);
 
 impl fmt::Display for HolderList<'_> {

@@ -22,7 +22,7 @@ pub mod status;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;
 
-// Known to all.
+// Every folder may import these.
 mod error;
 pub mod guide;
 
