@@ -6,10 +6,10 @@
 //! - [`rules`]: three rules for programs that use a pool.
 //!
 //! To use it:
-//! - [`blocking_and_async`]: which call to use where, and what happens to futures that are dropped.
+//! - [`blocking_and_async`]: which call to use where, and what happens when a future is dropped.
 //! - [`web_frameworks`]: leases in axum, actix-web and tower.
 //! - [`files_for_agents`]: a database for each agent.
-//! - [`encryption`]: files, logs and backups in cipher, with SQLCipher.
+//! - [`encryption`]: encrypted files, logs and backups, with SQLCipher.
 //! - [`testing`]: a pool for each test, time, faults.
 //!
 //! To choose and to move:

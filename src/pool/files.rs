@@ -1,5 +1,5 @@
 //! Files: whole databases, copied, rebuilt and removed, and the agents that have one.
-//! It takes what must not be used meanwhile out of use, and leaves the files to the backend.
+//! It keeps borrowers from a database where necessary, and leaves the files to the backend.
 
 use std::panic::Location;
 use std::path::Path;
@@ -164,8 +164,8 @@ impl Agent {
         core.backend.check_writable()?;
         let request = Request::new(self.borrower()?, Some(self.wait()), Location::caller());
         core.backend.check_per_agent()?;
-        // Before the files go, all that the pool has open on them must. The place is for a connection that shuts out
-        // other processes.
+        // The pool must close every connection to the files before it removes them. The room is for a connection that
+        // shuts out other processes.
         let _aside = core.set_aside(&request, 1, true)?;
         core.backend
             .remove_file(request.agent(), &core.patience(&request))
@@ -203,7 +203,7 @@ impl Agent {
             return self.pool().backup_with(to, how);
         }
         let request = Request::new(agent, Some(self.wait()), Location::caller());
-        // Where no other connection may open a file that is open, the agent's must be closed first.
+        // In exclusive locking mode no second connection may open the file, so the agent's is closed first.
         let exclusively = core.backend.locks_exclusively();
         let places = core.options.max_connections.min(2);
         let _aside = core.set_aside(&request, places, exclusively)?;

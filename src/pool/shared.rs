@@ -96,7 +96,7 @@ impl Shared {
         Ok(Lease::new(self.in_time(checkout).await?))
     }
 
-    /// Awaits what the pool's threads complete. Every wait of an async caller goes through here.
+    /// Awaits a future that the pool's threads complete. Every wait of an async caller goes through here.
     #[cfg(feature = "tokio")]
     pub(super) async fn in_time<F: Future>(&self, future: F) -> F::Output {
         let pools: [&WorkerPool; 3] = [self.core.workers(), self.writer.workers(), &self.readers];

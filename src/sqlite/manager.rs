@@ -1,5 +1,5 @@
 //! Manager: opens connections through the `SqliteConnectionManager` that the program configures.
-//! It looks at which file that opens, and at nothing in it.
+//! It finds out which file the manager opens, and reads nothing from that file.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +21,7 @@ use crate::error::Error;
 #[derive(Clone)]
 pub(super) struct Managed {
     manager: Arc<SqliteConnectionManager>,
-    /// As SQLite names it: the manager may have been given a relative path.
+    /// The path as SQLite names it: the manager may have been given a relative path.
     path: PathBuf,
     only_reads: bool,
     busy_timeout: Duration,
@@ -29,10 +29,11 @@ pub(super) struct Managed {
 }
 
 impl Managed {
-    /// Opens one connection, which tells what the manager does not: which file it is, and what may be done with it.
+    /// Opens one connection, to learn what the manager does not say: which file it opens, and whether the
+    /// file may be written.
     ///
     /// # Errors
-    /// [`Error::Config`] if no pool can have such a database.
+    /// [`Error::Config`] if a pool cannot have such a database.
     pub(super) fn new(
         manager: Arc<SqliteConnectionManager>,
         settings: &Settings,
@@ -77,10 +78,10 @@ impl Managed {
         &self.path
     }
 
-    /// What may be done on leases, where the builder asked for `access`.
+    /// What leases may do, if the builder asked for `access`.
     ///
     /// # Errors
-    /// [`Error::Config`] if the file is opened for less.
+    /// [`Error::Config`] if the manager opens the file for less.
     pub(super) fn access(&self, settings: &Settings) -> Result<Access, Error> {
         match (self.only_reads, settings.access) {
             (false, access) => Ok(access),
@@ -112,10 +113,11 @@ impl Managed {
         }
     }
 
-    /// Opens a connection to what the manager says now. `with_init` may need a lock that another process has.
+    /// Opens a connection to whatever the manager names now. `with_init` may need a lock that another process
+    /// holds.
     fn connect(&self) -> Result<Connection, Fault> {
         let deadline = Instant::now() + self.busy_timeout;
-        // What a callback that panics has broken is closed with its connection.
+        // If a callback panics, its connection is closed, and with it whatever the callback broke.
         let connect = || catch_unwind(AssertUnwindSafe(|| self.manager.connect()));
         let connected = while_busy(until(deadline), || match connect() {
             Ok(connected) => connected.map(Ok),
@@ -124,7 +126,8 @@ impl Managed {
         connected.map_err(|panic| Error::panicked("with_init", &*panic).into())
     }
 
-    /// Whether the connection is to the pool's file, and has nothing open that the pool does not count.
+    /// Whether the connection is to the pool's file, and has no database attached that the pool does not
+    /// count.
     fn check(&self, connection: &Connection) -> Result<(), Fault> {
         let found = Path::new(connection.path().unwrap_or_default());
         if found != self.path {
@@ -147,13 +150,13 @@ impl Managed {
     }
 }
 
-/// What can be told before anything is opened, as the manager is shown: a URI may say more than where the file is.
+/// Refuses a manager before it opens anything, by its `Debug` text: a URI may say more than the file's path.
 fn check_source(manager: &SqliteConnectionManager) -> Result<(), Error> {
     let shown = format!("{manager:?}");
     if shown.contains("source: Memory(") {
         return Err(no_file());
     }
-    // A quote in a path would be shown as \".
+    // A quote within a path would appear as \".
     if shown.contains("source: File(\"file:") {
         return Err(config(
             "a manager for a URI".to_owned(),
@@ -163,7 +166,7 @@ fn check_source(manager: &SqliteConnectionManager) -> Result<(), Error> {
     Ok(())
 }
 
-/// How many databases are attached. This reads nothing of the file, which may need a key first.
+/// How many databases are attached. This reads nothing from the file, which may need a key first.
 fn attached(connection: &Connection) -> rusqlite::Result<usize> {
     const MAIN_AND_TEMP: [&str; 2] = ["main", "temp"];
     let mut list = connection.prepare("PRAGMA database_list")?;
@@ -175,7 +178,7 @@ fn attached(connection: &Connection) -> rusqlite::Result<usize> {
     Ok(attached)
 }
 
-/// SQLite was given flags that it does not take.
+/// Whether SQLite got flags that it does not accept.
 fn is_misuse(fault: &Fault) -> bool {
     let error = fault.downcast_ref::<rusqlite::Error>();
     error.and_then(rusqlite::Error::sqlite_error_code) == Some(ErrorCode::ApiMisuse)

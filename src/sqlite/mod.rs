@@ -106,7 +106,7 @@ pub(crate) struct Settings {
     pub(crate) pragmas: Vec<(String, Value)>,
     /// The version of the linked SQLite.
     pub(crate) sqlite_version: i32,
-    /// A callback of a manager's runs on each connection before `on_connect`.
+    /// A manager's callback runs on each connection before `on_connect`.
     pub(crate) with_init: bool,
     pub(crate) on_connect: Option<Callback>,
     pub(crate) setup: Option<Callback>,

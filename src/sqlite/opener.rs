@@ -1,4 +1,4 @@
-//! Opener: how connections to one database are opened: by the crate itself, or through a manager of the program's.
+//! Opener: how connections to one database are opened: by the crate itself, or through a manager of the program.
 //! It gives no pragma, and knows no pool.
 
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use super::Fault;
 #[cfg(feature = "r2d2_sqlite")]
 use super::manager::Managed;
 
-/// Opens connections to one database, always with the same flags: whoever opened it with others would get a descriptor
-/// that SQLite cannot use again for the next connection.
+/// Opens connections to one database, always with the same flags: SQLite reuses a kept descriptor only for a
+/// connection with the same flags.
 #[derive(Clone)]
 pub(super) enum Opener {
-    /// The crate itself opens what is at the path.
+    /// The crate itself opens the file at the path.
     Own { path: PathBuf, flags: OpenFlags },
     #[cfg(feature = "r2d2_sqlite")]
     Manager(Managed),
@@ -25,12 +25,12 @@ const READ_ONLY: OpenFlags =
     OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 impl Opener {
-    /// Opens the file if it is there.
+    /// Opens a file that exists.
     pub(super) fn existing(path: &Path) -> Self {
         Opener::own(path, FLAGS)
     }
 
-    /// The same, for reading only.
+    /// The same, read-only.
     pub(super) fn reading(path: &Path) -> Self {
         Opener::own(path, READ_ONLY)
     }
@@ -47,7 +47,7 @@ impl Opener {
         }
     }
 
-    /// One that makes the file if there is none. What a manager does then is for its own flags to say.
+    /// An opener that creates the file if it does not exist. For a manager, its own flags decide that.
     pub(super) fn creating(&self) -> Self {
         match self {
             Opener::Own { path, flags } => {
@@ -67,7 +67,7 @@ impl Opener {
     }
 }
 
-/// Opens a file that is there, and is no pool's database.
+/// Opens a file that exists and is no pool's database.
 pub(super) fn open_existing(path: &Path) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(path, FLAGS)
 }

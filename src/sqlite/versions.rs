@@ -1,10 +1,12 @@
-//! Versions: what rusqlite 0.40 and the versions after it want in different ways, said once so that each compiles it.
+//! Versions: what rusqlite 0.40 and later versions want in different ways, in one place, so that each
+//! compiles it.
 //! It decides nothing.
 //!
-//! Since 0.41, to set a WAL hook or a trace function may fail, and a WAL hook gets `&mut Wal`, where it got `&Wal`
-//! (<https://docs.rs/rusqlite/0.40/rusqlite/struct.Connection.html#method.wal_hook>,
-//! <https://docs.rs/rusqlite/0.41/rusqlite/struct.Connection.html#method.wal_hook>). A crate cannot ask which version it
-//! is compiled with, but a name can mean one thing or another: what a glob import brings goes before what is outside.
+//! Since 0.41, setting a WAL hook or a trace function may fail, and a WAL hook gets `&mut Wal` instead of
+//! `&Wal` (<https://docs.rs/rusqlite/0.40/rusqlite/struct.Connection.html#method.wal_hook>,
+//! <https://docs.rs/rusqlite/0.41/rusqlite/struct.Connection.html#method.wal_hook>). A crate cannot ask which
+//! version it is compiled with. But a name can resolve differently: an item of a glob import wins over an
+//! item outside of the block.
 
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
@@ -12,7 +14,7 @@ use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 use super::wal::Hook;
 
-/// What a WAL hook gets: `&Wal`, or since rusqlite 0.41 `&mut Wal`.
+/// The argument of a WAL hook: `&Wal`, or since rusqlite 0.41 `&mut Wal`.
 pub(super) type WalRef<'a> = <ThisVersion as Version>::Wal<'a>;
 
 pub(super) trait Version {
@@ -21,7 +23,7 @@ pub(super) trait Version {
 
 pub(super) struct ThisVersion;
 
-/// Stands for the enum of that name which only rusqlite 0.40 has in its module `hooks`.
+/// Stands for the enum of the same name, which only rusqlite 0.40 has in its module `hooks`.
 #[allow(dead_code, reason = "used since rusqlite 0.41")]
 pub(super) struct CheckpointMode;
 
@@ -30,7 +32,7 @@ impl Version for CheckpointMode {
     type Wal<'a> = &'a mut Wal;
 }
 
-/// In 0.40: its `CheckpointMode` is `Copy`, and the one here is not.
+/// In 0.40: rusqlite's `CheckpointMode` is `Copy`, and the one here is not.
 impl<T: Copy> Version for T {
     type Wal<'a> = &'a Wal;
 }
@@ -44,7 +46,7 @@ const _: () = {
     }
 };
 
-/// What came of a call that cannot fail in every version.
+/// The result of a call that can fail only in some versions.
 trait Outcome {
     fn outcome(self) -> rusqlite::Result<()>;
 }

@@ -1,10 +1,10 @@
 //! Virtual time: keeps tokio's paused clock from jumping ahead while threads of the pool are at work.
 //! Where the clock runs, it does nothing.
 //!
-//! A paused clock jumps to the next timer as soon as every task of the runtime waits: tokio cannot know that another
-//! thread is about to wake one of them. So a task that waits for the pool stays ready for as long as the pool's threads
-//! are at work. While they are not, the task waits for other tasks, and the clock may jump. When another task gives the
-//! pool's threads something to do, that wakes this task before the runtime can find all of its tasks waiting.
+//! A paused clock jumps to the next timer as soon as every task of the runtime waits: tokio cannot know that
+//! another thread is about to wake a task. So a task that waits for the pool stays ready while the pool's
+//! threads are at work. While they are idle, the task really waits, and the clock may jump. When another task
+//! gives the pool's threads work, that wakes this task before the runtime finds all of its tasks waiting.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -17,7 +17,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::workers::WorkerPool;
 
-/// Awaits a future that the threads of these pools complete, or other tasks.
+/// Awaits a future that the threads of these pools, or other tasks, complete.
 pub(crate) async fn await_threads<F: Future, const N: usize>(
     future: F,
     pools: [&WorkerPool; N],
@@ -34,17 +34,17 @@ pub(crate) async fn await_threads<F: Future, const N: usize>(
     .await
 }
 
-/// Sees to it that the task is polled again: at once, or when the pools have something to do.
+/// Makes sure that the task is polled again: at once, or when the pools get work.
 fn stay_ready<const N: usize>(
     pools: &[&WorkerPool; N],
     work: &mut Option<[EventListener; N]>,
     cx: &mut Context<'_>,
 ) {
-    // It listens before it looks, so that it misses nothing.
+    // It listens before it looks, so that it misses no work.
     let mut listening = pools.map(WorkerPool::listen);
     let are_at_work = pools.iter().any(|pool| pool.is_at_work());
     let mut told = false;
-    // Each is polled, so that each knows which task to wake.
+    // Each listener is polled, so that each knows which task to wake.
     for listener in &mut listening {
         told |= Pin::new(listener).poll(cx).is_ready();
     }
@@ -55,7 +55,7 @@ fn stay_ready<const N: usize>(
     }
 }
 
-/// Whether this task's clock stands still while that of the machine moves.
+/// Whether this task's clock stands still while the machine's clock moves.
 fn is_paused() -> bool {
     let Ok(runtime) = Handle::try_current() else {
         return false;

@@ -28,7 +28,7 @@ pub(crate) struct WorkerPool {
     most: usize,
     state: Mutex<State>,
     changed: Condvar,
-    /// Told of each task, for tasks of a runtime whose clock is paused.
+    /// Notified of each task, for tasks of a runtime whose clock is paused.
     #[cfg(feature = "tokio")]
     submitted: Event,
 }
@@ -139,7 +139,7 @@ impl WorkerPool {
         task.detach();
     }
 
-    /// Is ready when there is another task.
+    /// Becomes ready when a task is submitted.
     #[cfg(feature = "tokio")]
     pub(crate) fn listen(&self) -> EventListener {
         self.submitted.listen()
