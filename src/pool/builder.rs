@@ -137,14 +137,6 @@ impl Builder {
         }
     }
 
-    /// The pool's name in logs and metrics.
-    ///
-    /// Defaults to the name of the database file, or to `memory`.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
     /// How many connections may be open at once; 1 to 10,000. This caps connections, and by
     /// [`Pool::fd_ceiling`] descriptors. It limits how many agents are *served* at the same moment, not how
     /// many agents there are.
@@ -166,26 +158,127 @@ impl Builder {
         self
     }
 
-    /// How many agents the pool remembers. Each may have parked connections. When there are more, the pool
-    /// forgets the agent that was used least recently and frees its parked connections. A remembered agent
-    /// costs some hundred bytes, and its leases allocate nothing. 0 remembers no agent and parks no
-    /// connection.
+    /// Creates the schema, or migrates it. Runs once for each database file, within `build`, before any other
+    /// connection to it is lent; and again if the file is replaced while the pool uses it. It must change
+    /// nothing if there is nothing to do (`CREATE TABLE IF NOT EXISTS`, `PRAGMA user_version`), and may not
+    /// lease from the pool. The pool commits a transaction that it leaves open.
     ///
-    /// It may be far above `max_connections`.
+    /// With [`Database::per_agent`] it runs once for each agent's file and process, when the agent is first
+    /// lent a connection. Other agents do not wait for it. If it fails, that lease fails too, and the pool
+    /// removes a file that it made for it. The pool remembers at least the last 32,768 files that it has set
+    /// up.
     ///
-    /// Defaults to 10,000.
-    pub fn cached_agents(mut self, n: usize) -> Self {
-        self.cached_agents = Some(n);
+    /// Its connection has what `on_connect` and `on_open` register. Pragmas that it sets, and everything else
+    /// that it does to its connection, do not stay. It may ATTACH as many databases as a lease, so `VACUUM`
+    /// fails in it unless [`attach_limit`](Builder::attach_limit) allows one; see [`Pool::vacuum`].
+    ///
+    /// Defaults to doing nothing.
+    pub fn setup<F, E>(mut self, setup: F) -> Self
+    where
+        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.settings.setup = Some(Box::new(move |connection| {
+            setup(connection).map_err(Into::into)
+        }));
         self
     }
 
-    /// How long a connection stays parked for an agent that does not come back; 1 ms to a year, or `None`:
-    /// until another agent needs it. The pool obeys it to within a second, even if the process makes no
-    /// calls.
+    /// Runs on every connection that is to be lent, when it is opened, after the pool's pragmas. For what all
+    /// agents should find on a connection: SQL functions, collations, attached databases. It may run on any
+    /// thread, outside the pool's locks.
     ///
-    /// Defaults to 5 minutes.
-    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.idle_timeout = timeout.into();
+    /// It also runs on the connection of [`setup`](Builder::setup), before `setup`. If it fails there,
+    /// because it needs a table that `setup` is about to make, the error does not count, and it runs again on
+    /// the next connection. It never runs twice on one connection.
+    ///
+    /// At each change of agents, the pool reads the temporary tables made here, to check that they are
+    /// unchanged: keep them small.
+    ///
+    /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an agent had
+    /// the connection: a pool whose `on_open` sets one opens a new connection at each change of agents. Trace
+    /// hooks and busy handlers set here last until the first such change. A WAL hook set here is never
+    /// called: the pool replaces it with its own, which tells it when to run checkpoints, and reports that
+    /// once as a `tracing` event. (A lease may set its own WAL hook. The pool then looks at the length of the
+    /// log's file while the lease is used and when it ends.)
+    ///
+    /// Defaults to doing nothing.
+    pub fn on_open<F, E>(mut self, on_open: F) -> Self
+    where
+        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.settings.on_open = Some(Box::new(move |connection| {
+            on_open(connection).map_err(Into::into)
+        }));
+        self
+    }
+
+    /// Runs on every connection before anything else: before the pool's own pragmas, and before the first
+    /// read of the file. For what must come first: SQLCipher's key, `page_size` and `encoding` of a new file,
+    /// functions and collations that the schema needs.
+    ///
+    /// It runs on connections that are lent, on that of [`setup`](Builder::setup), on both of a
+    /// [backup](crate::Agent::backup), and on the one that keeps a database in memory alive. The order on
+    /// each is: `on_connect`, the pool's pragmas, those of [`pragma`](Builder::pragma),
+    /// [`on_open`](Builder::on_open), and finally `setup` or the first lease. All agents find what it
+    /// registers, as with `on_open`. It may run on any thread, outside the pool's locks, and may not lease
+    /// from the pool.
+    ///
+    /// ATTACH is already [limited](Builder::attach_limit). Hooks and busy handlers set here do not stay: set
+    /// them in `on_open`.
+    ///
+    /// An error that it returns is the source of an [`Error::Open`]. If it panics, the source is an
+    /// [`Error::Panicked`].
+    ///
+    /// ```no_run
+    /// # use leasepool::{Database, Error, Pool};
+    /// # fn main() -> Result<(), Error> {
+    /// let pool = Pool::builder(Database::file("agents.db"))
+    ///     .on_connect(|conn| conn.pragma_update(None, "page_size", 16_384))
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Defaults to doing nothing.
+    pub fn on_connect<F, E>(mut self, on_connect: F) -> Self
+    where
+        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.settings.on_connect = Some(Box::new(move |connection| {
+            on_connect(connection).map_err(Into::into)
+        }));
+        self
+    }
+
+    /// A pragma that every connection gets when it is opened, after the pool's own. May be called again for
+    /// more pragmas.
+    ///
+    /// Pragmas that count when a file is made come earlier: first SQLCipher's `key` and then its
+    /// `cipher_...`, which connections of a [backup](crate::Agent::backup) get as well; and `page_size`,
+    /// `auto_vacuum` and `encoding`. For an existing file, these three must name the values that the file
+    /// has.
+    ///
+    /// If a pragma has no effect, opening a connection fails with an [`Error::Open`] that names it: SQLite
+    /// does not understand the value or does not know the pragma, the file has another `page_size`, or SQLite
+    /// cannot encrypt and got a key.
+    ///
+    /// Defaults to `foreign_keys` ON, whatever SQLite was compiled with (rusqlite's bundled SQLite has it on
+    /// by default, most systems' SQLite off). `.pragma("foreign_keys", false)` turns it off.
+    pub fn pragma(
+        mut self,
+        name: impl Into<String>,
+        value: impl Into<ToSqlOutput<'static>>,
+    ) -> Self {
+        let value = match value.into() {
+            ToSqlOutput::Owned(value) => value,
+            ToSqlOutput::Borrowed(value) => Value::try_from(value).unwrap_or(Value::Null),
+            // Blobs of zeros, pointers: no pragma takes one.
+            _ => Value::Null,
+        };
+        self.settings.pragmas.push((name.into(), value));
         self
     }
 
@@ -212,6 +305,29 @@ impl Builder {
         self
     }
 
+    /// How many agents the pool remembers. Each may have parked connections. When there are more, the pool
+    /// forgets the agent that was used least recently and frees its parked connections. A remembered agent
+    /// costs some hundred bytes, and its leases allocate nothing. 0 remembers no agent and parks no
+    /// connection.
+    ///
+    /// It may be far above `max_connections`.
+    ///
+    /// Defaults to 10,000.
+    pub fn cached_agents(mut self, n: usize) -> Self {
+        self.cached_agents = Some(n);
+        self
+    }
+
+    /// How long a connection stays parked for an agent that does not come back; 1 ms to a year, or `None`:
+    /// until another agent needs it. The pool obeys it to within a second, even if the process makes no
+    /// calls.
+    ///
+    /// Defaults to 5 minutes.
+    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.idle_timeout = timeout.into();
+        self
+    }
+
     /// How old a connection may be when it is lent; 1 ms to a year, or `None`: any age. The pool closes an
     /// older connection and opens a new one first.
     ///
@@ -231,15 +347,6 @@ impl Builder {
         self
     }
 
-    /// How long SQLite waits for a lock that another connection or process holds, before it returns
-    /// `SQLITE_BUSY`; 0 to 24 hours.
-    ///
-    /// Defaults to 5 seconds.
-    pub fn busy_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.busy_timeout = timeout;
-        self
-    }
-
     /// When SQLite waits for the disk.
     ///
     /// Defaults to [`Synchronous::Full`], as SQLite itself does.
@@ -248,85 +355,12 @@ impl Builder {
         self
     }
 
-    /// How many prepared statements each connection keeps for `prepare_cached`; 0 to 10,000.
+    /// How long SQLite waits for a lock that another connection or process holds, before it returns
+    /// `SQLITE_BUSY`; 0 to 24 hours.
     ///
-    /// Defaults to 32.
-    pub fn statement_cache(mut self, statements: usize) -> Self {
-        self.settings.statement_cache = statements;
-        self
-    }
-
-    /// How many databases a lease may ATTACH; 0 to 10. Each raises the ceiling by three descriptors for every
-    /// connection. A file must exist to be attached. `VACUUM` counts as one database; see [`Pool::vacuum`].
-    ///
-    /// Defaults to 0: ATTACH fails.
-    pub fn attach_limit(mut self, databases: usize) -> Self {
-        self.settings.attach_limit = databases;
-        self
-    }
-
-    /// How many bytes of the file SQLite may map into memory, instead of reading them into its cache; 0 to
-    /// 2,147,418,112. It makes reads faster where SQLite is compiled with a shared page cache mutex (see the
-    /// README). The price: if another process truncates the file, or its disk fails, this process dies of
-    /// SIGBUS.
-    ///
-    /// Defaults to 0: nothing is mapped.
-    pub fn mmap_size(mut self, bytes: u64) -> Self {
-        self.settings.mmap_size = bytes;
-        self
-    }
-
-    /// Opens agents' files in exclusive locking mode (SQLite's `locking_mode=EXCLUSIVE`): no other process
-    /// can use a file while the pool has it open. For [`Database::per_agent`] only, where a file has one
-    /// connection. SQLite then needs no `-shm` and hardly any locks, so opening a file costs about half, and
-    /// so does a lease that misses.
-    ///
-    /// The price: other processes get `SQLITE_BUSY` even while the agent's connection is only parked, and
-    /// [`Agent::backup`](crate::Agent::backup) waits like another lease until the agent's connection is
-    /// returned.
-    ///
-    /// Defaults to `false`.
-    pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
-        self.settings.exclusive_locking = exclusive;
-        self
-    }
-
-    /// Whether the pool only reads. Every lease then has `PRAGMA query_only` on. A statement that would
-    /// change something, temporary tables included, fails with SQLite's error for a read-only database
-    /// (`SQLITE_READONLY`). The pool refuses the pragma that would turn `query_only` off, and another
-    /// `journal_mode` or `locking_mode`. [`Pool::write`], [`Lease::write`](crate::Lease::write),
-    /// [`Pool::vacuum`] and [`Agent::remove`](crate::Agent::remove) fail with [`Error::ReadOnly`]. A lease is
-    /// not one transaction: each statement sees what has been committed by then. For one snapshot, use
-    /// [`Pool::read`], or begin a transaction.
-    ///
-    /// `setup` and `on_open` may write, and the pool creates the file if it does not exist. For a file that
-    /// another process sets up and writes, see [`Database::read_only`].
-    ///
-    /// This protects from mistakes only. Rust code can still write if it removes both the pool's authorizer
-    /// and its commit hook from the connection, or copies another database over it with SQLite's backup.
-    /// [`Database::read_only`] protects the file from that, too.
-    ///
-    /// ```
-    /// use leasepool::{Database, Error, Pool};
-    ///
-    /// # fn main() -> Result<(), Error> {
-    /// let pool = Pool::builder(Database::memory())
-    ///     .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS note (agent, body)"))
-    ///     .reads_only(true)
-    ///     .build()?;
-    /// let lease = pool.lease("alice")?;
-    /// assert!(lease.execute("DELETE FROM note", []).is_err());
-    /// assert!(lease.execute_batch("PRAGMA query_only = OFF").is_err());
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// Defaults to `false`.
-    pub fn reads_only(mut self, reads_only: bool) -> Self {
-        self.settings.access = match reads_only {
-            true => Access::Reads,
-            false => Access::ReadWrite,
-        };
+    /// Defaults to 5 seconds.
+    pub fn busy_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.busy_timeout = timeout;
         self
     }
 
@@ -405,127 +439,93 @@ impl Builder {
         self
     }
 
-    /// A pragma that every connection gets when it is opened, after the pool's own. May be called again for
-    /// more pragmas.
+    /// Whether the pool only reads. Every lease then has `PRAGMA query_only` on. A statement that would
+    /// change something, temporary tables included, fails with SQLite's error for a read-only database
+    /// (`SQLITE_READONLY`). The pool refuses the pragma that would turn `query_only` off, and another
+    /// `journal_mode` or `locking_mode`. [`Pool::write`], [`Lease::write`](crate::Lease::write),
+    /// [`Pool::vacuum`] and [`Agent::remove`](crate::Agent::remove) fail with [`Error::ReadOnly`]. A lease is
+    /// not one transaction: each statement sees what has been committed by then. For one snapshot, use
+    /// [`Pool::read`], or begin a transaction.
     ///
-    /// Pragmas that count when a file is made come earlier: first SQLCipher's `key` and then its
-    /// `cipher_...`, which connections of a [backup](crate::Agent::backup) get as well; and `page_size`,
-    /// `auto_vacuum` and `encoding`. For an existing file, these three must name the values that the file
-    /// has.
+    /// `setup` and `on_open` may write, and the pool creates the file if it does not exist. For a file that
+    /// another process sets up and writes, see [`Database::read_only`].
     ///
-    /// If a pragma has no effect, opening a connection fails with an [`Error::Open`] that names it: SQLite
-    /// does not understand the value or does not know the pragma, the file has another `page_size`, or SQLite
-    /// cannot encrypt and got a key.
+    /// This protects from mistakes only. Rust code can still write if it removes both the pool's authorizer
+    /// and its commit hook from the connection, or copies another database over it with SQLite's backup.
+    /// [`Database::read_only`] protects the file from that, too.
     ///
-    /// Defaults to `foreign_keys` ON, whatever SQLite was compiled with (rusqlite's bundled SQLite has it on
-    /// by default, most systems' SQLite off). `.pragma("foreign_keys", false)` turns it off.
-    pub fn pragma(
-        mut self,
-        name: impl Into<String>,
-        value: impl Into<ToSqlOutput<'static>>,
-    ) -> Self {
-        let value = match value.into() {
-            ToSqlOutput::Owned(value) => value,
-            ToSqlOutput::Borrowed(value) => Value::try_from(value).unwrap_or(Value::Null),
-            // Blobs of zeros, pointers: no pragma takes one.
-            _ => Value::Null,
-        };
-        self.settings.pragmas.push((name.into(), value));
-        self
-    }
-
-    /// Creates the schema, or migrates it. Runs once for each database file, within `build`, before any other
-    /// connection to it is lent; and again if the file is replaced while the pool uses it. It must change
-    /// nothing if there is nothing to do (`CREATE TABLE IF NOT EXISTS`, `PRAGMA user_version`), and may not
-    /// lease from the pool. The pool commits a transaction that it leaves open.
+    /// ```
+    /// use leasepool::{Database, Error, Pool};
     ///
-    /// With [`Database::per_agent`] it runs once for each agent's file and process, when the agent is first
-    /// lent a connection. Other agents do not wait for it. If it fails, that lease fails too, and the pool
-    /// removes a file that it made for it. The pool remembers at least the last 32,768 files that it has set
-    /// up.
-    ///
-    /// Its connection has what `on_connect` and `on_open` register. Pragmas that it sets, and everything else
-    /// that it does to its connection, do not stay. It may ATTACH as many databases as a lease, so `VACUUM`
-    /// fails in it unless [`attach_limit`](Builder::attach_limit) allows one; see [`Pool::vacuum`].
-    ///
-    /// Defaults to doing nothing.
-    pub fn setup<F, E>(mut self, setup: F) -> Self
-    where
-        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        self.settings.setup = Some(Box::new(move |connection| {
-            setup(connection).map_err(Into::into)
-        }));
-        self
-    }
-
-    /// Runs on every connection before anything else: before the pool's own pragmas, and before the first
-    /// read of the file. For what must come first: SQLCipher's key, `page_size` and `encoding` of a new file,
-    /// functions and collations that the schema needs.
-    ///
-    /// It runs on connections that are lent, on that of [`setup`](Builder::setup), on both of a
-    /// [backup](crate::Agent::backup), and on the one that keeps a database in memory alive. The order on
-    /// each is: `on_connect`, the pool's pragmas, those of [`pragma`](Builder::pragma),
-    /// [`on_open`](Builder::on_open), and finally `setup` or the first lease. All agents find what it
-    /// registers, as with `on_open`. It may run on any thread, outside the pool's locks, and may not lease
-    /// from the pool.
-    ///
-    /// ATTACH is already [limited](Builder::attach_limit). Hooks and busy handlers set here do not stay: set
-    /// them in `on_open`.
-    ///
-    /// An error that it returns is the source of an [`Error::Open`]. If it panics, the source is an
-    /// [`Error::Panicked`].
-    ///
-    /// ```no_run
-    /// # use leasepool::{Database, Error, Pool};
     /// # fn main() -> Result<(), Error> {
-    /// let pool = Pool::builder(Database::file("agents.db"))
-    ///     .on_connect(|conn| conn.pragma_update(None, "page_size", 16_384))
+    /// let pool = Pool::builder(Database::memory())
+    ///     .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS note (agent, body)"))
+    ///     .reads_only(true)
     ///     .build()?;
+    /// let lease = pool.lease("alice")?;
+    /// assert!(lease.execute("DELETE FROM note", []).is_err());
+    /// assert!(lease.execute_batch("PRAGMA query_only = OFF").is_err());
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// Defaults to doing nothing.
-    pub fn on_connect<F, E>(mut self, on_connect: F) -> Self
-    where
-        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        self.settings.on_connect = Some(Box::new(move |connection| {
-            on_connect(connection).map_err(Into::into)
-        }));
+    /// Defaults to `false`.
+    pub fn reads_only(mut self, reads_only: bool) -> Self {
+        self.settings.access = match reads_only {
+            true => Access::Reads,
+            false => Access::ReadWrite,
+        };
         self
     }
 
-    /// Runs on every connection that is to be lent, when it is opened, after the pool's pragmas. For what all
-    /// agents should find on a connection: SQL functions, collations, attached databases. It may run on any
-    /// thread, outside the pool's locks.
+    /// Opens agents' files in exclusive locking mode (SQLite's `locking_mode=EXCLUSIVE`): no other process
+    /// can use a file while the pool has it open. For [`Database::per_agent`] only, where a file has one
+    /// connection. SQLite then needs no `-shm` and hardly any locks, so opening a file costs about half, and
+    /// so does a lease that misses.
     ///
-    /// It also runs on the connection of [`setup`](Builder::setup), before `setup`. If it fails there,
-    /// because it needs a table that `setup` is about to make, the error does not count, and it runs again on
-    /// the next connection. It never runs twice on one connection.
+    /// The price: other processes get `SQLITE_BUSY` even while the agent's connection is only parked, and
+    /// [`Agent::backup`](crate::Agent::backup) waits like another lease until the agent's connection is
+    /// returned.
     ///
-    /// At each change of agents, the pool reads the temporary tables made here, to check that they are
-    /// unchanged: keep them small.
+    /// Defaults to `false`.
+    pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
+        self.settings.exclusive_locking = exclusive;
+        self
+    }
+
+    /// How many prepared statements each connection keeps for `prepare_cached`; 0 to 10,000.
     ///
-    /// Hooks (commit, rollback, update, progress, authorizer) set here cannot be restored after an agent had
-    /// the connection: a pool whose `on_open` sets one opens a new connection at each change of agents. Trace
-    /// hooks and busy handlers set here last until the first such change. A WAL hook set here is never
-    /// called: the pool replaces it with its own, which tells it when to run checkpoints, and reports that
-    /// once as a `tracing` event. (A lease may set its own WAL hook. The pool then looks at the length of the
-    /// log's file while the lease is used and when it ends.)
+    /// Defaults to 32.
+    pub fn statement_cache(mut self, statements: usize) -> Self {
+        self.settings.statement_cache = statements;
+        self
+    }
+
+    /// How many databases a lease may ATTACH; 0 to 10. Each raises the ceiling by three descriptors for every
+    /// connection. A file must exist to be attached. `VACUUM` counts as one database; see [`Pool::vacuum`].
     ///
-    /// Defaults to doing nothing.
-    pub fn on_open<F, E>(mut self, on_open: F) -> Self
-    where
-        F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        self.settings.on_open = Some(Box::new(move |connection| {
-            on_open(connection).map_err(Into::into)
-        }));
+    /// Defaults to 0: ATTACH fails.
+    pub fn attach_limit(mut self, databases: usize) -> Self {
+        self.settings.attach_limit = databases;
+        self
+    }
+
+    /// How many bytes of the file SQLite may map into memory, instead of reading them into its cache; 0 to
+    /// 2,147,418,112. It makes reads faster where SQLite is compiled with a shared page cache mutex (see the
+    /// README). The price: if another process truncates the file, or its disk fails, this process dies of
+    /// SIGBUS.
+    ///
+    /// Defaults to 0: nothing is mapped.
+    pub fn mmap_size(mut self, bytes: u64) -> Self {
+        self.settings.mmap_size = bytes;
+        self
+    }
+
+    /// The pool's name in logs and metrics.
+    ///
+    /// Defaults to the name of the database file, or to `memory`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
         self
     }
 
