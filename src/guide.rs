@@ -36,12 +36,9 @@ pub mod rules {}
 #[cfg_attr(feature = "tokio", doc = include_str!("../docs/async.md"))]
 pub mod blocking_and_async {}
 
+// Its programs need all of axum: `tests/web/guide.rs` compiles them.
 #[cfg_attr(not(feature = "axum"), doc = "Shown with the feature `axum`.")]
-// Its examples need axum itself, which only the feature `status` brings.
-#[cfg_attr(
-    all(feature = "axum", any(feature = "status", not(doctest))),
-    doc = include_str!("../docs/web.md")
-)]
+#[cfg_attr(all(feature = "axum", not(doctest)), doc = include_str!("../docs/web.md"))]
 pub mod web_frameworks {}
 
 #[doc = include_str!("../docs/agents.md")]
