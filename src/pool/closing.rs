@@ -74,8 +74,9 @@ impl Pool {
     /// runs the checkpoints ([`Builder::external_checkpoints`](crate::Builder::external_checkpoints)).
     ///
     /// # Errors
-    /// - [`Error::Exhausted`] if a connection was still lent at the end of the wait. The pool is closed all the same, and
-    ///   that connection closes when its lease ends.
+    /// - [`Error::Exhausted`] if a connection was still lent at the end of the wait, or SQLite was still closing one; for
+    ///   that the call waits 40 ms or longer. The pool is closed all the same: that connection closes when its lease
+    ///   ends, or when SQLite is done.
     /// - [`Error::NotClosed`] if a connection cannot be closed.
     /// - [`Error::Reentrant`] within a write of the same pool, or within a callback of the builder.
     ///

@@ -298,3 +298,31 @@ pub(crate) fn kills() -> u64 {
     let asked = std::env::var("LEASEPOOL_KILLS").ok();
     asked.and_then(|kills| kills.parse().ok()).unwrap_or(50)
 }
+
+/// Measures what this thread took, without the time that it was ready to run while another thread had its processor:
+/// that is the machine's, and not the crate's.
+pub(crate) struct Stopwatch {
+    since: Instant,
+    kept: Duration,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Stopwatch {
+            kept: kept_from_running(),
+            since: Instant::now(),
+        }
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        let elapsed = self.since.elapsed();
+        elapsed.saturating_sub(kept_from_running() - self.kept)
+    }
+}
+
+/// For how long this thread was ready to run, and another one had the processor.
+fn kept_from_running() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = stat.split(' ').nth(1).and_then(|n| n.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
