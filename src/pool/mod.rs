@@ -5,6 +5,9 @@ pub(crate) mod builder;
 pub(crate) mod lease;
 mod shared;
 
+// After `builder`, so that rustdoc lists `build` after the options.
+mod build;
+
 // What a pool and an agent can do. rustdoc lists it in the order of these lines, which is that of use; the empty lines
 // keep rustfmt from sorting them.
 

@@ -1,0 +1,414 @@
+//! Build: makes a pool of a builder's options, after it has checked all of them once.
+//! It knows no option's documentation.
+
+use std::fmt::Debug;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::builder::Builder;
+use super::{Pool, Shared};
+use crate::core::{Core, Options};
+use crate::error::Error;
+use crate::observe::events;
+use crate::sqlite::{Access, Budget, Checkpoints, Kind, Passes, Place, Sharing, Sqlite};
+use crate::write::{Limits, Writer};
+
+const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
+const STATEMENTS: RangeInclusive<usize> = 0..=10_000;
+const ATTACHED: RangeInclusive<usize> = 0..=10;
+/// `SQLITE_MAX_MMAP_SIZE` of a SQLite that is compiled with its defaults.
+const MMAP: RangeInclusive<u64> = 0..=0x7fff_0000;
+const WAL_SIZE: RangeInclusive<u32> = 1 << 16..=1 << 30;
+/// The timeout that Litestream's authors ask for.
+const PATIENT: Duration = Duration::from_secs(5);
+const QUEUE: RangeInclusive<usize> = 1..=1_000_000;
+const GROUP_MEMBERS: RangeInclusive<usize> = 1..=100_000;
+const GROUP_TIME: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+/// How many threads may commit at the same time, where each agent has its own file.
+const WRITERS: usize = 16;
+/// How many agents the pool remembers by default.
+const CACHED_AGENTS: usize = 10_000;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const WAITS: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+const TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 60 * 60);
+/// SQLite counts these in milliseconds, in an `int`.
+const BUSY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+
+/// Pragmas that have their own option, or that would undo what the pool relies on.
+const RESERVED: [(&str, &str); 19] = [
+    ("busy_timeout", "use Builder::busy_timeout"),
+    ("cipher_log", PROCESS),
+    ("cipher_log_level", PROCESS),
+    ("cipher_log_source", PROCESS),
+    ("cipher_memory_security", PROCESS),
+    (
+        "cipher_profile",
+        "it opens a file that the pool cannot count",
+    ),
+    ("data_store_directory", PROCESS),
+    ("hard_heap_limit", PROCESS),
+    ("journal_mode", "files are always in WAL mode"),
+    (
+        "locking_mode",
+        "an exclusive lock would shut out the pool's other connections",
+    ),
+    ("hexrekey", REKEY),
+    ("mmap_size", "use Builder::mmap_size"),
+    ("query_only", "use Builder::reads_only"),
+    ("rekey", REKEY),
+    ("soft_heap_limit", PROCESS),
+    ("synchronous", "use Builder::synchronous"),
+    (
+        "temp_store",
+        "temporary files would be descriptors that the pool cannot count",
+    ),
+    (
+        "temp_store_directory",
+        "temporary tables are kept in memory",
+    ),
+    ("textrekey", REKEY),
+];
+
+const PROCESS: &str = "it changes the whole process";
+const REKEY: &str = "it would change the key with every connection";
+
+impl Builder {
+    /// Checks the options, creates the database if it does not exist, sets it up, and opens one connection to
+    /// it, so that every fault shows now.
+    ///
+    /// # Errors
+    /// - [`Error::Config`] if an option is out of its range, or does not fit the database.
+    /// - [`Error::Budget`] if the pool could need more descriptors than it may use.
+    /// - [`Error::NoThread`] if the pool's threads cannot be started.
+    /// - [`Error::AlreadyPooled`] if another pool of this process has the file.
+    /// - [`Error::Open`] and [`Error::Setup`], with the cause, for every other fault.
+    ///
+    /// # Blocking
+    /// For as long as `setup` takes, and for up to `busy_timeout` if other processes hold locks.
+    pub fn build(mut self) -> Result<Pool, Error> {
+        let limit = self.check()?;
+        if let Kind::ReadOnly(_) = self.database.0 {
+            self.settings.access = Access::ReadOnlyFile;
+        }
+        let Builder {
+            database,
+            max_connections,
+            cached_agents,
+            ..
+        } = self;
+        let sharing = database.0.sharing(self.settings.synchronous);
+        let max_connections = match (max_connections, &limit) {
+            (Some(n), _) => n,
+            (None, Some(budget)) if sharing != Sharing::NoFile => {
+                let affordable = self.settings.affordable(sharing, budget.available);
+                affordable.unwrap_or(1)
+            }
+            (None, _) => 8,
+        };
+        let ceiling = self.settings.fd_ceiling(sharing, max_connections);
+        for budget in [limit, Budget::of_process()].into_iter().flatten() {
+            budget.check(max_connections, ceiling)?;
+        }
+        let version = self.settings.sqlite_version;
+        let busy_timeout = self.settings.busy_timeout;
+        let impatient = self.settings.is_external() && busy_timeout < PATIENT;
+        let name = self.name.or_else(|| database.0.name());
+        let shared = !matches!(database.0, Kind::Agents(_));
+        let sqlite = Sqlite::new(database, self.settings, max_connections)?;
+        let name = name.or_else(|| sqlite.file_name()).unwrap_or_default();
+        if sharing != Sharing::NoFile && Passes::of(version) == Passes::One {
+            events::old_sqlite(&name, version);
+        }
+        if impatient {
+            events::short_busy_timeout(&name, busy_timeout);
+        }
+        let options = Options {
+            name: name.into(),
+            max_connections,
+            cached_agents: cached_agents.unwrap_or(CACHED_AGENTS),
+            idle_timeout: self.idle_timeout,
+            lease_timeout: self.lease_timeout,
+            overtaking: self.overtaking,
+            max_lifetime: self.max_lifetime,
+            overdue_after: self.overdue_after,
+        };
+        let (members, time) = self.write_group;
+        let threads = match shared {
+            // One leads the queue, one runs checkpoints.
+            true => 2,
+            false => max_connections.clamp(2, WRITERS),
+        };
+        let limits = Limits {
+            queue: self.write_queue,
+            group_members: members,
+            group_time: time,
+        };
+        let core = Core::new(sqlite, options)?;
+        let writer = Writer::new(Arc::clone(&core), limits, threads);
+        Ok(Pool::new(Shared::start(core, writer)?))
+    }
+
+    /// Checks every range, and every value that SQLite would silently misread.
+    fn check(&self) -> Result<Option<Budget>, Error> {
+        let settings = &self.settings;
+        if let Some(n) = self.max_connections {
+            within("max_connections", n, &MAX_CONNECTIONS)?;
+        }
+        for (option, timeout) in [
+            ("idle_timeout", self.idle_timeout),
+            ("max_lifetime", self.max_lifetime),
+            ("overdue_after", self.overdue_after),
+        ] {
+            if let Some(timeout) = timeout {
+                within(option, timeout, &TIMEOUTS)?;
+            }
+        }
+        within("lease_timeout", self.lease_timeout, &WAITS)?;
+        within("overtaking", self.overtaking, &WAITS)?;
+        within("busy_timeout", settings.busy_timeout, &BUSY)?;
+        within("statement_cache", settings.statement_cache, &STATEMENTS)?;
+        within("attach_limit", settings.attach_limit, &ATTACHED)?;
+        within("mmap_size", settings.mmap_size, &MMAP)?;
+        within("wal_size", settings.wal_size, &WAL_SIZE)?;
+        within("write_queue", self.write_queue, &QUEUE)?;
+        within("write_group", self.write_group.0, &GROUP_MEMBERS)?;
+        within("write_group", self.write_group.1, &GROUP_TIME)?;
+        for (name, _) in &settings.pragmas {
+            check_pragma(name)?;
+        }
+        if settings.exclusive_locking && !matches!(self.database.0, Kind::Agents(_)) {
+            return Err(Error::Config {
+                option: "exclusive_locking",
+                value: "true".to_owned(),
+                expected: "false, because all connections share one database".to_owned(),
+            });
+        }
+        if let Checkpoints::External { emergency } = settings.checkpoints {
+            self.check_external(emergency)?;
+        }
+        if let Kind::ReadOnly(_) = self.database.0
+            && settings.setup.is_some()
+        {
+            return Err(Error::Config {
+                option: "setup",
+                value: "a function".to_owned(),
+                expected: "no function: another process writes the file of Database::read_only"
+                    .to_owned(),
+            });
+        }
+        if let Kind::File(path) | Kind::ReadOnly(path) | Kind::Agents(Place::Folder(path)) =
+            &self.database.0
+        {
+            check_path(path)?;
+        }
+        Ok(self.fd_budget.map(|available| Budget {
+            available,
+            limited_by: "fd_budget",
+        }))
+    }
+
+    /// Options that do not go together with checkpoints of another process.
+    fn check_external(&self, emergency: Option<u32>) -> Result<(), Error> {
+        const OPTION: &str = "external_checkpoints";
+        let settings = &self.settings;
+        if let Some(bytes) = emergency {
+            within(OPTION, bytes, &WAL_SIZE)?;
+        }
+        let expected = if matches!(self.database.0, Kind::Memory) {
+            "a database in a file, because one in memory has no log".to_owned()
+        } else if settings.exclusive_locking {
+            "a pool without exclusive_locking, which keeps the other process from the files"
+                .to_owned()
+        } else {
+            let mut pragmas = settings.pragmas.iter().map(|(name, _)| name);
+            let found = pragmas.find(|name| {
+                let also = ["wal_autocheckpoint", "journal_size_limit"];
+                also.iter().any(|other| name.eq_ignore_ascii_case(other))
+            });
+            match found {
+                Some(name) => format!("a pool without the pragma {name}, which the option sets"),
+                None => return Ok(()),
+            }
+        };
+        Err(Error::Config {
+            option: OPTION,
+            value: format!("{emergency:?}"),
+            expected,
+        })
+    }
+}
+
+fn within<T: PartialOrd + Debug>(
+    option: &'static str,
+    value: T,
+    range: &RangeInclusive<T>,
+) -> Result<(), Error> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Config {
+        option,
+        value: format!("{value:?}"),
+        expected: format!("{:?} to {:?}", range.start(), range.end()),
+    })
+}
+
+fn check_pragma(name: &str) -> Result<(), Error> {
+    let lower = name.to_ascii_lowercase();
+    let reserved = RESERVED.iter().find(|(reserved, _)| *reserved == lower);
+    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let expected = match (reserved, is_name) {
+        (None, _) if lower.starts_with("cipher_default_") => {
+            format!("another pragma: {PROCESS}")
+        }
+        (Some((_, why)), _) => format!("another pragma: {why}"),
+        (None, false) => "a name of letters, digits and underscores".to_owned(),
+        (None, true) => return Ok(()),
+    };
+    Err(Error::Config {
+        option: "pragma",
+        value: format!("{name:?}"),
+        expected,
+    })
+}
+
+fn check_path(path: &PathBuf) -> Result<(), Error> {
+    let expected = if path.as_os_str().is_empty() {
+        "the path of a file"
+    } else if path.as_os_str().as_encoded_bytes().contains(&0) {
+        "a path without NUL"
+    } else if path.to_str().is_none() {
+        "a path in UTF-8, because SQLite's paths are"
+    } else if path.as_os_str() == ":memory:" {
+        "the path of a file; for a database in memory, Database::memory()"
+    } else if path.as_os_str().as_encoded_bytes().starts_with(b"file:") {
+        "the path of a file and not a URI; for a database in memory, Database::memory(); for a file that is \
+         called so, a path that begins with ./"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Config {
+        option: "database",
+        value: format!("{path:?}"),
+        expected: expected.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+    use super::*;
+    use crate::sqlite::{Database, Synchronous};
+
+    /// The first version without the fault, and the last with it.
+    const VERSIONS: [(i32, &str); 2] = [(3_051_003, "passive"), (3_051_002, "restart")];
+
+    fn builder(folder: &tempfile::TempDir, version: i32) -> Builder {
+        let mut builder = Pool::builder(Database::file(folder.path().join("v.db")));
+        builder.settings.sqlite_version = version;
+        builder
+    }
+
+    /// The checkpoints that any connection has begun.
+    static BEGUN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    fn note(event: TraceEvent<'_>) {
+        if let TraceEvent::Stmt(_, sql) = event
+            && sql.contains("wal_checkpoint(")
+        {
+            BEGUN.lock().unwrap().push(sql.to_ascii_lowercase());
+        }
+    }
+
+    /// C23.
+    #[test]
+    fn an_old_sqlite_gets_one_pass_for_each_checkpoint() {
+        for (version, first) in VERSIONS {
+            let folder = tempfile::tempdir().unwrap();
+            let pool = builder(&folder, version)
+                .wal_size(1 << 16)
+                .synchronous(Synchronous::Off)
+                .setup(|conn| conn.execute_batch("CREATE TABLE t (x)"))
+                .on_open(|conn| {
+                    conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note));
+                    Ok::<_, rusqlite::Error>(())
+                })
+                .build()
+                .unwrap();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while pool.stats().checkpoints < 3 {
+                assert!(Instant::now() < deadline, "{:?}", pool.stats());
+                pool.write("a", |tx| -> rusqlite::Result<usize> {
+                    tx.execute("INSERT INTO t VALUES (zeroblob(20000))", [])
+                })
+                .unwrap();
+            }
+            let checkpoints = pool.stats().checkpoints;
+            pool.close().unwrap();
+            let begun = std::mem::take(&mut *BEGUN.lock().unwrap());
+            assert!(begun[0].contains(first), "{version}: {begun:?}");
+            let one_pass = begun.iter().all(|sql| sql.contains("restart"));
+            assert_eq!(one_pass, version < 3_051_003, "{begun:?}");
+            if one_pass {
+                // One more checkpoint may have been running when they were counted.
+                let most = usize::try_from(checkpoints).unwrap() + 1;
+                assert!(begun.len() <= most, "{checkpoints}: {begun:?}");
+            }
+        }
+    }
+
+    #[cfg(feature = "tracing")]
+    #[test]
+    fn an_old_sqlite_is_told_at_build() {
+        use std::fmt::Write;
+        use std::sync::Arc;
+
+        #[derive(Clone, Default)]
+        struct Log(Arc<Mutex<String>>);
+
+        impl tracing::field::Visit for Log {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
+                write!(self.0.lock().unwrap(), "{field}={value:?} ").unwrap();
+            }
+        }
+
+        impl tracing::Subscriber for Log {
+            fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+                *metadata.level() == tracing::Level::WARN
+            }
+            fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+                tracing::span::Id::from_u64(1)
+            }
+            fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+            fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+            fn event(&self, event: &tracing::Event<'_>) {
+                event.record(&mut self.clone());
+            }
+            fn enter(&self, _: &tracing::span::Id) {}
+            fn exit(&self, _: &tracing::span::Id) {}
+        }
+
+        for (version, _) in VERSIONS {
+            let folder = tempfile::tempdir().unwrap();
+            let log = Log::default();
+            tracing::subscriber::with_default(log.clone(), || {
+                drop(builder(&folder, version).name("old").build().unwrap());
+                let mut memory = Pool::builder(Database::memory());
+                memory.settings.sqlite_version = version;
+                drop(memory.build().unwrap());
+            });
+            let told = log.0.lock().unwrap();
+            let lines = told.matches("SQLite before 3.51.3").count();
+            assert_eq!(lines, usize::from(version < 3_051_003), "{told}");
+            assert_eq!(told.contains("3.51.2"), version < 3_051_003, "{told}");
+        }
+    }
+}
