@@ -17,6 +17,7 @@ use super::open::discard;
 use super::open_files::NoRoom;
 use super::opener::Opener;
 use super::set_up_lock::SetUpLock;
+use super::versions;
 use super::{Fault, Source, Sqlite, attaching_one, budget, read};
 use crate::core::backend::Patience;
 use crate::error::Error;
@@ -213,7 +214,7 @@ impl Sqlite {
         }
         drop(backup);
         snapshot.finish()?;
-        target.close().map_err(|(_, error)| error.into())
+        versions::close(target).map_err(|(_, error)| error.into())
     }
 }
 

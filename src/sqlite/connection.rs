@@ -15,6 +15,7 @@ use super::database::Synchronous;
 use super::group::Guard;
 use super::reset::Baseline;
 use super::retry::{until, while_busy};
+use super::versions;
 use super::wal::{self, Checkpointed, Commits, FileLength};
 use super::watch::ChangeTracker;
 use super::{Access, Checkpoints, Fault, Settings, pragmas, read};
@@ -259,7 +260,7 @@ impl Connection {
             uses,
             wal_file,
         } = self;
-        inner.close().map_err(|(inner, error)| {
+        versions::close(inner).map_err(|(inner, error)| {
             let connection = Connection {
                 inner,
                 baseline,

@@ -143,8 +143,9 @@ impl Database {
     ///   which a connection is opened. Without that flag the file must exist.
     /// - If the manager has a relative path, and the program then changes its working directory, connections fail to
     ///   open: they would be to another file.
-    /// - The manager does not open the copy that a [backup](crate::Pool::backup) makes, so `with_init` does not run on
-    ///   it. Give SQLCipher's key with `on_connect` or [`pragma`](crate::Builder::pragma), which do.
+    /// - The manager does not open the copy that a [backup](crate::Pool::backup) makes, so `with_init` does not run on it.
+    ///   If `with_init` gives SQLCipher's key, give it with `on_connect` or [`pragma`](crate::Builder::pragma), too:
+    ///   without it, the backup fails.
     /// - Do not use `SQLITE_OPEN_SHARED_CACHE`: connections then fail with `SQLITE_LOCKED` where they would otherwise wait.
     #[cfg(feature = "r2d2_sqlite")]
     #[cfg_attr(docsrs, doc(cfg(feature = "r2d2_sqlite")))]

@@ -22,6 +22,7 @@ use super::open_files::{NoRoom, Reserved};
 use super::opener::Opener;
 use super::reset::Baseline;
 use super::set_up_lock::SetUpLock;
+use super::versions;
 use super::wal::Wal;
 use super::watch::ChangeTracker;
 use super::{Access, Fault, Settings, Source, Sqlite};
@@ -555,7 +556,7 @@ impl Sqlite {
 
 /// Closes a connection that was never lent. It has no statements left that could keep it open.
 pub(super) fn discard(connection: rusqlite::Connection) {
-    if let Err((_, error)) = connection.close() {
+    if let Err((_, error)) = versions::close(connection) {
         events::close_failed(&Error::Sqlite(error), false);
     }
 }

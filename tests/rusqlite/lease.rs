@@ -98,6 +98,22 @@ fn hooks_do_not_outlive_a_lease() {
 }
 
 #[test]
+fn a_connection_may_be_closed_in_a_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = pool(&folder);
+    for agent in ["alice", "bob", "carol"] {
+        let lease = pool.lease(agent).unwrap();
+        // It is closed as it is, since it shuts others out: SQLite rolls back as it closes.
+        lease
+            .execute_batch(
+                "PRAGMA locking_mode = EXCLUSIVE; BEGIN IMMEDIATE; INSERT INTO note VALUES (1)",
+            )
+            .unwrap();
+    }
+    assert_eq!(count(&pool.lease("dave").unwrap()), Ok(0));
+}
+
+#[test]
 fn a_copy_is_whole() {
     let folder = tempfile::tempdir().unwrap();
     let pool = pool(&folder);
