@@ -1,6 +1,9 @@
 //! The events that the pool logs: the only file that knows the feature `tracing`.
 //! It decides nothing, and costs nothing where the feature is off.
-#![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
+#![cfg_attr(
+    not(feature = "tracing"),
+    allow(unused_variables, reason = "then no event is logged")
+)]
 
 use super::claim::Claim;
 use super::stats::Holder;

@@ -79,6 +79,10 @@ pub(super) fn remove_trace(connection: &mut Connection) -> rusqlite::Result<()> 
 
 /// Closes a connection, which may be in a transaction. SQLite then rolls back, and calls the rollback hook; since 0.41,
 /// what that hook holds is SQLite's (`sqlite3_set_clientdata`), which by then has freed it. 0.40 takes the hooks off before.
+#[allow(
+    clippy::result_large_err,
+    reason = "it is rusqlite's own, taken apart at once"
+)]
 pub(super) fn close(mut connection: Connection) -> Result<(), (Connection, rusqlite::Error)> {
     // It fails only for a connection that is not owned, and SQLite does not close those.
     let _ = remove_rollback_hook(&mut connection);

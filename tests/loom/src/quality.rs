@@ -2,5 +2,7 @@
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
+/// What the library seeds anew in each process.
 pub type RandomState = BuildHasherDefault<DefaultHasher>;
+/// What it seeds the same in all.
 pub type FixedState = RandomState;

@@ -145,7 +145,9 @@ pub fn the_first_gives_up(overtaking: Overtaking, preemptions: Option<usize>) {
 /// What becomes of the place in the queue that is there before the semaphore is closed.
 #[derive(Debug, Clone, Copy)]
 pub enum Then {
+    /// It waits on.
     Waits,
+    /// Its future is dropped.
     Dropped,
 }
 

@@ -210,6 +210,7 @@ pub enum Meanwhile {
     EvictIdle,
     /// A parked connection is closed.
     Tidy,
+    /// All are closed.
     Close,
 }
 
