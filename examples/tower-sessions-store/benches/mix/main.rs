@@ -47,6 +47,8 @@ struct Round {
     loads: Vec<u64>,
 }
 
+type Column = (&'static str, fn(&Round) -> f64);
+
 /// About 300 bytes, as a shop may keep them for a visitor.
 fn session(visitor: usize) -> Record {
     let mut record = Record {
@@ -93,7 +95,9 @@ async fn visit(
             let asked = Instant::now();
             let found = store.load(&record.id).await.unwrap();
             loads.push(asked.elapsed().as_nanos() as u64);
-            assert_eq!(found.as_ref(), Some(&*record));
+            // This task alone saves the session, so it knows what the load must find. All of it is compared in the tests.
+            let seen = found.as_ref().and_then(|found| found.data.get("seen"));
+            assert_eq!(seen, record.data.get("seen"));
         }
         // A task that never waits must let the others have their turn.
         tokio::task::yield_now().await;
@@ -235,7 +239,7 @@ fn main() {
          synchronous NORMAL;\nmedians of {ROUNDS} rounds of {ROUND:?}, in turn; load average {before} before, {} after",
         load_average(),
     );
-    let columns: [(&str, fn(&Round) -> f64); 5] = [
+    let columns: [Column; 5] = [
         ("cpu", |round| round.cpu),
         ("load p50", |round| micros(&round.loads, 0.5)),
         ("load p99", |round| micros(&round.loads, 0.99)),
