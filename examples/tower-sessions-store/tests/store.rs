@@ -134,9 +134,13 @@ async fn delete_expired_deletes_all_that_is_expired_and_nothing_else_in_batches(
     let store = store(&pool).await;
     let alive: Vec<_> = (0..3).map(|i| session(&i.to_string())).collect();
     let dead: Vec<_> = (0..1_100).map(|i| expired(&i.to_string())).collect();
-    let saves = dead.iter().chain(&alive).map(|record| store.save(record));
-    for saved in join_all(saves).await {
-        saved.unwrap();
+    let records: Vec<_> = dead.iter().chain(&alive).collect();
+    // The queue takes 1,024 at a time.
+    for records in records.chunks(500) {
+        let saves = records.iter().map(|record| store.save(record));
+        for saved in join_all(saves).await {
+            saved.unwrap();
+        }
     }
     assert_eq!(rows(&pool), 1_103);
     let writes = pool.stats().writes;
