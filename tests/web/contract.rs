@@ -46,7 +46,7 @@ pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < LONG, "never: {what}");
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -113,6 +113,15 @@ fn the_agent_is_found_in_an_extension_or_by_a_function() {
     on_each(2, Named::ByFunction, |_, _, server| {
         assert_eq!(get(server.address, "/agents/x/visit?erin").body, "erin 1");
         assert_eq!(get(server.address, "/agents/x/visit").status, 400);
+    });
+}
+
+#[test]
+fn the_agent_may_be_the_same_for_all_requests() {
+    on_each(2, Named::Constantly, |_, pool, server| {
+        assert_eq!(get(server.address, "/agents/x/visit").body, "7 1");
+        assert_eq!(get(server.address, "/agents/y/visit").body, "7 2");
+        assert_eq!(pool.stats().hits, 1);
     });
 }
 

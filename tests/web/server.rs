@@ -25,6 +25,8 @@ pub(crate) enum Named {
     ByHeader,
     ByExtension,
     ByFunction,
+    /// Every request has the same.
+    Constantly,
     /// The layer, or the data, is missing.
     NotAtAll,
 }
@@ -93,6 +95,7 @@ fn source<R: RequestParts + 'static>(
         Named::ByHeader => Some(AgentSource::header("x-agent")),
         Named::ByExtension => Some(AgentSource::extension(|user: &User| user.0.clone())),
         Named::ByFunction => Some(AgentSource::from_fn(query)),
+        Named::Constantly => Some(AgentSource::constant(7)),
         Named::NotAtAll => None,
     }
 }
