@@ -19,7 +19,7 @@ use super::lease::Lease;
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
 use crate::sqlite::Cancel;
-use crate::sync::wait::Alarm;
+use crate::sync::alarm::Alarm;
 
 type Done<R> = Result<(Lease, R), Box<dyn Any + Send>>;
 

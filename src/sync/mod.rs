@@ -1,6 +1,7 @@
 //! Waiting, and work on other threads: a semaphore, a map of values in use, worker threads, a oneshot.
 //! Nothing here knows a pool or a connection.
 
+pub(crate) mod alarm;
 pub(crate) mod keyed_map;
 pub(crate) mod oneshot;
 pub(crate) mod origin;

@@ -3,14 +3,13 @@
 
 use std::cell::LazyCell;
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use futures_timer::Delay;
+use super::alarm::Alarm;
 
 /// Blocks until the future is ready.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
@@ -75,50 +74,6 @@ pub(crate) async fn await_until<F: Future>(
         }
     })
     .await
-}
-
-/// Wakes a task at a given time. One thread serves all alarms of the process, so no waker's panic may reach
-/// it.
-pub(crate) struct Alarm {
-    delay: Delay,
-    /// The task's waker, and the waker around it that the timer gets.
-    wakes: Option<(Waker, Waker)>,
-}
-
-impl Alarm {
-    pub(crate) fn at(deadline: Instant) -> Self {
-        Alarm {
-            delay: Delay::new(deadline.saturating_duration_since(Instant::now())),
-            wakes: None,
-        }
-    }
-
-    pub(crate) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        let theirs = cx.waker();
-        let known = self.wakes.take();
-        let (_, waker) = self.wakes.insert(match known {
-            Some((known, waker)) if known.will_wake(theirs) => (known, waker),
-            _ => (
-                theirs.clone(),
-                Waker::from(Arc::new(Careful(theirs.clone()))),
-            ),
-        });
-        Pin::new(&mut self.delay).poll(&mut Context::from_waker(waker))
-    }
-}
-
-/// Wakes another waker, and catches its panic.
-struct Careful(Waker);
-
-impl Wake for Careful {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        let woken = catch_unwind(AssertUnwindSafe(|| self.0.wake_by_ref()));
-        drop(woken);
-    }
 }
 
 fn with_thread_waker<R>(work: impl FnOnce(&mut Context<'_>) -> R) -> R {
