@@ -46,7 +46,10 @@ pub struct Agent {
     /// For how long its calls wait, if that is not as long as the pool's options say.
     within: Option<Duration>,
     /// Where the handle was made, or the source of agents was given.
-    #[cfg_attr(not(any(feature = "axum", feature = "actix")), allow(dead_code))]
+    #[cfg_attr(
+        not(any(feature = "axum", feature = "actix")),
+        allow(dead_code, reason = "only extractors read it")
+    )]
     place: &'static Location<'static>,
 }
 

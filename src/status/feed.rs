@@ -75,7 +75,7 @@ impl Feed {
                     Some(feed) => feed.look(turn.is_multiple_of(SAMPLE_EVERY)),
                     None => return,
                 }
-                let pause = Box::pin(futures_timer::Delay::new(PACE));
+                let pause = Box::pin(tokio::time::sleep(PACE));
                 if let Either::Right(_) = select(pause, &mut shutdown).await {
                     break;
                 }

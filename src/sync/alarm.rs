@@ -1,5 +1,10 @@
 //! Alarm: wakes a task at a time. One thread serves all alarms of the process.
-//! To set or drop one wakes that thread only if the alarm is the first to ring: most are dropped long before their time.
+//! It knows no runtime.
+//!
+//! Almost every alarm is dropped long before its time: it is the deadline of a wait that ends. So setting one wakes the
+//! thread only if no other rings before, and dropping one never does. futures-timer, which was here before, wakes its
+//! thread both times: a quarter of the processor time of a program with 40 % awaited writes and 60 % reads
+//! (`examples/tower-sessions-store`, its mix).
 
 use std::collections::BTreeMap;
 use std::io;
