@@ -39,6 +39,7 @@ pub use self::actix::LeaseData;
 #[cfg(feature = "tower")]
 pub use self::tower::{LeaseLayer, LeaseService};
 
+#[cfg(any(feature = "axum", feature = "actix"))]
 use crate::error::Error;
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::observe::events;
