@@ -1,5 +1,5 @@
 //! Migrations, where each agent has a database of its own: they run when the agent's file is first opened.
-//! One that fails leaves that file as it was, and keeps nobody else waiting.
+//! One that fails leaves that file as it was, and keeps no other agent waiting.
 //!
 //! `cargo run --example migrations`
 

@@ -27,7 +27,7 @@ const RECLAIM_CONNECTIONS: [usize; 2] = [8, 256];
 /// Threads, each with its own agent, in the group `contended`.
 const THREADS: [usize; 3] = [2, 4, 8];
 
-/// The contenders whose connections belong to nobody.
+/// The contenders whose connections belong to no agent.
 const R2D2: [(&str, bool); 2] = [("r2d2_default", true), ("r2d2_unchecked", false)];
 
 fn leasepool(path: &Path, connections: usize) -> leasepool::Pool {

@@ -35,7 +35,7 @@ pub(crate) fn last_messages(
     Ok(messages)
 }
 
-/// An agent's messages lie together, as those who read them so would have it.
+/// An agent's messages lie together, as a program that reads them together stores them.
 pub(crate) fn create(path: &Path) -> rusqlite::Result<()> {
     let mut connection = Connection::open(path)?;
     connection.execute_batch(

@@ -364,7 +364,7 @@ impl<'a> Stage<'a> {
 fn tell(what: &impl crate::report::Told) {
     let mut line = what.to_json().to_string();
     line.push('\n');
-    // Nobody listens any more: then nobody misses it.
+    // It fails only if no process reads the output any more.
     let _ = std::io::stdout().write_all(line.as_bytes());
 }
 

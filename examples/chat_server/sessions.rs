@@ -92,8 +92,8 @@ impl Sessions {
         }
     }
 
-    /// Not if it has no file. To lease would make one, and whoever asks for what is not there shall not
-    /// fill the disk.
+    /// Not if it has no file. A lease would make one, and a client that asks for sessions that do not exist
+    /// must not fill the disk.
     fn may_have(&self, pool: &Pool, session: &str) -> Result<bool, Fault> {
         match self {
             Sessions::InOneFile => Ok(true),

@@ -28,19 +28,27 @@ impl AgentName {
     /// [`Error::InvalidAgent`] for an id that no agent may have.
     #[inline]
     pub(crate) fn of(id: impl Display) -> Result<Self, Error> {
+        AgentName::parse(id).map_err(|reason| Error::InvalidAgent { reason })
+    }
+
+    /// # Errors
+    /// With the reason why the id cannot be an agent's.
+    #[inline]
+    pub(crate) fn parse(id: impl Display) -> Result<Self, &'static str> {
         let mut text = Text::Short {
             len: 0,
             bytes: [0; SHORT],
         };
         let rendered = write!(text, "{id}");
-        let reason = match text.as_str() {
-            _ if matches!(text, Text::TooLong) => "it is longer than 1024 bytes",
-            _ if rendered.is_err() => "it cannot be displayed",
-            "" => "it is empty",
-            id if id.starts_with(RESERVED) => "ids that begin with \"leasepool: \" are reserved",
-            _ => return Ok(AgentName(text)),
-        };
-        Err(Error::InvalidAgent { reason })
+        match text.as_str() {
+            _ if matches!(text, Text::TooLong) => Err("it is longer than 1024 bytes"),
+            _ if rendered.is_err() => Err("it cannot be displayed"),
+            "" => Err("it is empty"),
+            id if id.starts_with(RESERVED) => {
+                Err("ids that begin with \"leasepool: \" are reserved")
+            }
+            _ => Ok(AgentName(text)),
+        }
     }
 
     #[inline]

@@ -117,7 +117,7 @@ impl<B: Backend> Parking<B> {
 
     /// Tells moka of an agent that has become known. Called after the slot and the permit were returned.
     pub(crate) fn note(&self, returned: &Returned<Arc<KeyedEntry<AgentLock>>>) {
-        let Some(entry) = returned.new.as_ref().filter(|new| !new.is_anonymous()) else {
+        let Some(entry) = &returned.new else {
             return;
         };
         let insertions = self.insertions.fetch_add(1, Relaxed) + 1;

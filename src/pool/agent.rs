@@ -64,10 +64,9 @@ enum Id {
 
 impl Agent {
     pub(crate) fn named(pool: &Pool, id: impl Display, place: &'static Location<'static>) -> Self {
-        let id = match AgentName::of(id) {
+        let id = match AgentName::parse(id) {
             Ok(id) => Id::Named(id.as_str().into()),
-            Err(Error::InvalidAgent { reason }) => Id::Invalid(reason),
-            Err(_) => Id::Invalid("it cannot be used"),
+            Err(reason) => Id::Invalid(reason),
         };
         Agent::of(pool, id, place)
     }

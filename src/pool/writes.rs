@@ -84,7 +84,8 @@ impl Pool {
         let (agent, place) = (AgentName::of(agent)?, Location::caller());
         let wait = self.lease_timeout();
         let work = |tx: &mut Savepoint<'_>| Ok(work(tx)?);
-        self.write_within(agent.as_str(), wait, place, work)
+        let writer = &self.shared().writer;
+        writer.write(agent.as_str(), wait, place, work)
     }
 
     /// Like [`Pool::write`], for async code, on any executor: `work` runs on a thread of the pool, in one queue with
@@ -172,21 +173,6 @@ impl Pool {
         P: Params + Send + 'static,
     {
         self.write_async(agent, statement(sql, params))
-    }
-
-    fn write_within<T, E, F>(
-        &self,
-        agent: &str,
-        wait: Duration,
-        place: &'static Location<'static>,
-        work: F,
-    ) -> Result<T, E>
-    where
-        F: FnOnce(&mut Savepoint<'_>) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: From<Error> + Send + 'static,
-    {
-        self.shared().writer.write(agent, wait, place, work)
     }
 
     async fn write_async_within<T, E, F>(
@@ -307,8 +293,8 @@ impl Agent {
         E: From<Error> + Send + 'static,
     {
         let (agent, wait) = (self.borrower()?, self.wait());
-        self.pool()
-            .write_within(agent, wait, Location::caller(), work)
+        let writer = &self.pool().shared().writer;
+        writer.write(agent, wait, Location::caller(), work)
     }
 
     /// Like [`Agent::write_async`], for `work` that may fail in ways of its own; see [`Agent::write_and_then`].

@@ -254,23 +254,10 @@ fn failing(
     })
 }
 
-#[test]
-fn an_error_of_with_init_is_the_cause() {
+/// The error is checked at `build`, where nothing stays open, and at a lease, which costs the pool no connection.
+fn fails_at_build_and_at_a_lease(fail: fn() -> rusqlite::Result<()>, check: impl Fn(Error)) {
     let fixture = Fixture::new();
     let fails = Arc::new(AtomicBool::new(true));
-    let fail = || {
-        Err(rusqlite::Error::InvalidParameterName(
-            "of with_init".to_owned(),
-        ))
-    };
-    let check = |error: Error| {
-        let Error::Open { source, .. } = &error else {
-            panic!("{error:?}");
-        };
-        let source = source.downcast_ref::<rusqlite::Error>();
-        let expected = rusqlite::Error::InvalidParameterName("of with_init".to_owned());
-        assert_eq!(source, Some(&expected));
-    };
     check(
         builder(failing(&fixture, &fails, fail))
             .build()
@@ -288,9 +275,25 @@ fn an_error_of_with_init_is_the_cause() {
 }
 
 #[test]
+fn an_error_of_with_init_is_the_cause() {
+    let fail = || {
+        Err(rusqlite::Error::InvalidParameterName(
+            "of with_init".to_owned(),
+        ))
+    };
+    let check = |error: Error| {
+        let Error::Open { source, .. } = &error else {
+            panic!("{error:?}");
+        };
+        let source = source.downcast_ref::<rusqlite::Error>();
+        let expected = rusqlite::Error::InvalidParameterName("of with_init".to_owned());
+        assert_eq!(source, Some(&expected));
+    };
+    fails_at_build_and_at_a_lease(fail, check);
+}
+
+#[test]
 fn a_panic_in_with_init_is_the_cause() {
-    let fixture = Fixture::new();
-    let fails = Arc::new(AtomicBool::new(true));
     let fail = || panic!("with_init gives up");
     let check = |error: Error| {
         let Error::Open { source, .. } = &error else {
@@ -306,20 +309,7 @@ fn a_panic_in_with_init_is_the_cause() {
             other => panic!("{other:?}"),
         }
     };
-    check(
-        builder(failing(&fixture, &fails, fail))
-            .build()
-            .unwrap_err(),
-    );
-    assert_eq!(fixture.descriptors().all(), 0);
-    fails.store(false, Relaxed);
-    let pool = builder(failing(&fixture, &fails, fail)).build().unwrap();
-    let lease = pool.lease("a").unwrap();
-    fails.store(true, Relaxed);
-    check(pool.lease("b").unwrap_err());
-    fails.store(false, Relaxed);
-    drop(lease);
-    assert_whole(&pool);
+    fails_at_build_and_at_a_lease(fail, check);
 }
 
 #[test]

@@ -114,6 +114,13 @@ impl<L> Entry<L> {
     pub(super) fn set(&self, standing: Standing) {
         self.standing.store(standing as u8, Relaxed);
     }
+
+    /// Marks the agent as evicted. The anonymous borrowers are always known.
+    pub(super) fn evict(&self) {
+        if !self.is_anonymous() {
+            self.set(Standing::Evicted);
+        }
+    }
 }
 
 impl<L> Known<L> {
@@ -147,13 +154,14 @@ impl<L> Known<L> {
         Arc::clone(found.or_insert_with(|| Arc::clone(entry)))
     }
 
+    /// The entry is not found any more, if its agent was evicted.
     pub(super) fn remove(&self, entry: &Arc<Entry<L>>) {
         let Some(shard) = self.shard(&entry.agent) else {
             return;
         };
         let mut shard = shard.lock();
         let found = shard.get(&entry.agent);
-        if found.is_some_and(|found| Arc::ptr_eq(found, entry)) {
+        if found.is_some_and(|found| Arc::ptr_eq(found, entry)) && entry.is(Standing::Evicted) {
             shard.remove(&entry.agent);
         }
     }

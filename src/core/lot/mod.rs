@@ -445,10 +445,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     /// how many slots were parked. The anonymous borrowers are never forgotten.
     pub(crate) fn evict(&self, entry: &Arc<Entry<L>>) -> usize {
         let mut moves = self.moves.0.lock();
-        if !entry.is_anonymous() {
-            entry.set(Standing::Evicted);
-            self.known.remove(entry);
-        }
+        entry.evict();
+        self.known.remove(entry);
         let mut freed = 0;
         let mut next = entry.first.load(Relaxed);
         while let Some(cell) = self.cells.get(next) {
@@ -470,9 +468,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             for cell in &self.cells {
                 if let Some(owner) = &cell.lock().owner
                     && *owner.agent == *agent
-                    && !owner.is_anonymous()
                 {
-                    owner.set(Standing::Evicted);
+                    owner.evict();
                 }
             }
             self.find(agent)
