@@ -19,9 +19,9 @@ pub(super) struct Absent;
 /// Its `Debug` text.
 pub(super) const ABSENT: &str = "Absent";
 
-/// Whether the closure would return `Absent`.
+/// Whether the closure would return `Absent`, or an option of it.
 pub(super) fn is<T: 'static>(_: impl FnOnce() -> T) -> bool {
-    TypeId::of::<T>() == TypeId::of::<Absent>()
+    [TypeId::of::<Absent>(), TypeId::of::<Option<Absent>>()].contains(&TypeId::of::<T>())
 }
 
 /// The switch, if rusqlite has a name for it.
@@ -60,6 +60,28 @@ pub(super) trait States {
 }
 
 impl States for Connection {}
+
+impl Absent {
+    fn len(&self) -> Absent {
+        Absent
+    }
+}
+
+trait Blobs {
+    fn blob_open(&self, _: &str, _: &str, _: &str, _: i64, _: bool) -> rusqlite::Result<Absent> {
+        Ok(Absent)
+    }
+}
+
+impl Blobs for Connection {}
+
+/// Whether rusqlite has blob handles.
+pub(super) fn has_blobs(connection: &Connection) -> bool {
+    !is(|| {
+        let blob = connection.blob_open("", "", "", 0, true).ok()?;
+        Some(blob.len())
+    })
+}
 
 pub(super) trait Switches {
     const SQLITE_DBCONFIG_STMT_SCANSTATUS: Absent = Absent;

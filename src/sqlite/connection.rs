@@ -34,6 +34,8 @@ pub(crate) struct Connection {
     last_member: Option<Arc<str>>,
     /// Where each agent has its own file: the file of this connection.
     agent_file: Option<AgentFile>,
+    /// A borrower had `&mut` access since the last reset, which the backup API needs.
+    borrowed_mutably: bool,
     /// How many rows it had changed when it was last asked what its commits noted.
     changes: u64,
     /// How often its lease was used since the pool last looked at its log.
@@ -60,6 +62,7 @@ impl Connection {
             grouped: false,
             last_member: None,
             agent_file,
+            borrowed_mutably: false,
             changes: 0,
             uses: Cell::default(),
             wal_file: RefCell::default(),
@@ -122,6 +125,11 @@ impl Connection {
         }
         self.last_member = Some(Arc::clone(agent));
         Ok(Fate::Reuse)
+    }
+
+    /// Begins a member's savepoint. (Its work cannot get `&mut` access to the connection from it.)
+    pub(super) fn savepoint(&mut self, name: &str) -> rusqlite::Result<rusqlite::Savepoint<'_>> {
+        self.inner.savepoint_with_name(name)
     }
 
     /// Removes what one member of a group may have left for the next.
@@ -239,7 +247,8 @@ impl Connection {
     pub(super) fn reset(&mut self) -> Fate {
         self.grouped = false;
         self.last_member = None;
-        match self.baseline.restore(&mut self.inner) {
+        let borrowed_mutably = std::mem::take(&mut self.borrowed_mutably);
+        match self.baseline.restore(&mut self.inner, borrowed_mutably) {
             Ok(fate) => fate,
             Err(_) => Fate::Discard,
         }
@@ -256,6 +265,7 @@ impl Connection {
             grouped,
             last_member,
             agent_file,
+            borrowed_mutably,
             changes,
             uses,
             wal_file,
@@ -269,6 +279,7 @@ impl Connection {
                 grouped,
                 last_member,
                 agent_file,
+                borrowed_mutably,
                 changes,
                 uses,
                 wal_file,
@@ -288,6 +299,7 @@ impl Deref for Connection {
 
 impl DerefMut for Connection {
     fn deref_mut(&mut self) -> &mut rusqlite::Connection {
+        self.borrowed_mutably = true;
         &mut self.inner
     }
 }

@@ -67,7 +67,7 @@ impl<'a> Group<'a> {
         let watch = self.connection.watch();
         self.connection.begin_member()?;
         let quiet = watch.quiet();
-        let mut savepoint = self.connection.savepoint_with_name(MEMBER)?;
+        let mut savepoint = self.connection.savepoint(MEMBER)?;
         drop(quiet);
         watch.take_rolled_back();
         let fence = watch.fence();

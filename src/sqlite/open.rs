@@ -261,7 +261,7 @@ impl Sqlite {
         match set_up {
             Ok(mut baseline) => {
                 if opened
-                    && matches!(baseline.restore(&mut connection), Ok(Fate::Reuse))
+                    && matches!(baseline.restore(&mut connection, true), Ok(Fate::Reuse))
                     && self.finish(&mut baseline, &connection, target).is_ok()
                 {
                     return Ok(Some((connection, baseline)));

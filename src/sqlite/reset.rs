@@ -207,8 +207,12 @@ impl Baseline {
     }
 
     /// Restores the connection's first state, or reports that this is impossible. The cheap checks come
-    /// first, those that run SQL last.
-    pub(super) fn restore(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
+    /// first, those that run SQL last. `borrowed_mutably`: a borrower had `&mut` access.
+    pub(super) fn restore(
+        &mut self,
+        connection: &mut Connection,
+        borrowed_mutably: bool,
+    ) -> rusqlite::Result<Fate> {
         if self.hooked_by_on_open || self.is_spoiled(connection) {
             return Ok(Fate::Discard);
         }
@@ -218,7 +222,7 @@ impl Baseline {
         }
         connection.busy_timeout(self.busy_timeout)?;
         self.restore_wal_hook(connection)?;
-        self.clean(connection)
+        self.clean(connection, borrowed_mutably)
     }
 
     /// Whether a borrower did something that cannot be undone.
@@ -227,12 +231,16 @@ impl Baseline {
     }
 
     /// Removes what another agent would see, inside a transaction or outside.
-    fn clean(&mut self, connection: &mut Connection) -> rusqlite::Result<Fate> {
+    fn clean(
+        &mut self,
+        connection: &mut Connection,
+        borrowed_mutably: bool,
+    ) -> rusqlite::Result<Fate> {
         self.restore_settings(connection)?;
         if self.registered.check(connection)? == Fate::Discard {
             return Ok(Fate::Discard);
         }
-        if self.temporary.check(connection)? == Fate::Discard {
+        if self.temporary.check(connection, borrowed_mutably)? == Fate::Discard {
             return Ok(Fate::Discard);
         }
         self.forget_rowid(connection)?;
@@ -334,7 +342,7 @@ impl Baseline {
             return Ok(Fate::Discard);
         }
         let _quiet = self.watch.quiet();
-        self.clean(connection)
+        self.clean(connection, false)
     }
 
     /// Forgets all prepared statements, on a connection that was just reset.

@@ -1,5 +1,6 @@
 //! The temporary schema, and the rows of `on_open`'s temporary tables: whether they are unchanged.
-//! It reads them, because SQLite's authorizer does not see what the backup API and blob handles write.
+//! It reads them, because SQLite's authorizer does not see what the backup API and blob handles write. Where
+//! neither can have written anything, it does not.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 
@@ -7,6 +8,7 @@ use foldhash::quality::FixedState;
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
+use super::absent;
 use crate::core::backend::Fate;
 
 /// A connection's temporary schema and tables.
@@ -15,6 +17,8 @@ pub(super) struct Temporary {
     schema: u64,
     /// The tables that `on_open` made: SQL that reads each, and a digest of its rows.
     tables: Vec<(String, u64)>,
+    /// Whether there is anything that a blob handle could be opened on.
+    is_empty: bool,
 }
 
 const SCHEMA: &str = "SELECT type, name, rootpage, sql FROM sqlite_temp_master";
@@ -31,20 +35,32 @@ impl Temporary {
             let rows = digest(connection, &sql)?;
             tables.push((sql, rows));
         }
+        let is_empty = !connection.prepare(SCHEMA)?.exists([])?;
         Ok(Temporary {
             schema: digest(connection, SCHEMA)?,
             tables,
+            is_empty,
         })
     }
 
     /// Expects a table that the pool itself has made.
     pub(super) fn expect_change(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         self.schema = digest(connection, SCHEMA)?;
+        self.is_empty = false;
         Ok(())
     }
 
-    /// `Fate::Discard` if something has changed.
-    pub(super) fn check(&self, connection: &Connection) -> rusqlite::Result<Fate> {
+    /// `Fate::Discard` if something has changed. The backup API writes only to a connection that its caller
+    /// has `&mut` access to.
+    pub(super) fn check(
+        &self,
+        connection: &Connection,
+        borrowed_mutably: bool,
+    ) -> rusqlite::Result<Fate> {
+        let blobs = !self.is_empty && absent::has_blobs(connection);
+        if !borrowed_mutably && !blobs {
+            return Ok(Fate::Reuse);
+        }
         if digest(connection, SCHEMA)? != self.schema {
             return Ok(Fate::Discard);
         }

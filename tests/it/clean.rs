@@ -704,6 +704,7 @@ mod unseen {
     in_both_modes! {
         a_backup_into_the_temporary_schema,
         a_blob_of_a_temporary_table_of_on_opens,
+        a_blob_of_the_temporary_schema,
         the_same_between_writes,
     }
 
@@ -760,6 +761,38 @@ mod unseen {
             }
             assert_eq!(pool.stats().opens, before);
         }
+    }
+
+    /// The pool's own table is listed there.
+    fn a_blob_of_the_temporary_schema(mode: Mode) {
+        let fixture = mode.fixture();
+        let pool = fixture.pool(1);
+        insert(&pool.lease("a").unwrap());
+        insert(&pool.lease(mode.either("b", "a-other")).unwrap());
+        let lease = pool.lease("a").unwrap();
+        let listed = "SELECT rowid FROM sqlite_temp_master";
+        let rows: Vec<i64> = lease
+            .prepare(listed)
+            .unwrap()
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .map(|row| row.unwrap())
+            .collect();
+        assert_eq!(rows.len(), usize::from(mode == Mode::Shared));
+        for row in rows {
+            let mut blob = lease
+                .blob_open("temp", "sqlite_temp_master", "sql", row, false)
+                .unwrap();
+            blob.write_at(b"a message for b", 0).unwrap();
+        }
+        drop(lease);
+        let next = pool.lease(mode.either("b", "a-other")).unwrap();
+        let found: Result<String, _> = next.query_row(
+            "SELECT sql FROM sqlite_temp_master WHERE sql LIKE '%message%'",
+            [],
+            |row| row.get(0),
+        );
+        assert!(found.is_err(), "{found:?}");
     }
 
     fn the_same_between_writes(mode: Mode) {
