@@ -96,6 +96,8 @@ pub(crate) fn run(folder: &Path) {
     for (what, reads, threads) in [
         ("leases/s", false, THREADS),
         ("reads/s", true, THREADS),
+        // Nobody waits: what two threads could do at most.
+        ("2 threads, /s", false, 2),
         ("1 thread, /s", false, 1),
     ] {
         let mut rounds: Vec<(&str, Vec<Round>)> =
