@@ -475,9 +475,13 @@ mod overdue {
             eventually("it is overdue", || pool.stats().overdue == 1);
             // Several more rounds of the keeper.
             thread::sleep(Duration::from_millis(100));
-            drop(pool.lease("in time").unwrap());
-            drop(late);
             assert_eq!(pool.stats().overdue, 1);
+            let asked = Instant::now();
+            drop(pool.lease("in time").unwrap());
+            // A machine that is busy with other things may make it late.
+            let in_time = asked.elapsed() < Duration::from_millis(50);
+            drop(late);
+            assert!(!in_time || pool.stats().overdue == 1, "{:?}", pool.stats());
         });
         let overdue: Vec<_> = events
             .iter()

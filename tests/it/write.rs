@@ -916,9 +916,16 @@ fn the_log_stays_short_under_load() {
     });
     let (longest, written) = (longest.into_inner(), written.into_inner());
     assert!(written >= 40 << 20, "{written}");
-    // Three times `wal_size`, and the group that came last.
-    assert!(longest <= 4 << 20, "{longest}");
     let stats = pool.stats();
+    // Three times `wal_size`, and the group that came last. A reader that gets no processor in the middle of its
+    // statement blocks checkpoints: then the log may be longer until it has ended.
+    let pinned = stats.checkpoints_pinned > 0;
+    assert!(longest <= 4 << 20 || pinned, "{longest}: {stats:?}");
+    eventually("the log is short again", || {
+        pool.write("a", |tx| tx.execute("INSERT INTO t VALUES (1)", []))
+            .unwrap();
+        std::fs::metadata(&wal).unwrap().len() <= 4 << 20
+    });
     assert!(stats.checkpoints >= 5, "{stats:?}");
 }
 
