@@ -34,6 +34,7 @@ pub use pool::Pool;
 pub use pool::agent::Agent;
 pub use pool::builder::Builder;
 pub use pool::lease::{InterruptHandle, Lease};
-pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Synchronous};
+pub use pool::pooled::Backend;
+pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Sqlite, Synchronous};
 
 pub use rusqlite;

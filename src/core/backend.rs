@@ -11,7 +11,7 @@ use crate::observe::stats::Stats;
 /// A kind of connection that can be lent.
 ///
 /// The pool never calls two methods on one connection at once. No method may panic.
-pub(crate) trait Backend: Send + Sync + 'static {
+pub trait Backend: Send + Sync + 'static {
     /// The connection in a slot. A lease dereferences to this type's target.
     type Connection: DerefMut<Target: Sized> + Send + 'static;
 
@@ -123,7 +123,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
 }
 
 /// How long to wait for room, and how to make some first.
-pub(crate) struct Patience<'a> {
+pub struct Patience<'a> {
     pub(crate) deadline: Instant,
     pub(crate) make_room: &'a (dyn MakeRoom + Sync),
 }
@@ -140,7 +140,7 @@ impl MakeRoom for () {
 
 /// What happens to a connection after [`settle`](Backend::settle) or [`reset`](Backend::reset).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// It can serve again.
     Reuse,
     /// It has no fault, but it is to be closed where blocking is allowed, instead of being parked.
@@ -151,7 +151,7 @@ pub(crate) enum Fate {
 
 /// How a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CloseMode {
+pub enum CloseMode {
     /// It reached its maximum age, or the pool closes.
     Retire,
     /// Its agent was evicted, or another agent needs its slot. The agent may come back.
@@ -162,7 +162,7 @@ pub(crate) enum CloseMode {
 
 /// A connection that did not close, or closed with an error.
 #[derive(Debug)]
-pub(crate) struct NotClosed<C> {
+pub struct NotClosed<C> {
     /// The connection, if it is still open.
     pub(crate) connection: Option<C>,
     /// The error.

@@ -13,7 +13,7 @@ use super::slot::{OpenConnection, TakenSlot};
 
 /// Keeps the core alive while a connection is lent. It is the core's own handle or that of a layer above, so
 /// that a lease counts one reference and not two.
-pub(crate) trait Handle<B: Backend>: Clone + Send + Sync + 'static {
+pub trait Handle<B: Backend>: Clone + Send + Sync + 'static {
     fn core(&self) -> &Core<B>;
 }
 
@@ -24,7 +24,7 @@ impl<B: Backend> Handle<B> for Arc<Core<B>> {
 }
 
 /// A connection that is lent, or is being prepared for it.
-pub(crate) struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
+pub struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
     handle: H,
     /// `None` only at the end.
     lent: Option<Lent<B>>,

@@ -99,7 +99,7 @@ pub(crate) struct Options {
 }
 
 /// The state that all handles and leases of a pool share.
-pub(crate) struct Core<B: Backend> {
+pub struct Core<B: Backend> {
     pub(crate) backend: B,
     pub(crate) options: Options,
     pub(crate) counters: Arc<Counters>,

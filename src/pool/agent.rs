@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::Lease;
+use super::pooled::Backend;
 use super::{Pool, at_most};
 use crate::core::agent_name::AgentName;
 use crate::core::lot::ANONYMOUS;
 use crate::error::Error;
+use crate::sqlite::Sqlite;
 
 /// One agent of a pool: a handle for everything that is done for it. [`Pool::agent`] makes one, and the web extractors
 /// give one.
@@ -39,9 +41,8 @@ use crate::error::Error;
 ///
 /// # Errors
 /// Every call may return [`Error::InvalidAgent`]: making a handle never fails, so that an invalid id shows in the calls.
-#[derive(Debug, Clone)]
-pub struct Agent {
-    pool: Pool,
+pub struct Agent<B: Backend = Sqlite> {
+    pool: Pool<B>,
     id: Id,
     /// For how long its calls wait, if that is not as long as the pool's options say.
     within: Option<Duration>,
@@ -62,8 +63,12 @@ enum Id {
     Anonymous,
 }
 
-impl Agent {
-    pub(crate) fn named(pool: &Pool, id: impl Display, place: &'static Location<'static>) -> Self {
+impl<B: Backend> Agent<B> {
+    pub(crate) fn named(
+        pool: &Pool<B>,
+        id: impl Display,
+        place: &'static Location<'static>,
+    ) -> Self {
         let id = match AgentName::parse(id) {
             Ok(id) => Id::Named(id.as_str().into()),
             Err(reason) => Id::Invalid(reason),
@@ -74,18 +79,18 @@ impl Agent {
     /// Of a request that names none.
     #[cfg(any(feature = "tower", feature = "actix"))]
     pub(crate) fn unnamed(
-        pool: &Pool,
+        pool: &Pool<B>,
         reason: &'static str,
         place: &'static Location<'static>,
     ) -> Self {
         Agent::of(pool, Id::Invalid(reason), place)
     }
 
-    pub(crate) fn anonymous(pool: &Pool, place: &'static Location<'static>) -> Self {
+    pub(crate) fn anonymous(pool: &Pool<B>, place: &'static Location<'static>) -> Self {
         Agent::of(pool, Id::Anonymous, place)
     }
 
-    fn of(pool: &Pool, id: Id, place: &'static Location<'static>) -> Self {
+    fn of(pool: &Pool<B>, id: Id, place: &'static Location<'static>) -> Self {
         Agent {
             pool: pool.clone(),
             id,
@@ -107,7 +112,7 @@ impl Agent {
     }
 
     /// The pool that it borrows from.
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &Pool<B> {
         &self.pool
     }
 
@@ -117,7 +122,7 @@ impl Agent {
     /// For a lease, that is the time until it is lent. For reads and writes, the work begins within that time or not at
     /// all, and may then take longer. For `run`, work included: it is interrupted when the time has passed.
     #[must_use = "it changes nothing of this handle"]
-    pub fn within(&self, timeout: Duration) -> Agent {
+    pub fn within(&self, timeout: Duration) -> Self {
         Agent {
             within: Some(at_most(timeout)),
             ..self.clone()
@@ -132,7 +137,7 @@ impl Agent {
     /// # Blocking
     /// Like [`Pool::lease`].
     #[track_caller]
-    pub fn lease(&self) -> Result<Lease, Error> {
+    pub fn lease(&self) -> Result<Lease<B>, Error> {
         let wait = Some(self.wait());
         self.pool
             .lease_within(self.borrower()?, wait, Location::caller())
@@ -146,7 +151,7 @@ impl Agent {
     /// # Blocking
     /// Never waits for another lease; may open a connection.
     #[track_caller]
-    pub fn try_lease(&self) -> Result<Lease, Error> {
+    pub fn try_lease(&self) -> Result<Lease<B>, Error> {
         self.pool
             .lease_within(self.borrower()?, None, Location::caller())
     }
@@ -156,18 +161,18 @@ impl Agent {
     /// # Errors
     /// Those of [`Pool::lease`].
     #[track_caller]
-    pub fn lease_async(&self) -> impl Future<Output = Result<Lease, Error>> + Send {
+    pub fn lease_async(&self) -> impl Future<Output = Result<Lease<B>, Error>> + Send {
         self.lease_async_at(Location::caller())
     }
 
-    async fn lease_async_at(&self, place: &'static Location<'static>) -> Result<Lease, Error> {
+    async fn lease_async_at(&self, place: &'static Location<'static>) -> Result<Lease<B>, Error> {
         let (agent, wait) = (self.borrower()?, self.wait());
         self.pool.lease_async_within(agent, wait, place).await
     }
 
     /// The same; the place that it shows is where the source of agents was given.
     #[cfg(any(feature = "axum", feature = "actix"))]
-    pub(crate) async fn lease_extracted(&self) -> Result<Lease, Error> {
+    pub(crate) async fn lease_extracted(&self) -> Result<Lease<B>, Error> {
         self.lease_async_at(self.place).await
     }
 
@@ -199,14 +204,31 @@ impl Agent {
     }
 }
 
-impl Pool {
+impl<B: Backend> Clone for Agent<B> {
+    fn clone(&self) -> Self {
+        Agent {
+            pool: self.pool.clone(),
+            id: self.id.clone(),
+            within: self.within,
+            place: self.place,
+        }
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for Agent<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("id", &self.id)
+            .field("within", &self.within)
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: Backend> Pool<B> {
     /// As whom a borrower borrows that belongs to no agent.
     pub(super) fn no_agent(&self) -> Result<&'static str, Error> {
-        let backend = &self.shared.core.backend;
-        backend.check_shared(
-            "a connection without an agent",
-            "each agent has a file of its own",
-        )?;
+        self.shared.core.backend.check_anonymous()?;
         Ok(ANONYMOUS)
     }
 }

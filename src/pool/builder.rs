@@ -6,45 +6,32 @@ use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, Value};
 
-use crate::sqlite::{Access, Checkpoints, Database, Settings, Synchronous};
+use super::common::Common;
+use super::pooled::Backend;
+use crate::sqlite::{Access, Checkpoints, Database, Settings, Sqlite, Synchronous};
 
-/// Chosen from the table of `cargo bench -p leasepool-benches --bench lease -- misses`.
-const OVERTAKING: Duration = Duration::from_millis(1);
+/// The options that only SQLite has.
+pub struct SqliteOptions {
+    pub(super) database: Database,
+    pub(super) write_queue: usize,
+    pub(super) write_group: (usize, Duration),
+    pub(super) settings: Settings,
+}
 
 /// Builds a [`Pool`](crate::Pool): [`Pool::builder`](crate::Pool::builder).
 ///
 /// No setter fails or panics, whatever its argument: [`build`](Builder::build) checks all options and names
 /// the wrong one.
 #[must_use = "nothing happens until `build` is called"]
-pub struct Builder {
-    pub(super) database: Database,
-    pub(super) name: Option<String>,
-    pub(super) max_connections: Option<usize>,
-    pub(super) fd_budget: Option<usize>,
-    pub(super) cached_agents: Option<usize>,
-    pub(super) idle_timeout: Option<Duration>,
-    pub(super) lease_timeout: Duration,
-    pub(super) overtaking: Duration,
-    pub(super) max_lifetime: Option<Duration>,
-    pub(super) overdue_after: Option<Duration>,
-    pub(super) write_queue: usize,
-    pub(super) write_group: (usize, Duration),
-    pub(super) settings: Settings,
+pub struct Builder<B: Backend = Sqlite> {
+    pub(super) common: Common,
+    pub(super) own: B::Options,
 }
 
 impl Builder {
     pub(super) fn new(database: Database) -> Self {
-        Builder {
+        let own = SqliteOptions {
             database,
-            name: None,
-            max_connections: None,
-            fd_budget: None,
-            cached_agents: None,
-            idle_timeout: Some(Duration::from_secs(300)),
-            lease_timeout: Duration::from_secs(5),
-            overtaking: OVERTAKING,
-            max_lifetime: None,
-            overdue_after: Some(Duration::from_secs(60)),
             write_queue: 1024,
             write_group: (256, Duration::from_millis(5)),
             settings: Settings {
@@ -64,28 +51,11 @@ impl Builder {
                 setup: None,
                 on_open: None,
             },
+        };
+        Builder {
+            common: Common::default(),
+            own,
         }
-    }
-
-    /// How many connections may be open at once; 1 to 10,000. This caps connections, and by
-    /// [`Pool::fd_ceiling`](crate::Pool::fd_ceiling) descriptors. It limits how many agents are *served* at the same moment, not how
-    /// many agents there are.
-    ///
-    /// Defaults to 8, or to what `fd_budget` allows.
-    pub fn max_connections(mut self, n: usize) -> Self {
-        self.max_connections = Some(n);
-        self
-    }
-
-    /// How many descriptors the pool may use. Without `max_connections`, the pool gets as many connections as
-    /// this allows. With it, `build` fails if they could need more.
-    ///
-    /// `build` also checks what the process's limit (`RLIMIT_NOFILE`) leaves. It never changes that limit.
-    ///
-    /// Defaults to what the process's limit leaves.
-    pub fn fd_budget(mut self, descriptors: usize) -> Self {
-        self.fd_budget = Some(descriptors);
-        self
     }
 
     /// Creates the schema, or migrates it. Runs once for each database file, within `build`, before any other
@@ -108,7 +78,7 @@ impl Builder {
         F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.settings.setup = Some(Box::new(move |connection| {
+        self.own.settings.setup = Some(Box::new(move |connection| {
             setup(connection).map_err(Into::into)
         }));
         self
@@ -138,7 +108,7 @@ impl Builder {
         F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.settings.on_open = Some(Box::new(move |connection| {
+        self.own.settings.on_open = Some(Box::new(move |connection| {
             on_open(connection).map_err(Into::into)
         }));
         self
@@ -177,7 +147,7 @@ impl Builder {
         F: Fn(&mut rusqlite::Connection) -> Result<(), E> + Send + Sync + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.settings.on_connect = Some(Box::new(move |connection| {
+        self.own.settings.on_connect = Some(Box::new(move |connection| {
             on_connect(connection).map_err(Into::into)
         }));
         self
@@ -208,72 +178,7 @@ impl Builder {
             // Blobs of zeros, pointers: no pragma takes one.
             _ => Value::Null,
         };
-        self.settings.pragmas.push((name.into(), value));
-        self
-    }
-
-    /// How long a call waits for its turn ([`Pool::lease`](crate::Pool::lease), [`Pool::write`](crate::Pool::write) and the like); 0 to 24 hours.
-    ///
-    /// Defaults to 5 seconds.
-    pub fn lease_timeout(mut self, timeout: Duration) -> Self {
-        self.lease_timeout = timeout;
-        self
-    }
-
-    /// How long later callers may overtake a waiting caller; 0 to 24 hours. A returned connection goes to the
-    /// caller that runs at that moment, which saves a switch of threads. But if the first in the queue has
-    /// waited for longer than this, the connection goes to the first. Zero serves callers strictly in the
-    /// order in which they came. This applies to connections, to agents' own connections and to the turn to
-    /// write.
-    ///
-    /// Higher values raise the throughput under contention, and also the slowest waits; see
-    /// `cargo bench -p leasepool-benches --bench lease`.
-    ///
-    /// Defaults to 1 millisecond.
-    pub fn overtaking(mut self, time: Duration) -> Self {
-        self.overtaking = time;
-        self
-    }
-
-    /// How many agents the pool remembers. Each may have parked connections. When there are more, the pool
-    /// forgets the agent that was used least recently and frees its parked connections. A remembered agent
-    /// costs some hundred bytes, and its leases allocate nothing. 0 remembers no agent and parks no
-    /// connection.
-    ///
-    /// It may be far above `max_connections`.
-    ///
-    /// Defaults to 10,000.
-    pub fn cached_agents(mut self, n: usize) -> Self {
-        self.cached_agents = Some(n);
-        self
-    }
-
-    /// How long a connection stays parked for an agent that does not come back; 1 ms to a year, or `None`:
-    /// until another agent needs it. The pool obeys it to within a second, even if the process makes no
-    /// calls.
-    ///
-    /// Defaults to 5 minutes.
-    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.idle_timeout = timeout.into();
-        self
-    }
-
-    /// How old a connection may be when it is lent; 1 ms to a year, or `None`: any age. The pool closes an
-    /// older connection and opens a new one first.
-    ///
-    /// Defaults to `None`.
-    pub fn max_lifetime(mut self, age: impl Into<Option<Duration>>) -> Self {
-        self.max_lifetime = age.into();
-        self
-    }
-
-    /// How long a borrower may hold a lease before the pool reports it; 1 ms to a year, or `None`: never. The
-    /// report is a `tracing` event (with the feature of that name) that names agent and source line. A second
-    /// event reports that the lease has come back.
-    ///
-    /// Defaults to 60 seconds.
-    pub fn overdue_after(mut self, age: impl Into<Option<Duration>>) -> Self {
-        self.overdue_after = age.into();
+        self.own.settings.pragmas.push((name.into(), value));
         self
     }
 
@@ -281,7 +186,7 @@ impl Builder {
     ///
     /// Defaults to [`Synchronous::Full`], as SQLite itself does.
     pub fn synchronous(mut self, synchronous: Synchronous) -> Self {
-        self.settings.synchronous = synchronous;
+        self.own.settings.synchronous = synchronous;
         self
     }
 
@@ -290,7 +195,7 @@ impl Builder {
     ///
     /// Defaults to 5 seconds.
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.busy_timeout = timeout;
+        self.own.settings.busy_timeout = timeout;
         self
     }
 
@@ -299,7 +204,7 @@ impl Builder {
     ///
     /// Defaults to 1,024.
     pub fn write_queue(mut self, writes: usize) -> Self {
-        self.write_queue = writes;
+        self.own.write_queue = writes;
         self
     }
 
@@ -309,7 +214,7 @@ impl Builder {
     ///
     /// Defaults to 256 members and 5 milliseconds.
     pub fn write_group(mut self, members: usize, time: Duration) -> Self {
-        self.write_group = (members, time);
+        self.own.write_group = (members, time);
         self
     }
 
@@ -335,7 +240,7 @@ impl Builder {
     ///
     /// Defaults to 4 MiB, the length at which SQLite would run its own checkpoints.
     pub fn wal_size(mut self, bytes: u32) -> Self {
-        self.settings.wal_size = bytes;
+        self.own.settings.wal_size = bytes;
         self
     }
 
@@ -365,7 +270,7 @@ impl Builder {
     ///
     /// Defaults to off: the pool runs checkpoints itself.
     pub fn external_checkpoints(mut self, emergency: Option<u32>) -> Self {
-        self.settings.checkpoints = Checkpoints::External { emergency };
+        self.own.settings.checkpoints = Checkpoints::External { emergency };
         self
     }
 
@@ -401,7 +306,7 @@ impl Builder {
     ///
     /// Defaults to `false`.
     pub fn reads_only(mut self, reads_only: bool) -> Self {
-        self.settings.access = match reads_only {
+        self.own.settings.access = match reads_only {
             true => Access::Reads,
             false => Access::ReadWrite,
         };
@@ -419,7 +324,7 @@ impl Builder {
     ///
     /// Defaults to `false`.
     pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
-        self.settings.exclusive_locking = exclusive;
+        self.own.settings.exclusive_locking = exclusive;
         self
     }
 
@@ -427,7 +332,7 @@ impl Builder {
     ///
     /// Defaults to 32.
     pub fn statement_cache(mut self, statements: usize) -> Self {
-        self.settings.statement_cache = statements;
+        self.own.settings.statement_cache = statements;
         self
     }
 
@@ -436,7 +341,7 @@ impl Builder {
     ///
     /// Defaults to 0: ATTACH fails.
     pub fn attach_limit(mut self, databases: usize) -> Self {
-        self.settings.attach_limit = databases;
+        self.own.settings.attach_limit = databases;
         self
     }
 
@@ -447,24 +352,16 @@ impl Builder {
     ///
     /// Defaults to 0: nothing is mapped.
     pub fn mmap_size(mut self, bytes: u64) -> Self {
-        self.settings.mmap_size = bytes;
-        self
-    }
-
-    /// The pool's name in logs and metrics.
-    ///
-    /// Defaults to the name of the database file, or to `memory`.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
+        self.own.settings.mmap_size = bytes;
         self
     }
 }
 
-impl Debug for Builder {
+impl<B: Backend> Debug for Builder<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")
-            .field("database", &self.database)
-            .field("max_connections", &self.max_connections)
+            .field("name", &self.common.name)
+            .field("max_connections", &self.common.max_connections)
             .finish_non_exhaustive()
     }
 }

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use super::pooled::Backend;
 use super::{Pool, at_most};
 use crate::error::Error;
 
@@ -65,7 +66,9 @@ impl Pool {
     pub fn close_writes_async(&self) -> impl Future<Output = Result<(), Error>> + Send {
         self.shared.close_writes_async(self.lease_timeout())
     }
+}
 
+impl<B: Backend> Pool<B> {
     /// Closes the pool: refuses new leases, wakes callers that wait with [`Error::Closed`], closes every idle connection,
     /// and waits for at most `lease_timeout` until the lent connections have come back. May be called again, and from
     /// several threads; every call waits.

@@ -8,11 +8,12 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::Shared;
-use crate::core::guard::Checkout;
-use crate::observe::stats::count;
+#[cfg(feature = "tokio")]
+use super::beside;
+use super::pooled::{Backend, Lent, Target};
 #[cfg(feature = "tokio")]
 use crate::sqlite::Cancel;
-use crate::sqlite::{Commits, Overlong, Sqlite};
+use crate::sqlite::Sqlite;
 
 /// A lent connection. It dereferences to [`rusqlite::Connection`], and ends when it is dropped.
 ///
@@ -59,33 +60,33 @@ use crate::sqlite::{Commits, Overlong, Sqlite};
 /// [`Pool::holders`](crate::Pool::holders). Never swap the connection for another with `std::mem::swap`: the
 /// pool cannot count the connection that you keep.
 #[must_use = "a lease that is dropped at once lends nothing"]
-pub struct Lease {
+pub struct Lease<B: Backend = Sqlite> {
     /// `None` only at the end.
-    checkout: Option<Checkout<Sqlite, Arc<Shared>>>,
+    checkout: Option<Lent<B>>,
     interrupt: OnceLock<InterruptHandle>,
 }
 
-impl Lease {
+impl<B: Backend> Lease<B> {
     #[inline]
-    pub(super) fn new(checkout: Checkout<Sqlite, Arc<Shared>>) -> Self {
+    pub(super) fn new(checkout: Lent<B>) -> Self {
         Lease {
             checkout: Some(checkout),
             interrupt: OnceLock::new(),
         }
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared<B>> {
         self.checkout().handle()
     }
 
-    pub(crate) fn checkout(&self) -> &Checkout<Sqlite, Arc<Shared>> {
+    pub(crate) fn checkout(&self) -> &Lent<B> {
         match &self.checkout {
             Some(checkout) => checkout,
             None => unreachable!("only the end of a lease takes its checkout"),
         }
     }
 
-    pub(crate) fn checkout_mut(&mut self) -> &mut Checkout<Sqlite, Arc<Shared>> {
+    pub(crate) fn checkout_mut(&mut self) -> &mut Lent<B> {
         match &mut self.checkout {
             Some(checkout) => checkout,
             None => unreachable!("only the end of a lease takes its checkout"),
@@ -116,7 +117,9 @@ impl Lease {
             handle.revoke();
         }
     }
+}
 
+impl Lease {
     /// A handle by which another thread can interrupt a statement on this lease. It does nothing once the
     /// lease has ended. The handle of [`rusqlite::Connection::get_interrupt_handle`] would then interrupt the
     /// connection's next borrower.
@@ -144,7 +147,7 @@ impl Lease {
         let shared = Arc::clone(self.shared());
         let result = shared.core.backend.cancellable(self, cancel, work);
         // The lease may end on another thread.
-        self.note_commits();
+        beside::note_commits(self.checkout_mut());
         result
     }
 
@@ -166,90 +169,34 @@ impl Lease {
     }
 }
 
-impl Lease {
-    /// Passes to the writer what commits on this connection and this thread have noted.
-    pub(super) fn note_commits(&mut self) {
-        match self.checkout_mut().connection_mut().take_noted() {
-            Commits::None => {}
-            Commits::Noted(noted) => self.shared().writer.noted(noted),
-            Commits::Unnoted => self.look_at_log(),
-        }
-    }
-
-    /// A borrower that has set its own WAL hook may go on for ever, so the pool looks at the log now and
-    /// then.
-    #[inline]
-    fn used(&self) {
-        if self.checkout().connection().is_to_be_looked_at() {
-            self.look_if_unnoted();
-        }
-    }
-
-    #[cold]
-    fn look_if_unnoted(&self) {
-        if self.checkout().connection().has_unnoted_commits() {
-            self.look_at_log();
-        }
-    }
-
-    /// Looks at the length of the log, if commits have noted nothing, and starts a checkpoint if the log is
-    /// too long.
-    fn look_at_log(&self) {
-        let shared = self.shared();
-        match shared
-            .core
-            .backend
-            .look_at_log(self.checkout().connection())
-        {
-            Overlong::No => {}
-            Overlong::Yes => shared.writer.overlong(),
-            Overlong::Done => count(&shared.core.counters.checkpoints),
-        }
-    }
-}
-
-impl Drop for Lease {
+impl<B: Backend> Drop for Lease<B> {
     fn drop(&mut self) {
         self.revoke_interrupt();
-        let commits = match &mut self.checkout {
-            Some(checkout) => checkout.connection_mut().take_noted(),
-            None => return,
-        };
-        if commits == Commits::Unnoted {
-            self.look_at_log();
-        }
         if let Some(checkout) = self.checkout.take() {
-            match commits {
-                Commits::Noted(noted) => {
-                    let shared = Arc::clone(checkout.handle());
-                    drop(checkout);
-                    shared.writer.noted(noted);
-                }
-                Commits::None | Commits::Unnoted => drop(checkout),
-            }
+            B::end(checkout);
         }
     }
 }
 
-impl Deref for Lease {
-    type Target = rusqlite::Connection;
+impl<B: Backend> Deref for Lease<B> {
+    type Target = Target<B>;
 
     #[inline]
-    fn deref(&self) -> &rusqlite::Connection {
-        self.used();
+    fn deref(&self) -> &Target<B> {
+        B::used(self.checkout());
         self.checkout().connection()
     }
 }
 
-impl DerefMut for Lease {
+impl<B: Backend> DerefMut for Lease<B> {
     #[inline]
-    fn deref_mut(&mut self) -> &mut rusqlite::Connection {
-        self.used();
+    fn deref_mut(&mut self) -> &mut Target<B> {
+        B::used(self.checkout());
         self.checkout_mut().connection_mut()
     }
 }
 
-impl fmt::Debug for Lease {
+impl<B: Backend> fmt::Debug for Lease<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
             .field("agent", &self.checkout().agent())

@@ -10,6 +10,7 @@ use super::Pool;
 use super::agent::Agent;
 use super::builder::Builder;
 use super::lease::Lease;
+use super::pooled::Backend;
 use crate::core::agent_name::AgentName;
 use crate::core::request::Request;
 use crate::error::Error;
@@ -19,7 +20,9 @@ impl Pool {
     pub fn builder(database: crate::Database) -> Builder {
         Builder::new(database)
     }
+}
 
+impl<B: Backend> Pool<B> {
     /// Lends any connection, to a borrower that belongs to no agent: for programs that have no agents, and for work that
     /// concerns all of them.
     ///
@@ -47,7 +50,7 @@ impl Pool {
     /// # Blocking
     /// Like [`Pool::lease`].
     #[track_caller]
-    pub fn get(&self) -> Result<Lease, Error> {
+    pub fn get(&self) -> Result<Lease<B>, Error> {
         let wait = Some(self.lease_timeout());
         self.lease_within(self.no_agent()?, wait, Location::caller())
     }
@@ -60,7 +63,7 @@ impl Pool {
     /// # Blocking
     /// Never waits for another lease; may open a connection.
     #[track_caller]
-    pub fn try_get(&self) -> Result<Lease, Error> {
+    pub fn try_get(&self) -> Result<Lease<B>, Error> {
         self.lease_within(self.no_agent()?, None, Location::caller())
     }
 
@@ -69,7 +72,7 @@ impl Pool {
     /// # Errors
     /// Those of [`Pool::get`].
     #[track_caller]
-    pub fn get_async(&self) -> impl Future<Output = Result<Lease, Error>> + Send {
+    pub fn get_async(&self) -> impl Future<Output = Result<Lease<B>, Error>> + Send {
         let place = Location::caller();
         async move {
             let wait = self.lease_timeout();
@@ -90,7 +93,7 @@ impl Pool {
     /// nanoseconds if the agent's connection is parked and within microseconds if another connection is open.
     /// Otherwise it opens one.
     #[track_caller]
-    pub fn lease(&self, agent: impl Display) -> Result<Lease, Error> {
+    pub fn lease(&self, agent: impl Display) -> Result<Lease<B>, Error> {
         let agent = AgentName::of(agent)?;
         let wait = Some(self.lease_timeout());
         self.lease_within(agent.as_str(), wait, Location::caller())
@@ -104,7 +107,7 @@ impl Pool {
     /// # Blocking
     /// Never waits for another lease; may open a connection.
     #[track_caller]
-    pub fn try_lease(&self, agent: impl Display) -> Result<Lease, Error> {
+    pub fn try_lease(&self, agent: impl Display) -> Result<Lease<B>, Error> {
         let agent = AgentName::of(agent)?;
         self.lease_within(agent.as_str(), None, Location::caller())
     }
@@ -138,7 +141,7 @@ impl Pool {
     pub fn lease_async(
         &self,
         agent: impl Display,
-    ) -> impl Future<Output = Result<Lease, Error>> + Send {
+    ) -> impl Future<Output = Result<Lease<B>, Error>> + Send {
         let (agent, place) = (AgentName::of(agent), Location::caller());
         async move {
             let wait = self.lease_timeout();
@@ -161,7 +164,7 @@ impl Pool {
     ///
     /// It never fails: if the id is invalid, each call of the handle returns [`Error::InvalidAgent`].
     #[track_caller]
-    pub fn agent(&self, id: impl Display) -> Agent {
+    pub fn agent(&self, id: impl Display) -> Agent<B> {
         Agent::named(self, id, Location::caller())
     }
 
@@ -178,7 +181,7 @@ impl Pool {
     /// # }
     /// ```
     #[track_caller]
-    pub fn anonymous(&self) -> Agent {
+    pub fn anonymous(&self) -> Agent<B> {
         Agent::anonymous(self, Location::caller())
     }
 
@@ -199,7 +202,7 @@ impl Pool {
         agent: &str,
         wait: Option<Duration>,
         place: &'static Location<'static>,
-    ) -> Result<Lease, Error> {
+    ) -> Result<Lease<B>, Error> {
         self.shared.lease(&Request::new(agent, wait, place))
     }
 
@@ -208,7 +211,7 @@ impl Pool {
         agent: &str,
         wait: Duration,
         place: &'static Location<'static>,
-    ) -> Result<Lease, Error> {
+    ) -> Result<Lease<B>, Error> {
         let request = Request::new(agent, Some(wait), place).awaiting();
         self.shared.lease_async(request).await
     }

@@ -1,9 +1,14 @@
 //! Pool: the handle that users hold, and what it hands out.
 //! It only translates: leases are made in `core`, writes in `write`.
 
+mod beside;
 pub(crate) mod builder;
 pub(crate) mod lease;
+pub(crate) mod pooled;
 mod shared;
+
+// What every builder has.
+mod common;
 
 // After `builder`, so that rustdoc lists `build` after the options.
 mod build;
@@ -32,7 +37,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pooled::{Backend, Pooled};
 pub(crate) use shared::Shared;
+
+use crate::sqlite::Sqlite;
 
 /// The longest wait that a caller may ask for. Longer ones are cut to it.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -85,24 +93,23 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// # Drop
 /// Dropping the last handle closes the pool as [`Pool::close`] does, but without waiting: a connection that is still
 /// lent closes when its lease ends.
-#[derive(Clone)]
-pub struct Pool {
-    shared: Arc<Shared>,
+pub struct Pool<B: Backend = Sqlite> {
+    shared: Arc<Shared<B>>,
     /// Closes the pool when the last handle goes; leases keep `Shared` alive, but not the pool.
-    _handle: Arc<Handle>,
+    handle: Arc<Handle<B>>,
 }
 
-struct Handle(Arc<Shared>);
+struct Handle<B: Pooled>(Arc<Shared<B>>);
 
-impl Pool {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+impl<B: Backend> Pool<B> {
+    pub(crate) fn new(shared: Arc<Shared<B>>) -> Self {
         Pool {
-            _handle: Arc::new(Handle(Arc::clone(&shared))),
+            handle: Arc::new(Handle(Arc::clone(&shared))),
             shared,
         }
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared<B>> {
         &self.shared
     }
 
@@ -112,7 +119,16 @@ impl Pool {
     }
 }
 
-impl Drop for Handle {
+impl<B: Backend> Clone for Pool<B> {
+    fn clone(&self) -> Self {
+        Pool {
+            shared: Arc::clone(&self.shared),
+            handle: Arc::clone(&self.handle),
+        }
+    }
+}
+
+impl<B: Pooled> Drop for Handle<B> {
     fn drop(&mut self) {
         if self.0.core.is_forked() {
             // To close a connection here would remove the log under the process that uses it.
@@ -123,7 +139,7 @@ impl Drop for Handle {
     }
 }
 
-impl fmt::Debug for Pool {
+impl<B: Backend> fmt::Debug for Pool<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("stats", &self.stats())

@@ -134,7 +134,7 @@ impl Pool {
         let mut lease = self.lease_async_within(agent, wait, place).await?;
         let wanted = Wanted(Arc::new(AtomicBool::new(true)));
         let still_wanted = Arc::clone(&wanted.0);
-        let answer = self.shared().readers.hand_over(move || {
+        let answer = self.shared().beside.readers.hand_over(move || {
             // No caller gets this error.
             if !still_wanted.load(Relaxed) {
                 return Err(Error::Closed);

@@ -2,12 +2,12 @@
 //! Nothing is changed here.
 
 use super::Pool;
-use crate::core::backend::Backend;
+use super::pooled::Backend;
 use crate::error::Error;
 use crate::observe::slow_waits::SlowWait;
 use crate::observe::stats::{Holder, Stats, Waiting};
 
-impl Pool {
+impl<B: Backend> Pool<B> {
     /// What the pool is doing and has done.
     pub fn stats(&self) -> Stats {
         self.shared.stats()

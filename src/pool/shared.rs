@@ -1,15 +1,15 @@
-//! Shared: core and writer side by side, with the thread that maintains both. A lease ends in the core first; then the
-//! writer is told.
+//! Shared: the core and what the kind of connection has beside it (SQLite: the writer), with the thread that maintains
+//! both. A lease ends in the core first; then what is beside it is told.
 //! It decides nothing itself.
 
 use std::future::Future;
 #[cfg(feature = "metrics")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::lease::Lease;
+use super::pooled::Pooled;
 use crate::core::Core;
 use crate::core::guard::Handle;
 use crate::core::request::Request;
@@ -22,17 +22,14 @@ use crate::sync::oneshot::Oneshot;
 use crate::sync::ticker::Ticker;
 #[cfg(feature = "tokio")]
 use crate::sync::virtual_time;
-use crate::sync::wait::{await_until, block_on};
+use crate::sync::wait::block_on;
+#[cfg(feature = "tokio")]
 use crate::sync::workers::WorkerPool;
-use crate::write::Writer;
 
 /// The state that all handles and leases of a pool share.
-pub(crate) struct Shared {
-    pub(crate) core: Arc<Core<Sqlite>>,
-    pub(crate) writer: Arc<Writer>,
-    /// Threads that read for awaiting callers: one for each connection, since each read has a connection
-    /// already.
-    pub(super) readers: Arc<WorkerPool>,
+pub struct Shared<B: Pooled> {
+    pub(crate) core: Arc<Core<B>>,
+    pub(crate) beside: B::Beside,
     #[cfg(feature = "metrics")]
     published: parking_lot::Mutex<Published>,
     /// Work that must be interrupted until it ends.
@@ -43,9 +40,9 @@ pub(crate) struct Shared {
     ticker: Ticker,
 }
 
-impl Handle<Sqlite> for Arc<Shared> {
+impl<B: Pooled> Handle<B> for Arc<Shared<B>> {
     #[inline]
-    fn core(&self) -> &Core<Sqlite> {
+    fn core(&self) -> &Core<B> {
         &self.core
     }
 }
@@ -58,9 +55,9 @@ pub(super) type RetryInterrupt = Box<dyn Fn() -> bool + Send>;
 #[cfg(feature = "tokio")]
 const INTERRUPTING: Duration = Duration::from_millis(1);
 
-impl Shared {
+impl<B: Pooled> Shared<B> {
     /// Makes the shared state and starts the maintenance thread.
-    pub(super) fn start(core: Arc<Core<Sqlite>>, writer: Arc<Writer>) -> Result<Arc<Self>, Error> {
+    pub(super) fn start(core: Arc<Core<B>>, beside: B::Beside) -> Result<Arc<Self>, Error> {
         let shared = Arc::new(Shared {
             #[cfg(feature = "metrics")]
             published: parking_lot::Mutex::default(),
@@ -68,11 +65,10 @@ impl Shared {
             interrupts: parking_lot::Mutex::default(),
             maintained: parking_lot::Mutex::new(Instant::now()),
             ticker: Ticker::default(),
-            readers: WorkerPool::new("leasepool-reader", core.options.max_connections),
             core,
-            writer,
+            beside,
         });
-        let weak: Weak<Shared> = Arc::downgrade(&shared);
+        let weak: Weak<Self> = Arc::downgrade(&shared);
         let period = shared.core.maintenance_period();
         let started = shared
             .ticker
@@ -84,14 +80,14 @@ impl Shared {
     }
 
     #[inline]
-    pub(super) fn lease(self: &Arc<Self>, request: &Request<'_>) -> Result<Lease, Error> {
+    pub(super) fn lease(self: &Arc<Self>, request: &Request<'_>) -> Result<Lease<B>, Error> {
         Ok(Lease::new(self.core.checkout(self, request)?))
     }
 
     pub(super) async fn lease_async(
         self: &Arc<Self>,
         request: Request<'_>,
-    ) -> Result<Lease, Error> {
+    ) -> Result<Lease<B>, Error> {
         let checkout = self.core.checkout_async(self, request);
         Ok(Lease::new(self.in_time(checkout).await?))
     }
@@ -99,7 +95,11 @@ impl Shared {
     /// Awaits a future that the pool's threads complete. Every wait of an async caller goes through here.
     #[cfg(feature = "tokio")]
     pub(super) async fn in_time<F: Future>(&self, future: F) -> F::Output {
-        let pools: [&WorkerPool; 3] = [self.core.workers(), self.writer.workers(), &self.readers];
+        let pools = || {
+            let mut pools: Vec<&WorkerPool> = B::threads(&self.beside);
+            pools.push(self.core.workers());
+            pools
+        };
         virtual_time::await_threads(future, pools).await
     }
 
@@ -116,9 +116,7 @@ impl Shared {
     async fn closing(&self, timeout: Duration) -> Result<(), Error> {
         let asked_at = Instant::now();
         let deadline = asked_at + timeout;
-        // Writes that are not done in time are refused.
-        let _ = await_until(deadline, pin!(self.writer.drain())).await;
-        self.writer.refuse();
+        B::drain(&self.beside, deadline).await;
         let closed = self.core.close(asked_at, deadline).await;
         #[cfg(feature = "metrics")]
         self.publish_now();
@@ -136,34 +134,9 @@ impl Shared {
         self.in_time(answer.received()).await
     }
 
-    pub(super) fn close_writes(&self, timeout: Duration) -> Result<(), Error> {
-        self.core.check_reentrancy()?;
-        block_on(self.closing_writes(timeout))
-    }
-
-    async fn closing_writes(&self, timeout: Duration) -> Result<(), Error> {
-        let asked_at = Instant::now();
-        let deadline = asked_at + timeout;
-        self.writer.close_to_writes(asked_at, deadline).await
-    }
-
-    /// If the future is dropped, the closing goes on.
-    pub(super) async fn close_writes_async(
-        self: &Arc<Self>,
-        timeout: Duration,
-    ) -> Result<(), Error> {
-        self.core.check_reentrancy()?;
-        let (shared, answer) = (Arc::clone(self), Arc::new(Oneshot::new()));
-        let theirs = Arc::clone(&answer);
-        self.core.workers().spawn(async move {
-            theirs.answer(shared.closing_writes(timeout).await);
-        });
-        self.in_time(answer.received()).await
-    }
-
     /// The last handle is gone: closes idle connections, on this thread.
     pub(super) fn close_now(&self) {
-        self.writer.refuse();
+        B::refuse(&self.beside);
         self.core.refuse();
         self.core.wind_up();
     }
@@ -180,7 +153,7 @@ impl Shared {
         // While work is being interrupted, this function runs far more often.
         if due {
             self.core.maintain();
-            self.writer.maintain();
+            B::maintain(&self.beside);
             #[cfg(feature = "metrics")]
             self.publish();
         }
@@ -208,7 +181,7 @@ impl Shared {
             return Stats::default();
         }
         let mut stats = self.core.stats();
-        self.writer.observe(&mut stats);
+        B::add_to(&self.beside, &mut stats);
         stats
     }
 
@@ -234,5 +207,33 @@ impl Shared {
             published.publish(&self.core.options.name, families, Instant::now());
         }));
         drop(published);
+    }
+}
+
+impl Shared<Sqlite> {
+    pub(super) fn close_writes(&self, timeout: Duration) -> Result<(), Error> {
+        self.core.check_reentrancy()?;
+        block_on(self.closing_writes(timeout))
+    }
+
+    async fn closing_writes(&self, timeout: Duration) -> Result<(), Error> {
+        let asked_at = Instant::now();
+        let deadline = asked_at + timeout;
+        let writer = &self.beside.writer;
+        writer.close_to_writes(asked_at, deadline).await
+    }
+
+    /// If the future is dropped, the closing goes on.
+    pub(super) async fn close_writes_async(
+        self: &Arc<Self>,
+        timeout: Duration,
+    ) -> Result<(), Error> {
+        self.core.check_reentrancy()?;
+        let (shared, answer) = (Arc::clone(self), Arc::new(Oneshot::new()));
+        let theirs = Arc::clone(&answer);
+        self.core.workers().spawn(async move {
+            theirs.answer(shared.closing_writes(timeout).await);
+        });
+        self.in_time(answer.received()).await
     }
 }

@@ -11,6 +11,7 @@ use rusqlite::{Params, Savepoint, Transaction};
 
 use super::Pool;
 use super::agent::Agent;
+use super::beside;
 use super::lease::Lease;
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
@@ -84,7 +85,7 @@ impl Pool {
         let (agent, place) = (AgentName::of(agent)?, Location::caller());
         let wait = self.lease_timeout();
         let work = |tx: &mut Savepoint<'_>| Ok(work(tx)?);
-        let writer = &self.shared().writer;
+        let writer = &self.shared().beside.writer;
         writer.write(agent.as_str(), wait, place, work)
     }
 
@@ -188,7 +189,7 @@ impl Pool {
         E: From<Error> + Send + 'static,
     {
         let shared = self.shared();
-        let write = shared.writer.write_async(agent, wait, place, work);
+        let write = shared.beside.writer.write_async(agent, wait, place, work);
         shared.in_time(write).await
     }
 }
@@ -293,7 +294,7 @@ impl Agent {
         E: From<Error> + Send + 'static,
     {
         let (agent, wait) = (self.borrower()?, self.wait());
-        let writer = &self.pool().shared().writer;
+        let writer = &self.pool().shared().beside.writer;
         writer.write(agent, wait, Location::caller(), work)
     }
 
@@ -414,8 +415,11 @@ impl Lease {
     {
         let place = Location::caller();
         let shared = Arc::clone(lease.shared());
-        let result = shared.writer.write_on(lease.checkout_mut(), place, work);
-        lease.note_commits();
+        let result = shared
+            .beside
+            .writer
+            .write_on(lease.checkout_mut(), place, work);
+        beside::note_commits(lease.checkout_mut());
         result
     }
 }

@@ -22,7 +22,7 @@ use super::{Access, Checkpoints, Fault, Settings, pragmas, read};
 use crate::core::backend::Fate;
 
 /// A connection in a slot.
-pub(crate) struct Connection {
+pub struct Connection {
     inner: rusqlite::Connection,
     baseline: Baseline,
     generation: u64,

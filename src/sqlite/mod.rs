@@ -130,8 +130,8 @@ impl Settings {
     }
 }
 
-/// Connections to the [`Database`] given to [`Pool::builder`](crate::Pool::builder).
-pub(crate) struct Sqlite {
+/// The kind of pool that lends SQLite's connections, to the [`Database`] given to [`Pool::builder`](crate::Pool::builder).
+pub struct Sqlite {
     settings: Settings,
     /// Whether an event has said that a WAL hook of `on_open` was replaced.
     told_of_hook: AtomicBool,

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::snapshot::{Full, Now, Sample};
 use crate::pool::Pool;
+use crate::pool::pooled::Backend;
 
 /// How often watching clients get news.
 const PACE: Duration = Duration::from_millis(500);
@@ -27,8 +28,8 @@ const WATCHERS: usize = 64;
 
 type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-pub(super) struct Feed {
-    pool: Pool,
+pub(super) struct Feed<B: Backend> {
+    pool: Pool<B>,
     /// Distinguishes a restarted server from the one before.
     started: SystemTime,
     begun: Instant,
@@ -41,13 +42,13 @@ pub(super) struct Feed {
 }
 
 /// A client that watches.
-pub(super) struct Listener {
-    feed: Arc<Feed>,
+pub(super) struct Listener<B: Backend> {
+    feed: Arc<Feed<B>>,
     news: watch::Receiver<Option<Arc<str>>>,
 }
 
-impl Feed {
-    pub(super) fn new(pool: Pool, shutdown: Shutdown) -> Arc<Self> {
+impl<B: Backend> Feed<B> {
+    pub(super) fn new(pool: Pool<B>, shutdown: Shutdown) -> Arc<Self> {
         Arc::new(Feed {
             pool,
             started: SystemTime::now(),
@@ -105,7 +106,7 @@ impl Feed {
         }
     }
 
-    pub(super) fn pool(&self) -> &Pool {
+    pub(super) fn pool(&self) -> &Pool<B> {
         &self.pool
     }
 
@@ -121,7 +122,7 @@ impl Feed {
     }
 
     /// A place among the watching clients, if one is left.
-    pub(super) fn listen(self: &Arc<Self>) -> Option<Listener> {
+    pub(super) fn listen(self: &Arc<Self>) -> Option<Listener<B>> {
         // The listener counts from here on, also if it is one too many.
         let before = self.watchers.fetch_add(1, AcqRel);
         let mut news = self.news.subscribe();
@@ -135,7 +136,7 @@ impl Feed {
     }
 }
 
-impl Listener {
+impl<B: Backend> Listener<B> {
     /// The next news; `None` when nothing more will come.
     pub(super) async fn next(&mut self) -> Option<Arc<str>> {
         loop {
@@ -148,7 +149,7 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl<B: Backend> Drop for Listener<B> {
     fn drop(&mut self) {
         self.feed.watchers.fetch_sub(1, AcqRel);
     }

@@ -38,6 +38,7 @@ use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
 
 use crate::pool::Pool;
+use crate::pool::pooled::Backend;
 use feed::Feed;
 
 const PAGE: &str = include_str!("page.html");
@@ -53,21 +54,24 @@ const NOT_STORED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 ///
 /// Event streams last as long as the browser wants. A server that shuts down gracefully should use
 /// [`router_until`].
-pub fn router(pool: &Pool) -> Router {
+pub fn router<B: Backend>(pool: &Pool<B>) -> Router {
     router_until(pool, pending())
 }
 
 /// Like [`router`], but ends the event streams when `shutdown` is ready, so that a graceful shutdown does not
 /// wait for browsers.
-pub fn router_until(pool: &Pool, shutdown: impl Future<Output = ()> + Send + 'static) -> Router {
+pub fn router_until<B: Backend>(
+    pool: &Pool<B>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Router {
     let feed = Feed::new(pool.clone(), Box::pin(shutdown));
     // Without a runtime here, the history begins with the first request.
     feed.start();
     Router::new()
         .route("/", get(page))
-        .route("/status.json", get(json))
-        .route("/metrics", get(metrics))
-        .route("/events", get(events))
+        .route("/status.json", get(json::<B>))
+        .route("/metrics", get(metrics::<B>))
+        .route("/events", get(events::<B>))
         .with_state(feed)
 }
 
@@ -76,17 +80,17 @@ async fn page() -> Response {
     (headers, Html(PAGE)).into_response()
 }
 
-async fn json(State(feed): State<Arc<Feed>>) -> Response {
+async fn json<B: Backend>(State(feed): State<Arc<Feed<B>>>) -> Response {
     feed.start();
     ([NOT_STORED], Json(feed.full())).into_response()
 }
 
-async fn metrics(State(feed): State<Arc<Feed>>) -> Response {
+async fn metrics<B: Backend>(State(feed): State<Arc<Feed<B>>>) -> Response {
     const TEXT: (HeaderName, &str) = (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     ([TEXT, NOT_STORED], prometheus::text(feed.pool())).into_response()
 }
 
-async fn events(State(feed): State<Arc<Feed>>) -> Response {
+async fn events<B: Backend>(State(feed): State<Arc<Feed<B>>>) -> Response {
     feed.start();
     let Some(listener) = feed.listen() else {
         return (

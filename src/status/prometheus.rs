@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::observe::families::{Family, Labelled, Numbers};
 use crate::observe::histogram::Histogram;
 use crate::pool::Pool;
+use crate::pool::pooled::Backend;
 
 /// Upper bounds of the buckets, in microseconds.
 const BOUNDS: [u64; 14] = [
@@ -14,7 +15,7 @@ const BOUNDS: [u64; 14] = [
     30_000_000, 60_000_000,
 ];
 
-pub(super) fn text(pool: &Pool) -> String {
+pub(super) fn text<B: Backend>(pool: &Pool<B>) -> String {
     let mut text = String::new();
     let name = Escaped(pool.name());
     for family in pool.families() {

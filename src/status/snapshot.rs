@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::observe::histogram::Histogram;
 use crate::observe::stats::Stats;
 use crate::pool::Pool;
+use crate::pool::pooled::Backend;
 
 /// Longer lists show only this many entries, the first.
 const LISTED: usize = 100;
@@ -115,7 +116,7 @@ struct Slow {
 }
 
 impl Now {
-    pub(super) fn of(pool: &Pool, started: SystemTime, uptime: Duration) -> Now {
+    pub(super) fn of<B: Backend>(pool: &Pool<B>, started: SystemTime, uptime: Duration) -> Now {
         let stats = pool.stats();
         let started = started.duration_since(SystemTime::UNIX_EPOCH);
         let holders = pool.holders().into_iter().take(LISTED);

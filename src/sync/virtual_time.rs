@@ -18,41 +18,37 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use super::workers::WorkerPool;
 
 /// Awaits a future that the threads of these pools, or other tasks, complete.
-pub(crate) async fn await_threads<F: Future, const N: usize>(
+pub(crate) async fn await_threads<'a, F: Future>(
     future: F,
-    pools: [&WorkerPool; N],
+    pools: impl Fn() -> Vec<&'a WorkerPool>,
 ) -> F::Output {
     let mut future = pin!(future);
-    let mut work: Option<[EventListener; N]> = None;
+    let mut work: Vec<EventListener> = Vec::new();
     poll_fn(|cx| {
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() && is_paused() {
-            stay_ready(&pools, &mut work, cx);
+            work = stay_ready(&pools(), cx);
         }
         polled
     })
     .await
 }
 
-/// Makes sure that the task is polled again: at once, or when the pools get work.
-fn stay_ready<const N: usize>(
-    pools: &[&WorkerPool; N],
-    work: &mut Option<[EventListener; N]>,
-    cx: &mut Context<'_>,
-) {
+/// Makes sure that the task is polled again: at once, or when the pools get work, as long as the listeners live.
+fn stay_ready(pools: &[&WorkerPool], cx: &mut Context<'_>) -> Vec<EventListener> {
     // It listens before it looks, so that it misses no work.
-    let mut listening = pools.map(WorkerPool::listen);
+    let mut listening: Vec<_> = pools.iter().map(|pool| pool.listen()).collect();
     let are_at_work = pools.iter().any(|pool| pool.is_at_work());
     let mut told = false;
     // Each listener is polled, so that each knows which task to wake.
     for listener in &mut listening {
         told |= Pin::new(listener).poll(cx).is_ready();
     }
-    *work = Some(listening);
     if are_at_work || told {
         thread::yield_now();
         cx.waker().wake_by_ref();
     }
+    listening
 }
 
 /// Whether this task's clock stands still while the machine's clock moves.

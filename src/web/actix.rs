@@ -1,6 +1,7 @@
 //! The feature `actix`: a lease, or the agent, as an extractor, and errors as responses.
 //! It translates only.
 
+use std::fmt;
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 
@@ -13,6 +14,7 @@ use super::{Agent, AgentSource, Agents, Answer, RequestParts, sealed};
 use crate::error::Error;
 use crate::pool::Pool;
 use crate::pool::lease::Lease;
+use crate::pool::pooled::{Backend, Sqlite};
 
 /// Application data that says which pool to lease from, and how to find the agent of a request.
 ///
@@ -28,24 +30,35 @@ use crate::pool::lease::Lease;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
-pub struct LeaseData(Agents<HttpRequest>);
+pub struct LeaseData<B: Backend = Sqlite>(Agents<HttpRequest, B>);
 
-impl LeaseData {
+impl<B: Backend> fmt::Debug for LeaseData<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LeaseData").field(&self.0).finish()
+    }
+}
+
+impl<B: Backend> Clone for LeaseData<B> {
+    fn clone(&self) -> Self {
+        LeaseData(self.0.clone())
+    }
+}
+
+impl<B: Backend> LeaseData<B> {
     /// Leases for agents of `pool`, found by `source`.
     #[track_caller]
-    pub fn new(pool: Pool, source: AgentSource<HttpRequest>) -> Self {
+    pub fn new(pool: Pool<B>, source: AgentSource<HttpRequest>) -> Self {
         LeaseData(Agents::new(pool, source))
     }
 }
 
 /// The agent of the request, found by the [`LeaseData`] of the application.
-impl FromRequest for Agent {
+impl<B: Backend> FromRequest for Agent<B> {
     type Error = Error;
     type Future = Ready<Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let data = request.app_data::<LeaseData>();
+        let data = request.app_data::<LeaseData<B>>();
         ready(match data {
             Some(data) => Ok(data.0.of(request)),
             None => Err(Error::NotInstalled { what: "LeaseData" }),
@@ -54,12 +67,12 @@ impl FromRequest for Agent {
 }
 
 /// A lease of the request's agent, awaited for at most the pool's `lease_timeout`.
-impl FromRequest for Lease {
+impl<B: Backend> FromRequest for Lease<B> {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let agent = Agent::from_request(request, payload);
+        let agent = Agent::<B>::from_request(request, payload);
         Box::pin(async move {
             let agent = agent.await?;
             agent.lease_extracted().await

@@ -10,13 +10,14 @@ use http::{HeaderValue, StatusCode};
 use super::{Agent, Answer};
 use crate::error::Error;
 use crate::pool::lease::Lease;
+use crate::pool::pooled::Backend;
 
 /// The agent that [`LeaseLayer`](super::LeaseLayer) found. The layer must be around the handler.
-impl<S: Send + Sync> FromRequestParts<S> for Agent {
+impl<S: Send + Sync, B: Backend> FromRequestParts<S> for Agent<B> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        let agent = parts.extensions.get::<Agent>();
+        let agent = parts.extensions.get::<Agent<B>>();
         agent
             .cloned()
             .ok_or_else(|| Error::NotInstalled { what: "LeaseLayer" })
@@ -24,11 +25,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Agent {
 }
 
 /// A lease of the request's agent, awaited for at most the pool's `lease_timeout`.
-impl<S: Send + Sync> FromRequestParts<S> for Lease {
+impl<S: Send + Sync, B: Backend> FromRequestParts<S> for Lease<B> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let agent = Agent::from_request_parts(parts, state).await?;
+        let agent = Agent::<B>::from_request_parts(parts, state).await?;
         agent.lease_extracted().await
     }
 }

@@ -45,6 +45,7 @@ use crate::error::Error;
 use crate::observe::events;
 use crate::pool::Pool;
 pub use crate::pool::agent::Agent;
+use crate::pool::pooled::Backend;
 
 const MISSING: &str = "the request names none";
 const TWICE: &str = "the request names it twice";
@@ -135,15 +136,15 @@ impl<R> std::fmt::Debug for AgentSource<R> {
 }
 
 /// A pool, and how to find the agent of a request.
-struct Agents<R> {
-    pool: Pool,
+struct Agents<R, B: Backend> {
+    pool: Pool<B>,
     source: AgentSource<R>,
     place: &'static Location<'static>,
 }
 
-impl<R> Agents<R> {
+impl<R, B: Backend> Agents<R, B> {
     #[track_caller]
-    fn new(pool: Pool, source: AgentSource<R>) -> Self {
+    fn new(pool: Pool<B>, source: AgentSource<R>) -> Self {
         Agents {
             pool,
             source,
@@ -153,7 +154,7 @@ impl<R> Agents<R> {
 
     /// The agent of a request. If the request names none, the [`Agent`] fails only when it is used: some
     /// requests need no connection.
-    fn of(&self, request: &R) -> Agent {
+    fn of(&self, request: &R) -> Agent<B> {
         match (self.source.0)(request) {
             Ok(id) => Agent::named(&self.pool, id, self.place),
             Err(reason) => Agent::unnamed(&self.pool, reason, self.place),
@@ -161,7 +162,7 @@ impl<R> Agents<R> {
     }
 }
 
-impl<R> Clone for Agents<R> {
+impl<R, B: Backend> Clone for Agents<R, B> {
     fn clone(&self) -> Self {
         Agents {
             pool: self.pool.clone(),
@@ -171,7 +172,7 @@ impl<R> Clone for Agents<R> {
     }
 }
 
-impl<R> std::fmt::Debug for Agents<R> {
+impl<R, B: Backend> std::fmt::Debug for Agents<R, B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Agents").finish_non_exhaustive()
     }

@@ -1,6 +1,7 @@
 //! The feature `tower`: a layer that puts the [`Agent`](super::Agent) of a request into its extensions.
 //! It neither leases nor answers.
 
+use std::fmt;
 use std::task::{Context, Poll};
 
 use http::Request;
@@ -10,6 +11,7 @@ use tower_service::Service;
 
 use super::{AgentSource, Agents, RequestParts, sealed};
 use crate::pool::Pool;
+use crate::pool::pooled::{Backend, Sqlite};
 
 /// Puts the [`Agent`](super::Agent) of each request into the request's extensions. axum handlers take it as
 /// an extractor; other handlers get it with `request.extensions().get::<Agent>()`.
@@ -24,28 +26,56 @@ use crate::pool::Pool;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
-pub struct LeaseLayer(Agents<Parts>);
+pub struct LeaseLayer<B: Backend = Sqlite>(Agents<Parts, B>);
 
 /// The service that [`LeaseLayer`] makes.
-#[derive(Debug, Clone)]
-pub struct LeaseService<S> {
+pub struct LeaseService<S, B: Backend = Sqlite> {
     inner: S,
-    agents: Agents<Parts>,
+    agents: Agents<Parts, B>,
 }
 
-impl LeaseLayer {
+impl<B: Backend> fmt::Debug for LeaseLayer<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LeaseLayer").field(&self.0).finish()
+    }
+}
+
+impl<S: fmt::Debug, B: Backend> fmt::Debug for LeaseService<S, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseService")
+            .field("inner", &self.inner)
+            .field("agents", &self.agents)
+            .finish()
+    }
+}
+
+impl<B: Backend> Clone for LeaseLayer<B> {
+    fn clone(&self) -> Self {
+        LeaseLayer(self.0.clone())
+    }
+}
+
+impl<S: Clone, B: Backend> Clone for LeaseService<S, B> {
+    fn clone(&self) -> Self {
+        LeaseService {
+            inner: self.inner.clone(),
+            agents: self.agents.clone(),
+        }
+    }
+}
+
+impl<B: Backend> LeaseLayer<B> {
     /// A layer for agents of `pool`, found by `source`.
     #[track_caller]
-    pub fn new(pool: Pool, source: AgentSource<Parts>) -> Self {
+    pub fn new(pool: Pool<B>, source: AgentSource<Parts>) -> Self {
         LeaseLayer(Agents::new(pool, source))
     }
 }
 
-impl<S> Layer<S> for LeaseLayer {
-    type Service = LeaseService<S>;
+impl<S, B: Backend> Layer<S> for LeaseLayer<B> {
+    type Service = LeaseService<S, B>;
 
-    fn layer(&self, inner: S) -> LeaseService<S> {
+    fn layer(&self, inner: S) -> LeaseService<S, B> {
         LeaseService {
             inner,
             agents: self.0.clone(),
@@ -53,9 +83,9 @@ impl<S> Layer<S> for LeaseLayer {
     }
 }
 
-impl<S, B> Service<Request<B>> for LeaseService<S>
+impl<S, B: Backend, Body> Service<Request<Body>> for LeaseService<S, B>
 where
-    S: Service<Request<B>>,
+    S: Service<Request<Body>>,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -65,7 +95,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> S::Future {
+    fn call(&mut self, request: Request<Body>) -> S::Future {
         let (mut parts, body) = request.into_parts();
         let agent = self.agents.of(&parts);
         parts.extensions.insert(agent);

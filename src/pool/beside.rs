@@ -1,0 +1,108 @@
+//! What a pool of SQLite's connections has beside its core: the writer, and threads that read.
+//! It decides nothing itself.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Shared;
+use super::builder::SqliteOptions;
+use super::pooled::{Lent, Pooled};
+use crate::error::Error;
+use crate::observe::stats::{Stats, count};
+use crate::sqlite::{Commits, Overlong, Sqlite};
+use crate::sync::wait::await_until;
+use crate::sync::workers::WorkerPool;
+use crate::write::Writer;
+
+/// Beside the core of a pool of SQLite's connections.
+pub struct SqliteSide {
+    pub(crate) writer: Arc<Writer>,
+    /// Threads that read for awaiting callers: one for each connection, since each read has a connection
+    /// already.
+    pub(super) readers: Arc<WorkerPool>,
+}
+
+impl Pooled for Sqlite {
+    type Beside = SqliteSide;
+    type Options = SqliteOptions;
+
+    #[cfg(feature = "tokio")]
+    fn threads(beside: &SqliteSide) -> Vec<&WorkerPool> {
+        vec![beside.writer.workers(), &beside.readers]
+    }
+
+    fn check_anonymous(&self) -> Result<(), Error> {
+        self.check_shared(
+            "a connection without an agent",
+            "each agent has a file of its own",
+        )
+    }
+
+    fn maintain(beside: &SqliteSide) {
+        beside.writer.maintain();
+    }
+
+    fn add_to(beside: &SqliteSide, stats: &mut Stats) {
+        beside.writer.observe(stats);
+    }
+
+    async fn drain(beside: &SqliteSide, deadline: Instant) {
+        // Writes that are not done in time are refused.
+        let _ = await_until(deadline, pin!(beside.writer.drain())).await;
+        beside.writer.refuse();
+    }
+
+    fn refuse(beside: &SqliteSide) {
+        beside.writer.refuse();
+    }
+
+    #[inline]
+    fn used(lent: &Lent<Self>) {
+        // A borrower that has set its own WAL hook may go on for ever, so the pool looks at the log now and then.
+        if lent.connection().is_to_be_looked_at() {
+            look_if_unnoted(lent);
+        }
+    }
+
+    fn end(mut lent: Lent<Self>) {
+        match lent.connection_mut().take_noted() {
+            Commits::None => drop(lent),
+            Commits::Unnoted => {
+                look_at_log(&lent);
+                drop(lent);
+            }
+            Commits::Noted(noted) => {
+                let shared = Arc::clone(lent.handle());
+                drop(lent);
+                shared.beside.writer.noted(noted);
+            }
+        }
+    }
+}
+
+/// Passes to the writer what commits on this connection and this thread have noted.
+pub(super) fn note_commits(lent: &mut Lent<Sqlite>) {
+    match lent.connection_mut().take_noted() {
+        Commits::None => {}
+        Commits::Noted(noted) => lent.handle().beside.writer.noted(noted),
+        Commits::Unnoted => look_at_log(lent),
+    }
+}
+
+#[cold]
+fn look_if_unnoted(lent: &Lent<Sqlite>) {
+    if lent.connection().has_unnoted_commits() {
+        look_at_log(lent);
+    }
+}
+
+/// Looks at the length of the log, if commits have noted nothing, and starts a checkpoint if the log is too long.
+fn look_at_log(lent: &Lent<Sqlite>) {
+    let shared: &Arc<Shared<Sqlite>> = lent.handle();
+    match shared.core.backend.look_at_log(lent.connection()) {
+        Overlong::No => {}
+        Overlong::Yes => shared.beside.writer.overlong(),
+        Overlong::Done => count(&shared.core.counters.checkpoints),
+    }
+}

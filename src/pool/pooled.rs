@@ -1,0 +1,72 @@
+//! Pooled: what a pool adds to the core for a kind of connection.
+//! It hands out nothing: `leasing` and `lease` do.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Shared;
+use crate::core::backend::Backend as CoreBackend;
+use crate::core::guard::Checkout;
+use crate::error::Error;
+use crate::observe::stats::Stats;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub(crate) use crate::sqlite::Sqlite;
+#[cfg(feature = "tokio")]
+use crate::sync::workers::WorkerPool;
+
+/// The kind of connections that a pool lends: [`Sqlite`](crate::Sqlite), or those of another pool's manager. It is
+/// sealed: what users bring is a manager.
+pub trait Backend: Pooled {}
+
+impl<B: Pooled> Backend for B {}
+
+/// The type that a lease dereferences to.
+pub(crate) type Target<B> = <<B as CoreBackend>::Connection as std::ops::Deref>::Target;
+
+/// A lent connection of a pool.
+pub(crate) type Lent<B> = Checkout<B, Arc<Shared<B>>>;
+
+/// What is beside the core, and what it does when a lease is used and ends.
+pub trait Pooled: CoreBackend + Sized {
+    /// What the pool has beside its core.
+    type Beside: Send + Sync + 'static;
+    /// The options of a builder that only this kind of connection has.
+    type Options;
+
+    /// The pools whose threads complete what async callers wait for, apart from the core's.
+    #[cfg(feature = "tokio")]
+    fn threads(_: &Self::Beside) -> Vec<&WorkerPool> {
+        Vec::new()
+    }
+
+    /// # Errors
+    /// If there are no borrowers without an agent.
+    fn check_anonymous(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Work that must happen in time even if no call is made.
+    fn maintain(_: &Self::Beside) {}
+
+    /// Adds to a snapshot.
+    fn add_to(_: &Self::Beside, _: &mut Stats) {}
+
+    /// Waits until what was called for is done, until `deadline` at most, and then refuses the rest.
+    fn drain(_: &Self::Beside, _deadline: Instant) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
+    /// Refuses whatever waits beside the core.
+    fn refuse(_: &Self::Beside) {}
+
+    /// Called when a borrower uses its connection.
+    #[inline]
+    fn used(_: &Lent<Self>) {}
+
+    /// Ends a lease.
+    #[inline]
+    fn end(lent: Lent<Self>) {
+        drop(lent);
+    }
+}
