@@ -11,6 +11,8 @@
 
 // A folder imports only from those below it in this list; `.ci/layers` checks it.
 mod core;
+#[cfg(any(feature = "managed", feature = "bb8"))]
+mod managed;
 mod observe;
 mod pool;
 mod sqlite;
@@ -27,6 +29,10 @@ mod error;
 pub mod guide;
 
 pub use error::{Error, FileState, Wanted};
+#[cfg(feature = "bb8")]
+pub use managed::Awaited;
+#[cfg(feature = "managed")]
+pub use managed::Managed;
 pub use observe::histogram::Histogram;
 pub use observe::slow_waits::SlowWait;
 pub use observe::stats::{Holder, Stats, Waiting};
@@ -34,7 +40,13 @@ pub use pool::Pool;
 pub use pool::agent::Agent;
 pub use pool::builder::Builder;
 pub use pool::lease::{InterruptHandle, Lease};
+#[cfg(any(feature = "managed", feature = "bb8"))]
+pub use pool::managed::Remote;
 pub use pool::pooled::Backend;
 pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Sqlite, Synchronous};
 
+#[cfg(feature = "bb8")]
+pub use bb8;
+#[cfg(feature = "managed")]
+pub use r2d2;
 pub use rusqlite;

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::ops::DerefMut;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::observe::stats::Stats;
@@ -87,6 +87,67 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes every trace of the last agent, or reports that it cannot. It does no I/O.
     fn reset(&self, connection: &mut Self::Connection) -> Fate;
 
+    /// Whether settling, probing, resetting and closing may wait for a server. Then only the core's worker threads do
+    /// it, also at the end of a lease.
+    const IS_REMOTE: bool = false;
+
+    /// Of a remote backend: whether the borrower has left anything to [`settle`](Backend::settle). It does not touch the
+    /// connection.
+    fn is_to_settle(&self, _connection: &mut Self::Connection) -> bool {
+        true
+    }
+
+    /// Of a remote backend: what a connection needs before it is lent, as far as that is known without waiting for the
+    /// server. `awaiting`: the caller does not block its thread.
+    fn needs(
+        &self,
+        _connection: &mut Self::Connection,
+        _now: Instant,
+        _awaiting: bool,
+    ) -> CheckNeeded {
+        CheckNeeded::None
+    }
+
+    /// Of a remote backend: asks the server whether the connection is sound. May wait for it.
+    fn probe(&self, _connection: &mut Self::Connection) -> Fate {
+        Fate::Reuse
+    }
+
+    /// Of a remote backend: whether [`reset`](Backend::reset) has anything to do.
+    fn is_to_reset(&self, _connection: &Self::Connection) -> bool {
+        true
+    }
+
+    /// For how long a caller waits until the server has answered a probe or a reset. `None`: until its own deadline.
+    fn probe_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Called when a probe, a reset or a settling took longer than that.
+    fn probe_timed_out(&self) {}
+
+    /// For how long a caller waits from when it needs a new connection, attempts that failed included. `None`: until its
+    /// own deadline.
+    fn open_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    /// The error of a caller for which a connection did not open in that time.
+    fn open_timed_out(&self) -> Error {
+        Error::Closed
+    }
+
+    /// After openings have failed: until when no other may begin, and the error of the last.
+    fn back_off(&self, _now: Instant) -> Option<(Instant, Error)> {
+        None
+    }
+
+    /// How old a connection counts that is just being opened, so that connections that were opened together do not all
+    /// end at the same time.
+    fn age_when_opened(&self, _max_lifetime: Duration) -> Duration {
+        Duration::ZERO
+    }
+
     /// Closes the connection.
     ///
     /// # Errors
@@ -136,6 +197,16 @@ pub(crate) trait MakeRoom {
 /// For callers that cannot close anything.
 impl MakeRoom for () {
     fn make_room(&self) {}
+}
+
+/// What a connection needs before it is lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckNeeded {
+    None,
+    /// To be asked whether it is sound.
+    Probe,
+    /// To be closed.
+    Close,
 }
 
 /// What happens to a connection after [`settle`](Backend::settle) or [`reset`](Backend::reset).

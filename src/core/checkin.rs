@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use super::backend::{Backend, CloseMode, Fate};
 use super::guard::Verdict;
 use super::lot::Loan;
@@ -16,13 +18,58 @@ use crate::observe::stats::count;
 
 impl<B: Backend> Core<B> {
     pub(super) fn check_in(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
+        let fate = match (&mut slot.open, verdict) {
+            (_, Verdict::Unready | Verdict::Discard) => Fate::Discard,
+            (Some(open), _) if B::IS_REMOTE => {
+                if self.backend.is_to_settle(&mut open.connection) {
+                    self.settle_elsewhere(entry, slot, verdict);
+                    return;
+                }
+                Fate::Reuse
+            }
+            (Some(open), _) => self.backend.settle(&mut open.connection),
+            (None, _) => Fate::Reuse,
+        };
+        self.settled(entry, slot, verdict, fate);
+    }
+
+    /// Lets a worker thread end the lease, because that may wait for a server.
+    fn settle_elsewhere(&self, entry: Arc<Entry>, slot: TakenSlot<B>, verdict: Verdict) {
+        // From here until the slot is parked, a caller for the same agent waits for it instead of taking another.
+        let agent = Arc::clone(&entry.agent);
+        self.settling.begin(Arc::clone(&agent));
+        let ending = Arc::new(Mutex::new(Some((entry, slot))));
+        if let Some(core) = self.this.upgrade() {
+            let theirs = Arc::clone(&ending);
+            let task = move || {
+                let taken = theirs.lock().take();
+                if let Some((entry, mut slot)) = taken {
+                    let fate = match &mut slot.open {
+                        Some(open) => core.backend.settle(&mut open.connection),
+                        None => Fate::Reuse,
+                    };
+                    let agent = Arc::clone(&entry.agent);
+                    core.settled(entry, slot, verdict, fate);
+                    core.settling.end(&agent);
+                }
+            };
+            if self.workers.submit(Box::new(task)).is_ok() {
+                return;
+            }
+        }
+        // No thread can be had: the next permit holder closes the connection.
+        let taken = ending.lock().take();
+        if let Some((entry, slot)) = taken {
+            self.settled(entry, slot, verdict, Fate::Discard);
+        }
+        self.settling.end(&agent);
+    }
+
+    /// The rest of the end of a lease: its connection is parked, or goes back as free or doomed.
+    fn settled(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict, fate: Fate) {
         let mut reason = None;
         let mut may_stay = true;
         if let Some(open) = &mut slot.open {
-            let fate = match verdict {
-                Verdict::Unready => Fate::Discard,
-                _ => self.backend.settle(&mut open.connection),
-            };
             may_stay = fate == Fate::Reuse;
             if fate == Fate::Discard {
                 count(&self.counters.discarded_by_lease);

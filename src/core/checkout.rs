@@ -18,7 +18,7 @@ use super::backend::{Backend, CloseMode};
 use super::guard::{Checkout, Handle};
 use super::lot::{From, Loan, Taken};
 use super::parking::Entry;
-use super::prepare::{Need, Renewed};
+use super::prepare::{Check, Checked, Need, Renewed};
 use super::request::Request;
 use super::slot::TakenSlot;
 use super::{Core, Permit};
@@ -41,15 +41,20 @@ enum Step<B: Backend, H: Handle<B>> {
     Ready(Checkout<B, H>),
     /// A new connection must be opened. If the slot holds an old one, it is closed first, in this mode.
     Open(Checkout<B, H>, Option<CloseMode>),
+    /// A server must be asked.
+    Check(Checkout<B, H>, Check),
+    /// A lease of the same agent is being ended: the request waits for its connection.
+    Settling,
 }
 
 impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     #[inline]
-    fn inspected(mut self, now: Instant, hit: bool) -> Step<B, H> {
+    fn inspected(mut self, now: Instant, hit: bool, awaiting: bool) -> Step<B, H> {
         self.touch();
-        match self.inspect(now, hit) {
+        match self.inspect(now, hit, awaiting) {
             Need::Nothing => Step::Ready(self.ready(hit)),
             Need::Open(mode) => Step::Open(self, mode),
+            Need::Check(check) => Step::Check(self, check),
         }
     }
 }
@@ -79,7 +84,7 @@ impl<B: Backend> Core<B> {
     ) -> Result<Checkout<B, H>, Error> {
         // In a block: the request has left every queue when the error is made.
         let done = {
-            let mut work = pin!(self.in_time(handle, request, begun));
+            let mut work = pin!(self.in_time(handle, request, begun, false));
             let mut done = block_until(request.deadline(), work.as_mut());
             if done.is_none() && request.stage() == Wanted::Opening {
                 done = block_until(request.asked_at + OWN_OPENING, work.as_mut());
@@ -101,7 +106,7 @@ impl<B: Backend> Core<B> {
             begun => begun,
         };
         let done = {
-            let mut work = pin!(self.in_time(handle, request, begun));
+            let mut work = pin!(self.in_time(handle, request, begun, false));
             let mut done = await_until(request.deadline(), work.as_mut()).await;
             if done.is_none() && request.stage() == Wanted::Opening {
                 done = await_until(request.asked_at + OWN_OPENING, work.as_mut()).await;
@@ -114,6 +119,9 @@ impl<B: Backend> Core<B> {
     /// Ends a request that may have waited. `None`: its deadline passed.
     fn ended<T>(&self, request: &Request<'_>, done: Option<Result<T, Error>>) -> Result<T, Error> {
         let done = done.unwrap_or_else(|| {
+            if let Some(failure) = request.take_failure() {
+                return Err(failure);
+            }
             let wanted = request.stage();
             if wanted != Wanted::Opening {
                 request.note_wait();
@@ -180,12 +188,13 @@ impl<B: Backend> Core<B> {
         Some((entry, guard))
     }
 
-    /// All remaining steps, however long they take.
+    /// All remaining steps, however long they take. `may_open`: the time that the backend gives for opening has begun.
     async fn in_time<H: Handle<B>>(
         &self,
         handle: &H,
         request: &Request<'_>,
         mut begun: Option<Step<B, H>>,
+        may_open: bool,
     ) -> Result<Checkout<B, H>, Error> {
         let mut target = match begun {
             None => self.lock_target(request).await?,
@@ -203,23 +212,94 @@ impl<B: Backend> Core<B> {
                         .take()
                         .unwrap_or_else(|| (self.entry(request.agent), None));
                     let (permit, now) = self.permit_for(request, &entry).await?;
+                    // The agent may have become known while the request waited.
+                    let entry = self.parking.lot.find(request.agent).unwrap_or(entry);
                     self.begin(handle, permit, request, now, Some(entry), lock)?
                 }
             };
             let (checkout, mode) = match step {
                 Step::Ready(checkout) => return Ok(checkout),
+                Step::Settling => {
+                    request.set_stage(Wanted::Connection);
+                    let ended = self.settling.one_ended(request.agent);
+                    if self.answered(ended).await.is_none() {
+                        // The worker waits on, with that slot.
+                        self.settling.end(request.agent);
+                        return self.in_time_to_open(handle, request, None).await;
+                    }
+                    continue;
+                }
                 Step::Open(checkout, mode) => (checkout, mode),
+                Step::Check(checkout, check) => {
+                    request.set_stage(Wanted::Opening);
+                    match self.checked(checkout, check).await? {
+                        Some(Checked::Sound(checkout)) => return Ok(checkout),
+                        Some(Checked::Unsound(checkout, mode)) => (checkout, Some(mode)),
+                        // The worker waits on, with that slot.
+                        None if may_open => continue,
+                        None => return self.in_time_to_open(handle, request, None).await,
+                    }
+                }
             };
+            if !may_open && self.backend.open_timeout().is_some() {
+                let open = Some(Step::Open(checkout, mode));
+                return self.in_time_to_open(handle, request, open).await;
+            }
+            if let Some((until, failure)) = self.backend.back_off(Instant::now()) {
+                // It waits without a slot.
+                drop(checkout);
+                self.pause(request, until, failure).await?;
+                continue;
+            }
             request.set_stage(Wanted::Opening);
             let here = request.wait.is_none();
-            match self
-                .renewed(checkout, mode, here, request.deadline())
-                .await?
-            {
-                Renewed::Ready(checkout) => return Ok(checkout),
-                Renewed::Stuck(entry, lock) => target = Some((entry, lock)),
+            match self.renewed(checkout, mode, here, request.deadline()).await {
+                Ok(Renewed::Ready(checkout)) => return Ok(checkout),
+                Ok(Renewed::Stuck(entry, lock)) => target = Some((entry, lock)),
+                Err(failure) if B::IS_REMOTE => {
+                    let now = Instant::now();
+                    let until = self.backend.back_off(now).map_or(now, |(until, _)| until);
+                    self.pause(request, until, failure).await?;
+                }
+                Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// All remaining steps, in the time that the backend gives for opening a connection. Workers finish what they have
+    /// begun, with the slots and their permits, so that what they open counts.
+    async fn in_time_to_open<H: Handle<B>>(
+        &self,
+        handle: &H,
+        request: &Request<'_>,
+        begun: Option<Step<B, H>>,
+    ) -> Result<Checkout<B, H>, Error> {
+        let work = Box::pin(self.in_time(handle, request, begun, true));
+        let Some(timeout) = self.backend.open_timeout() else {
+            return work.await;
+        };
+        match await_until(Instant::now() + timeout, pin!(work)).await {
+            Some(done) => done,
+            None => Err(request
+                .take_failure()
+                .unwrap_or_else(|| self.backend.open_timed_out())),
+        }
+    }
+
+    /// Waits until a connection may be opened again.
+    async fn pause(
+        &self,
+        request: &Request<'_>,
+        until: Instant,
+        failure: Error,
+    ) -> Result<(), Error> {
+        if request.wait.is_none() || self.permits.is_closed() {
+            return Err(failure);
+        }
+        request.set_stage(Wanted::Connection);
+        request.fail_later(failure);
+        await_until(until, pin!(std::future::pending::<()>())).await;
+        Ok(())
     }
 
     /// Where each agent has its own database: the agent's entry, locked.
@@ -367,10 +447,23 @@ impl<B: Backend> Core<B> {
             && let Some((slot, entry)) = self.parking.lot.take_hinted(request.agent, loan)
         {
             permit.pass_on();
-            return Ok(Checkout::new(handle, entry, slot, lock).inspected(now, true));
+            let awaiting = request.thread().is_none();
+            return Ok(Checkout::new(handle, entry, slot, lock).inspected(now, true, awaiting));
         }
         let entry = entry.unwrap_or_else(|| self.entry(request.agent));
-        let taken = self.take(entry, lock.as_ref(), loan);
+        let own = match B::IS_REMOTE {
+            true => self.parking.lot.take_own(&entry, loan),
+            false => None,
+        };
+        if B::IS_REMOTE
+            && own.is_none()
+            && request.wait.is_some()
+            && !entry.is_anonymous()
+            && self.settling.has(request.agent)
+        {
+            return Ok(Step::Settling);
+        }
+        let taken = own.or_else(|| self.take(entry, lock.as_ref(), loan));
         // The rule guarantees a slot to a permit holder.
         let Some(Taken { slot, entry, from }) = taken else {
             return Err(Error::Closed);
@@ -384,7 +477,7 @@ impl<B: Backend> Core<B> {
         if !hit && self.lacks_room() {
             self.tidy_soon();
         }
-        Ok(checkout.inspected(now, hit))
+        Ok(checkout.inspected(now, hit, request.thread().is_none()))
     }
 
     /// The agent's entry, or a new one that is not known yet.

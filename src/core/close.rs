@@ -68,6 +68,15 @@ impl<B: Backend> Core<B> {
         }
     }
 
+    /// Closes the idle connections of a closed pool whose last handle is gone: on this thread, unless the connections are
+    /// remote.
+    pub(crate) fn wind_up_at_end(&self) {
+        match B::IS_REMOTE {
+            true => self.wind_up_soon(),
+            false => self.wind_up(),
+        }
+    }
+
     /// Closes the idle connections of a closed pool. A worker closes each connection that is returned later.
     pub(crate) fn wind_up(&self) {
         while self.permits.try_acquire_spare(0) {

@@ -48,6 +48,8 @@ pub(crate) enum Verdict {
     Park,
     /// It is reset before any agent gets it, including the same one.
     Free,
+    /// It is closed.
+    Discard,
 }
 
 impl<B: Backend, H: Handle<B>> Checkout<B, H> {
@@ -74,6 +76,19 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
             .counters
             .count_lease(self.lent().slot.index, hit);
         self
+    }
+
+    /// From here on, the checkout counts as a lease, on a connection that was checked.
+    pub(super) fn used(mut self, hit: bool) -> Self {
+        if let Some(open) = self.slot_mut().and_then(|slot| slot.open.as_deref_mut()) {
+            open.used = true;
+        }
+        self.ready(hit)
+    }
+
+    /// Which of the N slots it has.
+    pub(super) fn index(&self) -> usize {
+        self.lent().slot.index
     }
 
     pub(crate) fn handle(&self) -> &H {
@@ -112,16 +127,22 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     /// Ends the lease and closes its connection on this thread.
     pub(crate) fn discard(mut self) {
         if let Some(Lent { slot, entry }) = self.lent.take() {
-            self.core().discard_now(entry, slot);
+            match B::IS_REMOTE {
+                true => self.core().check_in(entry, slot, Verdict::Discard),
+                false => self.core().discard_now(entry, slot),
+            }
         }
     }
 
     /// What the connection needs before it can be lent.
     #[inline]
-    pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Need {
+    pub(super) fn inspect(&mut self, now: Instant, hit: bool, awaiting: bool) -> Need {
         let key = self.lock.as_ref().map(AgentLockGuard::key);
         match &mut self.lent {
-            Some(lent) => self.handle.core().inspect(&mut lent.slot, now, hit, key),
+            Some(lent) => {
+                let core = self.handle.core();
+                core.inspect(&mut lent.slot, now, hit, key, awaiting)
+            }
             None => Need::Open(None),
         }
     }

@@ -38,6 +38,7 @@
 //! | [`slot`] | r2d2 as the list of free slots |
 //! | [`parking`] | moka: which agents are known |
 //! | [`agent_name`], [`request`], [`checkout`], [`prepare`], [`guard`], [`checkin`] | a lease, from the request to its end |
+//! | [`settling`] | leases over servers that are being ended |
 //! | [`room`] | slots for connections that are not lent |
 //! | [`agent_lock`] | one borrower at a time, where agents have databases of their own |
 //! | [`maintenance`], [`close`] | work that no call starts; the end |
@@ -58,6 +59,7 @@ mod prepare;
 pub(crate) mod reentrancy;
 pub(crate) mod request;
 mod room;
+mod settling;
 mod slot;
 
 use std::sync::atomic::{
@@ -82,6 +84,7 @@ use crate::sync::workers::WorkerPool;
 use agent_lock::AgentLock;
 use backend::{Backend, CloseMode, NotClosed};
 use parking::Parking;
+use settling::Settling;
 use slot::{OpenConnection, TakenSlot};
 
 /// The options that do not depend on the kind of connection, already validated.
@@ -123,6 +126,8 @@ pub struct Core<B: Backend> {
     swept_generation: AtomicU64,
     /// Whether the log was told that the last connection is closed.
     told_closed: AtomicBool,
+    /// Of a remote backend: leases that are being ended.
+    settling: Settling,
     /// Whether a worker is tidying, or is about to.
     tidying: AtomicBool,
     workers: Arc<WorkerPool>,
@@ -174,6 +179,7 @@ impl<B: Backend> Core<B> {
             emptied: Event::new(),
             swept_generation: AtomicU64::new(backend.generation()),
             told_closed: AtomicBool::new(false),
+            settling: Settling::default(),
             tidying: AtomicBool::new(false),
             // Each task has a permit, except one that tidies or winds up.
             workers: WorkerPool::new("leasepool-work", options.max_connections + 1),

@@ -1,13 +1,15 @@
 //! What a connection needs before it is lent: nothing, a reset, or to be closed and opened anew.
 //! It moves no slot.
 
+use std::future::Future;
 use std::panic::resume_unwind;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::AcqRel;
 use std::time::{Duration, Instant};
 
 use super::agent_lock::AgentLockGuard;
-use super::backend::{Backend, CloseMode, Fate, Patience};
+use super::backend::{Backend, CheckNeeded, CloseMode, Fate, Patience};
 use super::guard::{Checkout, Handle};
 use super::parking::Entry;
 use super::reentrancy::{self, Within};
@@ -15,6 +17,7 @@ use super::slot::{OpenConnection, TakenSlot};
 use super::{Core, Stuck};
 use crate::error::Error;
 use crate::observe::stats::{Counters, count};
+use crate::sync::wait::await_until;
 
 /// The wait for room ends at most this much before the caller's deadline.
 const SOONER: Duration = Duration::from_millis(10);
@@ -24,6 +27,24 @@ pub(super) enum Need {
     Nothing,
     /// A new connection. If the slot holds an old one, it must be closed first, in this mode.
     Open(Option<CloseMode>),
+    /// Of a remote backend: a question to its server, a reset, or both.
+    Check(Check),
+}
+
+/// What a server is to be asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Check {
+    probe: bool,
+    reset: bool,
+    /// Whether the connection was parked for the agent.
+    hit: bool,
+}
+
+/// What became of a checkout whose connection was checked.
+pub(super) enum Checked<B: Backend, H: Handle<B>> {
+    Sound(Checkout<B, H>),
+    /// Its connection is to be closed, in this mode.
+    Unsound(Checkout<B, H>, CloseMode),
 }
 
 pub(super) enum Renewed<B: Backend, H: Handle<B>> {
@@ -43,6 +64,7 @@ impl<B: Backend> Core<B> {
         now: Instant,
         hit: bool,
         key: Option<&str>,
+        awaiting: bool,
     ) -> Need {
         let index = slot.index;
         let Some(open) = &mut slot.open else {
@@ -76,7 +98,22 @@ impl<B: Backend> Core<B> {
                 CloseMode::Retire,
             )));
         }
-        if !hit && open.used {
+        if B::IS_REMOTE {
+            let check = match self.backend.needs(&mut open.connection, now, awaiting) {
+                CheckNeeded::Close => {
+                    let counter = &self.counters.discarded_by_probe;
+                    return Need::Open(Some(self.discard(counter, "probe", CloseMode::Abandon)));
+                }
+                needed => Check {
+                    probe: needed == CheckNeeded::Probe,
+                    reset: !hit && open.used && self.backend.is_to_reset(&open.connection),
+                    hit,
+                },
+            };
+            if check.probe || check.reset {
+                return Need::Check(check);
+            }
+        } else if !hit && open.used {
             if self.backend.reset(&mut open.connection) == Fate::Discard {
                 let counter = &self.counters.discarded_by_reset;
                 return Need::Open(Some(self.discard(counter, "reset", CloseMode::Retire)));
@@ -85,6 +122,34 @@ impl<B: Backend> Core<B> {
         }
         open.used = true;
         Need::Nothing
+    }
+
+    /// Lets a worker thread ask the server. `None`: it has not answered in time. The worker waits on, with the slot and
+    /// its permit.
+    pub(super) async fn checked<H: Handle<B>>(
+        &self,
+        checkout: Checkout<B, H>,
+        check: Check,
+    ) -> Result<Option<Checked<B, H>>, Error> {
+        let work = move || look_at(checkout, check);
+        let answer = self.workers.hand_over(work).map_err(Error::no_thread)?;
+        match self.answered(answer).await {
+            Some(Ok(checked)) => Ok(Some(checked)),
+            Some(Err(panic)) => resume_unwind(panic),
+            None => Ok(None),
+        }
+    }
+
+    /// Waits for a server's answer, for as long as the backend says.
+    pub(super) async fn answered<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        let Some(timeout) = self.backend.probe_timeout() else {
+            return Some(answer.await);
+        };
+        let answered = await_until(Instant::now() + timeout, pin!(answer)).await;
+        if answered.is_none() {
+            self.backend.probe_timed_out();
+        }
+        answered
     }
 
     /// Opens a connection: on a worker thread, or on this thread (`here`) for a caller that waits for no
@@ -97,19 +162,15 @@ impl<B: Backend> Core<B> {
         here: bool,
         deadline: Instant,
     ) -> Result<Renewed<B, H>, Error> {
-        if here {
+        if here && !B::IS_REMOTE {
             return renew(checkout, mode, deadline);
         }
-        match self
-            .workers
-            .hand_over(move || renew(checkout, mode, deadline))
-        {
-            Ok(answer) => match answer.await {
-                Ok(renewed) => renewed,
-                // The panic came from the user's code, so it continues in the caller.
-                Err(panic) => resume_unwind(panic),
-            },
-            Err(error) => Err(Error::no_thread(error)),
+        let work = move || renew(checkout, mode, deadline);
+        let answer = self.workers.hand_over(work).map_err(Error::no_thread)?;
+        match answer.await {
+            Ok(renewed) => renewed,
+            // The panic came from the user's code, so it continues in the caller.
+            Err(panic) => resume_unwind(panic),
         }
     }
 
@@ -127,14 +188,49 @@ impl<B: Backend> Core<B> {
         let _within = Within::enter(self.address(), reentrancy::OPENING);
         let connection = self.backend.open(agent, &patience)?;
         opening.succeeded();
+        let now = Instant::now();
+        let age = self
+            .options
+            .max_lifetime
+            .map(|lifetime| self.backend.age_when_opened(lifetime));
         slot.open = Some(Box::new(OpenConnection {
             connection,
-            opened_at: Instant::now(),
+            opened_at: age.and_then(|age| now.checked_sub(age)).unwrap_or(now),
             used: true,
             doomed: None,
         }));
         Ok(())
     }
+}
+
+/// Asks the server what is to be asked. Blocks as long as the server does.
+fn look_at<B: Backend, H: Handle<B>>(mut checkout: Checkout<B, H>, check: Check) -> Checked<B, H> {
+    let handle = checkout.handle().clone();
+    let core = handle.core();
+    let Some(open) = checkout
+        .slot_mut()
+        .and_then(|slot| slot.open.as_deref_mut())
+    else {
+        return Checked::Unsound(checkout, CloseMode::Abandon);
+    };
+    let _within = Within::enter(core.address(), reentrancy::OPENING);
+    if check.probe && core.backend.probe(&mut open.connection) == Fate::Discard {
+        let counter = &core.counters.discarded_by_probe;
+        let mode = core.discard(counter, "probe", CloseMode::Abandon);
+        return Checked::Unsound(checkout, mode);
+    }
+    if check.reset {
+        if core.backend.reset(&mut open.connection) == Fate::Discard {
+            let mode = core.discard(
+                &core.counters.discarded_by_reset,
+                "reset",
+                CloseMode::Abandon,
+            );
+            return Checked::Unsound(checkout, mode);
+        }
+        core.counters.resets.count(checkout.index());
+    }
+    Checked::Sound(checkout.used(check.hit))
 }
 
 /// Closes the connection in the slot, if there is one, and opens another. Blocks as long as SQLite and

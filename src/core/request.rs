@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::agent_lock::AgentLock;
 use super::lot::Loan;
-use crate::error::Wanted;
+use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::thread;
@@ -28,6 +30,8 @@ pub(crate) struct Request<'a> {
     waited: AtomicU64,
     /// Where each agent has its own database: the lock at which it waits.
     lock: OnceLock<Arc<KeyedEntry<AgentLock>>>,
+    /// Why a connection could not be opened for it, until the next attempt.
+    failure: Mutex<Option<Box<Error>>>,
 }
 
 /// What a request can wait for.
@@ -49,6 +53,7 @@ impl<'a> Request<'a> {
             stage: AtomicU8::new(0),
             waited: AtomicU64::new(0),
             lock: OnceLock::new(),
+            failure: Mutex::new(None),
         }
     }
 
@@ -63,6 +68,7 @@ impl<'a> Request<'a> {
             stage: AtomicU8::new(0),
             waited: AtomicU64::new(0),
             lock: OnceLock::new(),
+            failure: Mutex::new(None),
         }
     }
 
@@ -78,6 +84,16 @@ impl<'a> Request<'a> {
 
     pub(crate) fn deadline(&self) -> Instant {
         self.asked_at + self.wait.unwrap_or(Duration::ZERO)
+    }
+
+    /// Remembers why a connection could not be opened: if the request's time is over before the next attempt, that is
+    /// its error.
+    pub(super) fn fail_later(&self, failure: Error) {
+        *self.failure.lock() = Some(Box::new(failure));
+    }
+
+    pub(super) fn take_failure(&self) -> Option<Error> {
+        self.failure.lock().take().map(|failure| *failure)
     }
 
     /// What it is waiting for now.

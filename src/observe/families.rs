@@ -145,6 +145,7 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
                 ("file", stats.discarded_by_file),
                 ("age", stats.discarded_by_age),
                 ("lease", stats.discarded_by_lease),
+                ("probe", stats.discarded_by_probe),
             ],
         ),
         counter(

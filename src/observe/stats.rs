@@ -68,6 +68,10 @@ pub struct Stats {
     /// Connections closed because their lease ended in a fault, or in
     /// [`Lease::discard`](crate::Lease::discard).
     pub discarded_by_lease: u64,
+    /// Questions to a server whether a connection is sound. None for SQLite.
+    pub probes: u64,
+    /// Connections closed because the server, or their manager, said that they are not sound.
+    pub discarded_by_probe: u64,
     /// Leases held longer than `overdue_after`.
     pub overdue: u64,
 
@@ -173,6 +177,7 @@ pub(crate) struct Counters {
     pub(crate) discarded_by_file: AtomicU64,
     pub(crate) discarded_by_age: AtomicU64,
     pub(crate) discarded_by_lease: AtomicU64,
+    pub(crate) discarded_by_probe: AtomicU64,
     pub(crate) overdue: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) write_failures: AtomicU64,
@@ -244,6 +249,7 @@ impl Counters {
             discarded_by_file: AtomicU64::default(),
             discarded_by_age: AtomicU64::default(),
             discarded_by_lease: AtomicU64::default(),
+            discarded_by_probe: AtomicU64::default(),
             overdue: AtomicU64::default(),
             writes: AtomicU64::default(),
             write_failures: AtomicU64::default(),
@@ -290,6 +296,8 @@ impl Counters {
             discarded_by_file: self.discarded_by_file.load(Relaxed),
             discarded_by_age: self.discarded_by_age.load(Relaxed),
             discarded_by_lease: self.discarded_by_lease.load(Relaxed),
+            probes: 0,
+            discarded_by_probe: self.discarded_by_probe.load(Relaxed),
             overdue: self.overdue.load(Relaxed),
             writes: self.writes.load(Relaxed),
             write_failures: self.write_failures.load(Relaxed),

@@ -7,9 +7,13 @@ use std::time::Instant;
 
 use super::Shared;
 use super::builder::SqliteOptions;
+#[cfg(feature = "tokio")]
+use super::lease::Lease;
 use super::pooled::{Lent, Pooled};
 use crate::error::Error;
 use crate::observe::stats::{Stats, count};
+#[cfg(feature = "tokio")]
+use crate::sqlite::Cancel;
 use crate::sqlite::{Commits, Overlong, Sqlite};
 use crate::sync::wait::await_until;
 use crate::sync::workers::WorkerPool;
@@ -63,6 +67,32 @@ impl Pooled for Sqlite {
         if lent.connection().is_to_be_looked_at() {
             look_if_unnoted(lent);
         }
+    }
+
+    #[cfg(feature = "tokio")]
+    type Cancel = Cancel;
+
+    #[cfg(feature = "tokio")]
+    fn cancellable<R>(
+        lent: &mut Lent<Self>,
+        cancel: &Cancel,
+        work: impl FnOnce(&mut rusqlite::Connection) -> R,
+    ) -> R {
+        let shared = Arc::clone(lent.handle());
+        let backend = &shared.core.backend;
+        let result = backend.cancellable(lent.connection_mut(), cancel, work);
+        // The lease may end on another thread.
+        note_commits(lent);
+        result
+    }
+
+    #[cfg(feature = "tokio")]
+    fn call_off(lease: &Lease, cancel: Cancel) -> Box<dyn FnOnce() + Send> {
+        let interrupt = lease.interrupter();
+        Box::new(move || {
+            cancel.cancel();
+            interrupt();
+        })
     }
 
     fn end(mut lent: Lent<Self>) {

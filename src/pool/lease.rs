@@ -8,11 +8,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::Shared;
-#[cfg(feature = "tokio")]
-use super::beside;
 use super::pooled::{Backend, Lent, Target};
-#[cfg(feature = "tokio")]
-use crate::sqlite::Cancel;
 use crate::sqlite::Sqlite;
 
 /// A lent connection. It dereferences to [`rusqlite::Connection`], and ends when it is dropped.
@@ -138,24 +134,6 @@ impl Lease {
 
 #[cfg(feature = "tokio")]
 impl Lease {
-    /// Runs `work` on the connection. `cancel` ends its waits for locks.
-    pub(super) fn cancellable<R>(
-        &mut self,
-        cancel: &Cancel,
-        work: impl FnOnce(&mut rusqlite::Connection) -> R,
-    ) -> R {
-        let shared = Arc::clone(self.shared());
-        let result = shared.core.backend.cancellable(self, cancel, work);
-        // The lease may end on another thread.
-        beside::note_commits(self.checkout_mut());
-        result
-    }
-
-    /// When the lease ends, the connection is reset before any agent gets it.
-    pub(super) fn retire(&mut self) {
-        self.checkout_mut().free_at_end();
-    }
-
     /// A function that interrupts the lease again and again until it ends.
     pub(super) fn interrupter(&self) -> Box<dyn FnOnce() + Send> {
         let (handle, shared) = (Lease::interrupt_handle(self), Arc::downgrade(self.shared()));

@@ -33,6 +33,9 @@ mod seeing;
 
 mod closing;
 
+#[cfg(any(feature = "managed", feature = "bb8"))]
+pub(crate) mod managed;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

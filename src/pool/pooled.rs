@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Shared;
+#[cfg(feature = "tokio")]
+use super::lease::Lease;
 use crate::core::backend::Backend as CoreBackend;
 use crate::core::guard::Checkout;
 use crate::error::Error;
@@ -63,6 +65,24 @@ pub trait Pooled: CoreBackend + Sized {
     /// Called when a borrower uses its connection.
     #[inline]
     fn used(_: &Lent<Self>) {}
+
+    /// What ends waits of work that [`cancellable`](Pooled::cancellable) runs.
+    #[cfg(feature = "tokio")]
+    type Cancel: Clone + Default + Send + 'static;
+
+    /// Runs work on a connection, on a thread that may block.
+    #[cfg(feature = "tokio")]
+    fn cancellable<R>(
+        lent: &mut Lent<Self>,
+        _cancel: &Self::Cancel,
+        work: impl FnOnce(&mut Target<Self>) -> R,
+    ) -> R {
+        work(lent.connection_mut())
+    }
+
+    /// Calls work off that runs on this lease, as far as that is possible.
+    #[cfg(feature = "tokio")]
+    fn call_off(lease: &Lease<Self>, cancel: Self::Cancel) -> Box<dyn FnOnce() + Send>;
 
     /// Ends a lease.
     #[inline]

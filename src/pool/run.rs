@@ -16,23 +16,17 @@ use tokio::task::JoinHandle;
 use super::Pool;
 use super::agent::Agent;
 use super::lease::Lease;
+use super::pooled::{Backend, Pooled, Target};
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
-use crate::sqlite::Cancel;
 use crate::sync::alarm::Alarm;
 
-type Done<R> = Result<(Lease, R), Box<dyn Any + Send>>;
+type Done<B, R> = Result<(Lease<B>, R), Box<dyn Any + Send>>;
 
 /// Work on its way. Dropping it calls the work off.
-struct Running<R> {
-    task: JoinHandle<Done<R>>,
-    calling_off: Option<CallOff>,
-}
-
-/// What it takes to stop work: all that may wait or run is told.
-struct CallOff {
-    cancel: Cancel,
-    interrupt: Box<dyn FnOnce() + Send>,
+struct Running<B: Pooled, R> {
+    task: JoinHandle<Done<B, R>>,
+    call_off: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Lease {
@@ -112,8 +106,10 @@ impl Pool {
             Ok(run??)
         }
     }
+}
 
-    async fn run_at<F, R>(
+impl<B: Backend> Pool<B> {
+    pub(super) async fn run_at<F, R>(
         &self,
         agent: &str,
         timeout: Option<Duration>,
@@ -121,7 +117,7 @@ impl Pool {
         work: F,
     ) -> Result<R, Error>
     where
-        F: FnOnce(&mut Connection) -> R + Send + 'static,
+        F: FnOnce(&mut Target<B>) -> R + Send + 'static,
         R: Send + 'static,
     {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
@@ -169,32 +165,30 @@ impl Agent {
     }
 }
 
-async fn run_until<F, R>(
-    lease: Lease,
+async fn run_until<B, F, R>(
+    lease: Lease<B>,
     deadline: Option<Instant>,
     work: F,
-) -> Result<(Lease, R), Error>
+) -> Result<(Lease<B>, R), Error>
 where
-    F: FnOnce(&mut Connection) -> R + Send + 'static,
+    B: Backend,
+    F: FnOnce(&mut Target<B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
     let started = Instant::now();
-    let cancel = Cancel::default();
-    let calling_off = CallOff {
-        cancel: cancel.clone(),
-        interrupt: lease.interrupter(),
-    };
+    let cancel = B::Cancel::default();
+    let call_off = B::call_off(&lease, cancel.clone());
     let mut running = Running {
         task: runtime.spawn_blocking(move || work_on(lease, &cancel, work)),
-        calling_off: Some(calling_off),
+        call_off: Some(call_off),
     };
     let Some(done) = running.finished_by(deadline).await else {
         return Err(Error::Interrupted {
             after: started.elapsed(),
         });
     };
-    running.calling_off = None;
+    running.call_off = None;
     match done {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(panic)) => Err(Error::panicked("the work given to run", &*panic)),
@@ -203,27 +197,29 @@ where
     }
 }
 
-fn work_on<F, R>(mut lease: Lease, cancel: &Cancel, work: F) -> Done<R>
+fn work_on<B, F, R>(mut lease: Lease<B>, cancel: &B::Cancel, work: F) -> Done<B, R>
 where
-    F: FnOnce(&mut Connection) -> R,
+    B: Backend,
+    F: FnOnce(&mut Target<B>) -> R,
 {
     // The lease ends with a panic, and no agent gets the connection without a reset.
-    match catch_unwind(AssertUnwindSafe(|| lease.cancellable(cancel, work))) {
+    let lent = lease.checkout_mut();
+    match catch_unwind(AssertUnwindSafe(|| B::cancellable(lent, cancel, work))) {
         Ok(result) => Ok((lease, result)),
         Err(panic) => {
-            lease.retire();
+            lease.checkout_mut().free_at_end();
             drop(lease);
             Err(panic)
         }
     }
 }
 
-impl<R> Running<R> {
+impl<B: Pooled, R> Running<B, R> {
     /// What the task returned, or `None` if the deadline came first.
     async fn finished_by(
         &mut self,
         deadline: Option<Instant>,
-    ) -> Option<Result<Done<R>, tokio::task::JoinError>> {
+    ) -> Option<Result<Done<B, R>, tokio::task::JoinError>> {
         let mut alarm = deadline.map(Alarm::at);
         poll_fn(|cx| {
             if let Poll::Ready(done) = Pin::new(&mut self.task).poll(cx) {
@@ -238,13 +234,12 @@ impl<R> Running<R> {
     }
 }
 
-impl<R> Drop for Running<R> {
+impl<B: Pooled, R> Drop for Running<B, R> {
     fn drop(&mut self) {
-        if let Some(CallOff { cancel, interrupt }) = self.calling_off.take() {
+        if let Some(call_off) = self.call_off.take() {
             // Work that has not begun never will; the runtime drops it, and so the lease.
             self.task.abort();
-            cancel.cancel();
-            interrupt();
+            call_off();
         }
     }
 }

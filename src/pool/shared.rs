@@ -134,11 +134,11 @@ impl<B: Pooled> Shared<B> {
         self.in_time(answer.received()).await
     }
 
-    /// The last handle is gone: closes idle connections, on this thread.
+    /// The last handle is gone: closes idle connections.
     pub(super) fn close_now(&self) {
         B::refuse(&self.beside);
         self.core.refuse();
-        self.core.wind_up();
+        self.core.wind_up_at_end();
     }
 
     fn maintain(&self, period: Duration) -> Duration {

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 
 /// Says, from any thread, that the work on a connection is no longer wanted.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
     pub(crate) fn cancel(&self) {

@@ -70,23 +70,17 @@ fn a_wal_hook_of_on_open_stops_no_checkpoint(mode: Mode) {
         Ok::<_, rusqlite::Error>(())
     });
     let pool = builder.build().unwrap();
-    let mut longest = 0;
-    for _ in 0..ROWS {
-        write(&pool, "a", ROW);
-        longest = longest.max(wal(&fixture, "a"));
+    for _ in 0..3 {
+        fill_until_short(&fixture, |bytes| write(&pool, "a", bytes));
     }
-    assert!(longest < LONGEST, "writes: {longest}");
     for _ in 0..3 {
         let lease = pool.lease("a").unwrap();
-        for _ in 0..ROWS / 3 {
-            add(&lease, ROW);
-            longest = longest.max(wal(&fixture, "a"));
-        }
+        fill_until_short(&fixture, |bytes| add(&lease, bytes));
         // Reset, where the connection is not the agent's own.
         drop(lease);
         drop(pool.lease("b").unwrap());
     }
-    assert!(longest < LONGEST, "leases: {longest}");
+    assert!(pool.stats().checkpoints > 0);
     // What commits note arrives.
     if mode == Mode::Shared {
         assert!(pool.stats().wal_pages > 0);

@@ -94,6 +94,8 @@ fn several_processes_begin_with_a_fresh_database(mode: Mode) {
             said(
                 Pool::builder(mode.database(Path::new(path)))
                     .max_connections(2)
+                    .busy_timeout(LONG)
+                    .lease_timeout(LONG)
                     // Written as one would: not for several at once.
                     .setup(|conn| {
                         let there: bool = conn.query_row(
@@ -157,6 +159,8 @@ fn several_processes_migrate_one_database(mode: Mode) {
         let migrations = migrations(n);
         Pool::builder(mode.database(Path::new(path)))
             .max_connections(2)
+            .busy_timeout(LONG)
+            .lease_timeout(LONG)
             .setup(move |conn| {
                 migrations
                     .to_latest(conn)

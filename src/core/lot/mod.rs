@@ -151,14 +151,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     /// likely to miss it. `busy`: other slots are lent at the same time.
     pub(crate) fn take(&self, entry: Arc<Entry<L>>, loan: Loan, busy: bool) -> Option<Taken<S, L>> {
         let mut moves = self.moves.0.lock();
-        let mut next = entry.first.load(Relaxed);
-        while let Some(cell) = self.cells.get(next) {
-            let own = cell.lend_to_owner(loan, |owner| std::ptr::eq(owner, &*entry));
-            if let Some((slot, entry)) = own {
-                let from = From::Agent;
-                return Some(Taken { slot, entry, from });
-            }
-            next = moves.after(next);
+        if let Some(taken) = self.own(&moves, &entry, loan) {
+            return Some(taken);
         }
         let (slot, from) = match self.pop_free(&mut moves) {
             Some(slot) => (slot, From::Free),
@@ -169,6 +163,24 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             },
         };
         Some(self.lend(&mut moves, slot, entry, loan, from))
+    }
+
+    /// For a permit holder: a slot parked for the agent.
+    pub(crate) fn take_own(&self, entry: &Entry<L>, loan: Loan) -> Option<Taken<S, L>> {
+        self.own(&self.moves.0.lock(), entry, loan)
+    }
+
+    fn own(&self, moves: &Moves, entry: &Entry<L>, loan: Loan) -> Option<Taken<S, L>> {
+        let mut next = entry.first.load(Relaxed);
+        while let Some(cell) = self.cells.get(next) {
+            let own = cell.lend_to_owner(loan, |owner| std::ptr::eq(owner, entry));
+            if let Some((slot, entry)) = own {
+                let from = From::Agent;
+                return Some(Taken { slot, entry, from });
+            }
+            next = moves.after(next);
+        }
+        None
     }
 
     /// For a permit holder: the slot that `wanted` picks, free or (`true`) parked, lent to the agent of

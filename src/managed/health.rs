@@ -1,0 +1,143 @@
+//! Health: what is known of a server through its connections: how often one broke, and when to connect again.
+//! It asks the server nothing.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Fault;
+use crate::error::Error;
+
+/// The shortest and the longest pause after an opening that failed.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
+
+/// What is known of one server.
+#[derive(Default)]
+pub(super) struct Health {
+    /// How often a connection broke that had been sound until then. It makes all connections suspect that are older.
+    incidents: AtomicU64,
+    failing: Mutex<Option<Failing>>,
+}
+
+/// Openings fail.
+struct Failing {
+    times: u32,
+    /// Until when no other opening may begin.
+    until: Instant,
+    /// The error of the last.
+    last: Arc<Fault>,
+}
+
+impl Health {
+    pub(super) fn incidents(&self) -> u64 {
+        self.incidents.load(Acquire)
+    }
+
+    pub(super) fn incident(&self) {
+        self.incidents.fetch_add(1, AcqRel);
+    }
+
+    pub(super) fn opened(&self) {
+        *self.failing.lock() = None;
+    }
+
+    /// An opening failed. Returns its error, for the caller.
+    pub(super) fn failed(&self, target: &str, fault: Fault) -> Error {
+        let last = Arc::new(fault);
+        let mut failing = self.failing.lock();
+        let times = failing.as_ref().map_or(0, |failing| failing.times + 1);
+        *failing = Some(Failing {
+            times,
+            until: Instant::now() + pause(times),
+            last: Arc::clone(&last),
+        });
+        cannot_open(target, last)
+    }
+
+    /// Until when no opening may begin, and why.
+    pub(super) fn back_off(&self, target: &str, now: Instant) -> Option<(Instant, Error)> {
+        let failing = self.failing.lock();
+        let failing = failing.as_ref().filter(|failing| failing.until > now)?;
+        let error = cannot_open(target, Arc::clone(&failing.last));
+        Some((failing.until, error))
+    }
+}
+
+/// Twice as long each time, up to the longest; and each time another length, so that several processes do not come at
+/// the same time.
+fn pause(times: u32) -> Duration {
+    let (shortest, longest) = PAUSES;
+    let pause = shortest.saturating_mul(1 << times.min(8)).min(longest);
+    pause.mul_f64(0.5 + fraction() / 2.0)
+}
+
+/// A number in 0..1.
+pub(super) fn fraction() -> f64 {
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    (random >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn cannot_open(target: &str, fault: Arc<Fault>) -> Error {
+    Error::Open {
+        target: target.to_owned(),
+        source: Box::new(Shared(fault)),
+    }
+}
+
+/// An error that several callers get.
+struct Shared(Arc<Fault>);
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::fmt::Display for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Shared {
+    /// The error itself, so that a caller can downcast it.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&**self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_the_longest() {
+        let (shortest, longest) = PAUSES;
+        for times in 0..40 {
+            let pause = pause(times);
+            assert!(
+                pause >= shortest / 2 && pause <= longest,
+                "{times}: {pause:?}"
+            );
+        }
+        assert!(pause(30) >= longest / 2);
+    }
+
+    #[test]
+    fn a_failure_is_told_until_its_pause_is_over_or_an_opening_succeeds() {
+        let health = Health::default();
+        let now = Instant::now();
+        assert!(health.back_off("db", now).is_none());
+        let error = health.failed("db", "refused".into());
+        assert_eq!(error.to_string(), "cannot open db");
+        let (until, told) = health.back_off("db", now).unwrap();
+        let source = std::error::Error::source(&told).unwrap();
+        assert_eq!(source.to_string(), "refused");
+        assert!(health.back_off("db", until).is_none());
+        health.opened();
+        assert!(health.back_off("db", now).is_none());
+    }
+}

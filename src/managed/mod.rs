@@ -1,0 +1,72 @@
+//! Managed: the backends that are made of other pools' managers, for connections to servers.
+//! They know no pools. How a connection is opened and whether it is sound, they leave to the manager.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`remote`] | a connection, with what the pool remembers of it |
+//! | [`health`] | which connections are suspect; when to connect again |
+//! | [`blocking`] | the managers of r2d2: every call on a thread of the core |
+//! | [`awaited`] | the managers of bb8: every call on a runtime |
+
+#[cfg(feature = "bb8")]
+mod awaited;
+#[cfg(feature = "managed")]
+mod blocking;
+mod health;
+#[cfg(feature = "managed")]
+mod off_thread;
+mod remote;
+
+use std::fmt;
+use std::time::Duration;
+
+#[cfg(feature = "bb8")]
+pub use awaited::Awaited;
+#[cfg(feature = "bb8")]
+pub(crate) use awaited::AwaitedHooks;
+#[cfg(feature = "managed")]
+pub(crate) use blocking::Hooks;
+#[cfg(feature = "managed")]
+pub use blocking::Managed;
+
+/// Why the backend could not do something.
+pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// Whether an error says that its connection is broken.
+pub(crate) type IsBroken<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
+
+/// The options of every remote backend.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// How long a connection may be idle and still be lent unasked.
+    pub(crate) probe_after: Duration,
+    pub(crate) probe_timeout: Duration,
+    pub(crate) open_timeout: Duration,
+    /// How many descriptors one connection holds. `None`: the user has not said.
+    pub(crate) fds_per_connection: Option<usize>,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            probe_after: Duration::from_secs(1),
+            probe_timeout: Duration::from_millis(500),
+            open_timeout: Duration::from_secs(5),
+            fds_per_connection: None,
+        }
+    }
+}
+
+/// A server did not answer in time.
+#[derive(Debug)]
+struct NoAnswer {
+    within: Duration,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the server did not answer within {:?}", self.within)
+    }
+}
+
+impl std::error::Error for NoAnswer {}

@@ -1,0 +1,270 @@
+//! Any manager: connections that are counted, and threads that are watched.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use leasepool::{Error, Pool};
+use parking_lot::Mutex;
+
+use crate::common::{assert_whole, eventually};
+
+#[derive(Default)]
+struct Log {
+    open: AtomicUsize,
+    most: AtomicUsize,
+    threads: Mutex<HashSet<ThreadId>>,
+    connect: Mutex<Duration>,
+    is_valid: Mutex<Duration>,
+}
+
+impl Log {
+    fn here(&self) {
+        self.threads.lock().insert(thread::current().id());
+    }
+}
+
+struct Manager(Arc<Log>);
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.0.here();
+    }
+}
+
+struct Connection(Arc<Log>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.here();
+        self.0.open.fetch_sub(1, SeqCst);
+    }
+}
+
+impl leasepool::r2d2::ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<Connection> {
+        self.0.here();
+        let open = self.0.open.fetch_add(1, SeqCst) + 1;
+        self.0.most.fetch_max(open, SeqCst);
+        thread::sleep(*self.0.connect.lock());
+        Ok(Connection(Arc::clone(&self.0)))
+    }
+
+    fn is_valid(&self, _: &mut Connection) -> io::Result<()> {
+        self.0.here();
+        thread::sleep(*self.0.is_valid.lock());
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut Connection) -> bool {
+        self.0.here();
+        false
+    }
+}
+
+/// The manager and its connections are used and dropped on threads of the pool only, whatever async code does.
+#[test]
+fn nothing_is_touched_on_an_async_thread() {
+    let log = Arc::new(Log::default());
+    let main = thread::current().id();
+    let theirs = Arc::clone(&log);
+    thread::spawn(move || {
+        let log = theirs;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let pool = Pool::managed(Manager(Arc::clone(&log)))
+                .max_connections(2)
+                .fds_per_connection(0)
+                .settle(|connection: &mut Connection| {
+                    connection.0.here();
+                    Ok::<_, io::Error>(())
+                })
+                .reset(|connection: &mut Connection| {
+                    connection.0.here();
+                    Ok::<_, io::Error>(())
+                })
+                .build()
+                .unwrap();
+            for agent in ["a", "b", "c", "a", "a"] {
+                let mut lease = pool.lease_async(agent).await.unwrap();
+                // A use that touches nothing.
+                let _ = &mut *lease;
+            }
+            leasepool::Lease::discard(pool.lease_async("a").await.unwrap());
+            let lease = pool.lease_async("d").await.unwrap();
+            drop(pool);
+            drop(lease);
+        });
+        let used = log.threads.lock().clone();
+        assert!(!used.contains(&thread::current().id()));
+    })
+    .join()
+    .unwrap();
+    eventually("all are closed", || log.open.load(SeqCst) == 0);
+    eventually("the manager is dropped", || Arc::strong_count(&log) == 1);
+    assert!(!log.threads.lock().contains(&main));
+}
+
+/// An opening that nobody waits for any more counts until it returns: the cap holds.
+#[test]
+fn openings_that_were_given_up_count() {
+    let log = Arc::new(Log::default());
+    *log.connect.lock() = Duration::from_millis(800);
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(3)
+        .fds_per_connection(0)
+        .open_timeout(Duration::from_millis(50))
+        .lease_timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let begun = Instant::now();
+    let mut late = 0;
+    while begun.elapsed() < Duration::from_millis(400) {
+        let asked = Instant::now();
+        match pool.lease(late) {
+            Ok(_) => panic!("it cannot be open yet"),
+            Err(Error::Open { .. } | Error::Exhausted { .. }) => late += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+        assert!(
+            asked.elapsed() <= Duration::from_millis(350),
+            "{:?}",
+            asked.elapsed()
+        );
+    }
+    assert!(log.most.load(SeqCst) <= 3);
+    // What was opened in the end is there.
+    eventually("an opening is done", || pool.lease("x").is_ok());
+    assert_eq!(log.most.load(SeqCst), 3.min(late));
+    assert_whole(&pool, 3);
+}
+
+/// A probe that hangs costs its own connection, and its caller no more than `probe_timeout`.
+#[test]
+fn a_probe_that_hangs() {
+    let log = Arc::new(Log::default());
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(2)
+        .fds_per_connection(0)
+        .probe_after(Duration::ZERO)
+        .probe_timeout(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    drop(pool.lease("a").unwrap());
+    *log.is_valid.lock() = Duration::from_millis(600);
+    let begun = Instant::now();
+    drop(pool.lease("a").unwrap());
+    assert!(
+        begun.elapsed() < Duration::from_millis(200),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(log.open.load(SeqCst), 2);
+    *log.is_valid.lock() = Duration::ZERO;
+    assert_whole(&pool, 2);
+    assert!(log.most.load(SeqCst) <= 2);
+}
+
+/// One that breaks makes all older ones be asked, and not those that are newer.
+#[test]
+fn a_broken_connection_makes_older_ones_suspect() {
+    let log = Arc::new(Log::default());
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(4)
+        .fds_per_connection(0)
+        .probe_after(Duration::from_secs(3600))
+        .build()
+        .unwrap();
+    let leases: Vec<_> = (0..3).map(|agent| pool.lease(agent).unwrap()).collect();
+    drop(leases);
+    assert_eq!(pool.stats().probes, 0);
+    let lease = pool.lease(0).unwrap();
+    leasepool::Lease::report(&lease, &io::Error::other("on purpose"));
+    drop(lease);
+    eventually("it has ended", || pool.stats().lent == 0);
+    drop(pool.lease(3).unwrap());
+    drop(pool.lease(3).unwrap());
+    assert_eq!(pool.stats().probes, 0, "newer than the incident");
+    for _ in 0..2 {
+        drop(pool.lease(1).unwrap());
+        drop(pool.lease(2).unwrap());
+    }
+    assert_eq!(pool.stats().probes, 2);
+}
+
+#[test]
+fn options_are_checked() {
+    let build = || Pool::managed(Manager(Arc::default()));
+    let option = |error: Error| match error {
+        Error::Config { option, .. } => option,
+        error => panic!("{error:?}"),
+    };
+    assert_eq!(option(build().build().unwrap_err()), "fds_per_connection");
+    let built = build()
+        .fds_per_connection(1)
+        .probe_timeout(Duration::ZERO)
+        .build();
+    assert_eq!(option(built.unwrap_err()), "probe_timeout");
+    let built = build()
+        .fds_per_connection(1)
+        .open_timeout(Duration::ZERO)
+        .build();
+    assert_eq!(option(built.unwrap_err()), "open_timeout");
+    let built = build().fds_per_connection(1).max_connections(0).build();
+    assert_eq!(option(built.unwrap_err()), "max_connections");
+    let built = build()
+        .fds_per_connection(5)
+        .max_connections(8)
+        .fd_budget(39)
+        .build();
+    assert!(matches!(built, Err(Error::Budget { .. })));
+    let pool = build().fds_per_connection(5).fd_budget(39).build().unwrap();
+    assert_eq!(pool.stats().max_connections, 7);
+}
+
+/// Connections that were opened together do not all reach their age together, and none is lent after it.
+#[test]
+fn lifetimes_differ() {
+    let log = Arc::new(Log::default());
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(16)
+        .fds_per_connection(0)
+        .max_lifetime(Duration::from_millis(1_000))
+        .build()
+        .unwrap();
+    let opened = Instant::now();
+    drop(
+        (0..16)
+            .map(|agent| pool.lease(agent).unwrap())
+            .collect::<Vec<_>>(),
+    );
+    while opened.elapsed() < Duration::from_millis(950) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let late = opened.elapsed() >= Duration::from_millis(1_000);
+    drop(
+        (0..16)
+            .map(|agent| pool.lease(agent).unwrap())
+            .collect::<Vec<_>>(),
+    );
+    let aged = pool.stats().discarded_by_age;
+    assert!(late || (1..16).contains(&aged), "{aged}");
+    while opened.elapsed() < Duration::from_millis(1_001) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    drop(
+        (0..16)
+            .map(|agent| pool.lease(agent).unwrap())
+            .collect::<Vec<_>>(),
+    );
+    assert_eq!(pool.stats().discarded_by_age, 16);
+}
