@@ -504,6 +504,15 @@ impl<B: Backend> Core<B> {
         {
             return Some(taken);
         }
+        // Where no connection can be opened, one that is open serves, if another agent can do without it.
+        if B::IS_REMOTE
+            && self.backend.back_off(Instant::now()).is_some()
+            && let Some(taken) = lot.take_matching_for(&entry, loan, |slot, _| {
+                slot.open.as_ref().is_some_and(|open| open.doomed.is_none())
+            })
+        {
+            return Some(taken);
+        }
         // This request's own permit is not free either.
         let alone = self.permits.free() + 1 >= self.options.max_connections;
         lot.take(entry, loan, !alone)
