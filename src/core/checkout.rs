@@ -463,7 +463,7 @@ impl<B: Backend> Core<B> {
         {
             return Ok(Step::Settling);
         }
-        let taken = own.or_else(|| self.take(entry, lock.as_ref(), loan));
+        let taken = own.or_else(|| self.take(entry, lock.as_ref(), loan, request));
         // The rule guarantees a slot to a permit holder.
         let Some(Taken { slot, entry, from }) = taken else {
             return Err(Error::Closed);
@@ -493,6 +493,7 @@ impl<B: Backend> Core<B> {
         entry: Arc<Entry>,
         lock: Option<&AgentLockGuard>,
         loan: Loan,
+        request: &Request<'_>,
     ) -> Option<Taken<TakenSlot<B>, Arc<KeyedEntry<AgentLock>>>> {
         let lot = &self.parking.lot;
         // Parked for another agent with the same database, or free because the agent was evicted.
@@ -504,9 +505,10 @@ impl<B: Backend> Core<B> {
         {
             return Some(taken);
         }
-        // Where no connection can be opened, one that is open serves, if another agent can do without it.
+        // Where no connection can be opened, one that is open serves, if another agent can do without it. A request that
+        // has paused comes back when the pause is over: what it remembers is then all that says so.
         if B::IS_REMOTE
-            && self.backend.back_off(Instant::now()).is_some()
+            && (request.has_failed() || self.backend.back_off(Instant::now()).is_some())
             && let Some(taken) = lot.take_matching_for(&entry, loan, |slot, _| {
                 slot.open.as_ref().is_some_and(|open| open.doomed.is_none())
             })

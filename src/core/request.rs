@@ -92,6 +92,11 @@ impl<'a> Request<'a> {
         *self.failure.lock() = Some(Box::new(failure));
     }
 
+    /// Whether no connection could be opened for it.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.lock().is_some()
+    }
+
     pub(super) fn take_failure(&self) -> Option<Error> {
         self.failure.lock().take().map(|failure| *failure)
     }

@@ -15,6 +15,8 @@ use crate::common::{assert_whole, eventually};
 #[derive(Default)]
 struct Log {
     open: AtomicUsize,
+    /// How many the server gives; 0: any number.
+    limit: AtomicUsize,
     most: AtomicUsize,
     threads: Mutex<HashSet<ThreadId>>,
     connect: Mutex<Duration>,
@@ -50,6 +52,10 @@ impl leasepool::r2d2::ManageConnection for Manager {
 
     fn connect(&self) -> io::Result<Connection> {
         self.0.here();
+        let (open, limit) = (self.0.open.load(SeqCst), self.0.limit.load(SeqCst));
+        if limit > 0 && open >= limit {
+            return Err(io::Error::other("too many connections"));
+        }
         let open = self.0.open.fetch_add(1, SeqCst) + 1;
         self.0.most.fetch_max(open, SeqCst);
         thread::sleep(*self.0.connect.lock());
@@ -146,6 +152,38 @@ fn openings_that_were_given_up_count() {
     eventually("an opening is done", || pool.lease("x").is_ok());
     assert_eq!(log.most.load(SeqCst), 3.min(late));
     assert_whole(&pool, 3);
+}
+
+/// The server gives one connection, and its lease is still being ended when another agent asks: that agent is served as
+/// soon as it has ended, though the pool cannot open another.
+#[test]
+fn a_connection_that_comes_back_serves_where_none_can_be_opened() {
+    let log = Arc::new(Log::default());
+    log.limit.store(1, SeqCst);
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(2)
+        .fds_per_connection(0)
+        .lease_timeout(Duration::from_secs(5))
+        .settle(|_: &mut Connection| {
+            // A server that is slow.
+            thread::sleep(Duration::from_millis(100));
+            Ok::<_, io::Error>(())
+        })
+        .reset(|_: &mut Connection| Ok::<_, io::Error>(()))
+        .build()
+        .unwrap();
+    let mut lease = pool.lease("a").unwrap();
+    let _ = &mut *lease;
+    drop(lease);
+    let begun = Instant::now();
+    drop(pool.lease("b").unwrap());
+    // What is left of the settling, and one pause between two attempts.
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(log.most.load(SeqCst), 1);
 }
 
 /// A probe that hangs costs its own connection, and its caller no more than `probe_timeout`.
