@@ -8,4 +8,5 @@ mod leases;
 mod managers;
 mod outages;
 mod proxy;
-mod server;
+
+use leasepool_postgres_server as server;
