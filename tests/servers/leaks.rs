@@ -3,13 +3,11 @@
 use crate::common::{BlockingPool, awaited, blocking};
 use crate::server::{Server, installed};
 
-/// An agent does `leave`; another gets the same connection, and `seen` returns false there.
-fn leaks(leave: &str, seen: &str) {
-    if !installed() {
-        return;
-    }
-    let server = Server::start("");
-    let pool = blocking(&server.url(), 1).build().unwrap();
+/// An agent does the first; another gets the same connection, and the second returns false there.
+pub(crate) type Leak = (&'static str, &'static str);
+
+pub(crate) fn assert_no_leak(url: &str, (leave, seen): Leak) {
+    let pool = blocking(url, 1).build().unwrap();
     let pid = |pool: &BlockingPool, agent| -> i32 {
         let mut lease = pool.lease(agent).unwrap();
         lease
@@ -32,10 +30,11 @@ fn leaks(leave: &str, seen: &str) {
     // It was reset, not replaced.
     assert_eq!(pid(&pool, "b"), before);
     assert_eq!(pool.stats().opens, 1);
+    pool.close().unwrap();
     // The same for an async client.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let pool = awaited(&server.url(), 1).build().unwrap();
+        let pool = awaited(url, 1).build().unwrap();
         let lease = pool.lease_async("a").await.unwrap();
         for statement in leave.split(';') {
             let _ = lease.batch_execute(statement).await;
@@ -53,8 +52,12 @@ macro_rules! leaks {
     ($($name:ident: $leave:expr, $seen:expr;)*) => {
         $(#[test]
         fn $name() {
-            leaks($leave, $seen);
+            if installed() {
+                assert_no_leak(&Server::start("").url(), ($leave, $seen));
+            }
         })*
+
+        pub(crate) const ALL: &[Leak] = &[$(($leave, $seen),)*];
     };
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::common::{assert_whole, awaited, blocking};
+use crate::common::{BlockingPool, assert_whole, awaited, blocking};
 use crate::server::{Server, installed};
 
 const AGENTS: usize = 1_000;
@@ -46,11 +46,19 @@ fn a_thousand_agents_on_eight_connections_of_32_threads() {
     }
     let server = Server::start("");
     let pool = blocking(&server.url(), CONNECTIONS).build().unwrap();
+    assert_all_served(&server, &pool);
+    pool.close().unwrap();
+    let mut client = server.client();
+    crate::common::eventually("no backend is left", || Server::backends(&mut client) == 0);
+}
+
+/// Lets 32 threads serve 1,000 agents, while the server counts its backends.
+pub(crate) fn assert_all_served(server: &Server, pool: &BlockingPool) {
     let served = AtomicUsize::new(0);
-    let most = watched(&server, || {
+    let most = watched(server, || {
         thread::scope(|scope| {
             for seed in 0..32 {
-                let (pool, served) = (&pool, &served);
+                let served = &served;
                 scope.spawn(move || {
                     let mut rng = StdRng::seed_from_u64(seed);
                     for _ in 0..100 {
@@ -77,10 +85,7 @@ fn a_thousand_agents_on_eight_connections_of_32_threads() {
     });
     assert_eq!(served.into_inner(), 3_200);
     assert!((1..=CONNECTIONS as i64).contains(&most), "{most}");
-    assert_whole(&pool, CONNECTIONS);
-    pool.close().unwrap();
-    let mut client = server.client();
-    crate::common::eventually("no backend is left", || Server::backends(&mut client) == 0);
+    assert_whole(pool, CONNECTIONS);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

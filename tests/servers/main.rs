@@ -1,6 +1,7 @@
 //! Leases over real servers. Each test starts the servers that it needs, on free ports, and stops them by their pids. Where
 //! PostgreSQL is not installed, the tests say so and pass, unless `LEASEPOOL_POSTGRES=required`.
 
+mod bouncer;
 mod common;
 mod faults;
 mod leaks;
