@@ -29,6 +29,9 @@ pub(crate) const ALL: [(&str, Act); 4] = [
 const SESSIONS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// How long the act `pinned` waits for a connection: long enough to see that none will come.
 const PINNED_WAIT: Duration = Duration::from_secs(1);
+/// How long a reset may take, and the question whether a connection still serves. The default is 500 ms, which a machine
+/// that does much else beside may exceed; then a connection is replaced.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a connection must be rid of before another agent gets it. See the guide on servers.
 const RESET: &str = "ROLLBACK; CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; \
@@ -107,8 +110,10 @@ fn leased(stage: Arc<Stage>, args: &Args) -> Result<Report, Fault> {
     let pool = Pool::managed(manager)
         .max_connections(args.connections)
         .fds_per_connection(5)
+        .probe_timeout(PATIENCE)
         .settle(|client| client.batch_execute("ROLLBACK"))
         .reset(|client| client.batch_execute(RESET))
+        .lease_timeout(Duration::from_secs(60))
         .build()?;
     let report = stage.threads(|agent| {
         let mut lease = pool.lease(agent)?;
@@ -130,8 +135,10 @@ fn awaited(stage: Arc<Stage>, args: &Args) -> Result<Report, Fault> {
     let pool = Pool::awaited(manager, runtime.handle().clone())
         .max_connections(args.connections)
         .fds_per_connection(1)
+        .probe_timeout(PATIENCE)
         .settle(|client| Box::pin(client.batch_execute("ROLLBACK")))
         .reset(|client| Box::pin(client.batch_execute(RESET)))
+        .lease_timeout(Duration::from_secs(60))
         .build()?;
     let report = stage.watched(|| {
         let tasks: Vec<_> = (0..args.threads)
