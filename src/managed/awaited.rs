@@ -2,11 +2,12 @@
 //! thread of the core waits for it: so no future of a caller's holds a connection halfway.
 //! It does not decide when: the core does.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bb8::ManageConnection;
@@ -111,8 +112,8 @@ impl<M: ManageConnection> Awaited<M> {
         done && !self.has_broken(connection)
     }
 
-    /// Lends the connection to a task. If the task does not end in time, or not at all, the connection is lost, and so
-    /// closed.
+    /// Lends the connection to a task. If its work does not end in time, or panics, the connection comes back all the
+    /// same, for its drop may be what closes it, and may wait for that. It is lost only if the runtime ends.
     fn with<W>(&self, connection: &mut Remote<M::Connection>, work: W) -> bool
     where
         W: TaskWork<M::Connection>,
@@ -123,25 +124,76 @@ impl<M: ManageConnection> Awaited<M> {
         let timeout = self.timing.probe_timeout;
         let done = self.task(async move {
             let done = {
-                let work = pin!(work.on(&mut inner));
+                let work = pin!(caught("a callback", work.on(&mut inner)));
                 await_until(Instant::now() + timeout, work).await
             };
-            done.map(|sound| (inner, sound))
+            (inner, matches!(done, Some(Ok(true))))
         });
-        match done.flatten() {
-            Some((inner, sound)) => {
-                connection.put_back(inner);
-                if !sound {
-                    connection.broke(&self.health);
-                }
-                sound
-            }
-            None => {
-                connection.broke(&self.health);
-                false
-            }
+        let sound = done.is_some_and(|(inner, sound)| {
+            connection.put_back(inner);
+            sound
+        });
+        if !sound {
+            connection.broke(&self.health);
+        }
+        sound
+    }
+
+    /// Connects, and runs `on_open`. What was connected comes back also if that fails.
+    async fn opened(
+        manager: Arc<M>,
+        on_open: Option<Callback<M::Connection>>,
+        within: Duration,
+    ) -> Result<M::Connection, (Fault, Option<M::Connection>)>
+    where
+        M::Error: std::error::Error + Sync,
+    {
+        let until = Instant::now() + within;
+        let no_answer = || Box::new(NoAnswer { within }) as Fault;
+        let connecting = pin!(caught("the manager's connect", manager.connect()));
+        let mut connection = match await_until(until, connecting).await {
+            Some(Ok(Ok(connection))) => connection,
+            Some(Ok(Err(error))) => return Err((Box::new(error), None)),
+            Some(Err(panicked)) => return Err((Box::new(panicked), None)),
+            None => return Err((no_answer(), None)),
+        };
+        let Some(on_open) = on_open else {
+            return Ok(connection);
+        };
+        let done = {
+            let opening = pin!(caught("on_open", async { on_open(&mut connection).await }));
+            await_until(until, opening).await
+        };
+        let done = match done {
+            Some(Ok(done)) => done,
+            Some(Err(panicked)) => Err(Box::new(panicked) as Fault),
+            None => Err(no_answer()),
+        };
+        match done {
+            Ok(()) => Ok(connection),
+            Err(fault) => Err((fault, Some(connection))),
         }
     }
+
+    /// Drops a connection on this thread, which may block.
+    fn close_here(&self, connection: Option<M::Connection>) -> Result<(), Error> {
+        let _runtime = self.runtime.enter();
+        let closed = catch_unwind(AssertUnwindSafe(|| drop(connection)));
+        closed.map_err(|panic| Error::panicked("the drop of a connection", &*panic))
+    }
+}
+
+/// Work of the user's. A panic in it is an error.
+async fn caught<T>(what: &'static str, work: impl Future<Output = T>) -> Result<T, Error> {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => Poll::Ready(Err(Error::panicked(what, &*panic))),
+        }
+    })
+    .await
 }
 
 /// Work on a connection, in a task.
@@ -179,25 +231,15 @@ where
         let incidents = self.health.incidents();
         let (manager, on_open) = (Arc::clone(&self.manager), self.hooks.on_open.clone());
         let within = self.timing.open_timeout;
-        let opened = self.task(async move {
-            let opening = pin!(async {
-                let mut connection = manager.connect().await?;
-                if let Some(on_open) = on_open {
-                    on_open(&mut connection).await?;
-                }
-                Ok::<_, Fault>(connection)
-            });
-            match await_until(Instant::now() + within, opening).await {
-                Some(opened) => opened,
-                None => Err(Box::new(NoAnswer { within }) as Fault),
-            }
-        });
-        match opened {
+        match self.task(Self::opened(manager, on_open, within)) {
             Some(Ok(connection)) => {
                 self.health.opened();
                 Ok(Remote::new(connection, incidents))
             }
-            Some(Err(fault)) => Err(self.health.failed(&self.name, fault)),
+            Some(Err((fault, connection))) => {
+                let _ = self.close_here(connection);
+                Err(self.health.failed(&self.name, fault))
+            }
             None => Err(self.health.failed(&self.name, Box::new(Error::NoRuntime))),
         }
     }
@@ -296,14 +338,10 @@ where
         _: CloseMode,
     ) -> Result<(), NotClosed<Self::Connection>> {
         let inner = connection.take();
-        let _runtime = self.runtime.enter();
-        match catch_unwind(AssertUnwindSafe(|| drop(inner))) {
-            Ok(()) => Ok(()),
-            Err(panic) => Err(NotClosed {
-                connection: None,
-                error: Error::panicked("the drop of a connection", &*panic),
-            }),
-        }
+        self.close_here(inner).map_err(|error| NotClosed {
+            connection: None,
+            error,
+        })
     }
 
     fn fd_ceiling(&self, max_connections: usize) -> usize {

@@ -2,6 +2,7 @@
 //! PostgreSQL is not installed, the tests say so and pass, unless `LEASEPOOL_POSTGRES=required`.
 
 mod bouncer;
+mod closing;
 mod common;
 mod faults;
 mod leaks;

@@ -115,6 +115,10 @@ where
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// Connections are dropped on threads of the pool, in the context of `runtime`. Such a drop may wait until the connection
+    /// is closed: no other is opened in its place before it returns. The drop of tokio-postgres's client does not wait. If the
+    /// server does not answer, its socket stays open, and no longer counts; a manager that ends the client's task closes it.
     pub fn awaited(manager: M, runtime: Handle) -> Builder<Awaited<M>> {
         Builder {
             common: Common::default(),
