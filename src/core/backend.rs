@@ -98,13 +98,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Of a remote backend: what a connection needs before it is lent, as far as that is known without waiting for the
-    /// server. `awaiting`: the caller does not block its thread.
-    fn needs(
-        &self,
-        _connection: &mut Self::Connection,
-        _now: Instant,
-        _awaiting: bool,
-    ) -> CheckNeeded {
+    /// server.
+    fn needs(&self, _connection: &mut Self::Connection, _now: Instant) -> CheckNeeded {
         CheckNeeded::None
     }
 

@@ -49,9 +49,9 @@ enum Step<B: Backend, H: Handle<B>> {
 
 impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     #[inline]
-    fn inspected(mut self, now: Instant, hit: bool, awaiting: bool) -> Step<B, H> {
+    fn inspected(mut self, now: Instant, hit: bool) -> Step<B, H> {
         self.touch();
-        match self.inspect(now, hit, awaiting) {
+        match self.inspect(now, hit) {
             Need::Nothing => Step::Ready(self.ready(hit)),
             Need::Open(mode) => Step::Open(self, mode),
             Need::Check(check) => Step::Check(self, check),
@@ -447,8 +447,7 @@ impl<B: Backend> Core<B> {
             && let Some((slot, entry)) = self.parking.lot.take_hinted(request.agent, loan)
         {
             permit.pass_on();
-            let awaiting = request.thread().is_none();
-            return Ok(Checkout::new(handle, entry, slot, lock).inspected(now, true, awaiting));
+            return Ok(Checkout::new(handle, entry, slot, lock).inspected(now, true));
         }
         let entry = entry.unwrap_or_else(|| self.entry(request.agent));
         let own = match B::IS_REMOTE {
@@ -477,7 +476,7 @@ impl<B: Backend> Core<B> {
         if !hit && self.lacks_room() {
             self.tidy_soon();
         }
-        Ok(checkout.inspected(now, hit, request.thread().is_none()))
+        Ok(checkout.inspected(now, hit))
     }
 
     /// The agent's entry, or a new one that is not known yet.

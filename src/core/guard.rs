@@ -136,12 +136,12 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
 
     /// What the connection needs before it can be lent.
     #[inline]
-    pub(super) fn inspect(&mut self, now: Instant, hit: bool, awaiting: bool) -> Need {
+    pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Need {
         let key = self.lock.as_ref().map(AgentLockGuard::key);
         match &mut self.lent {
             Some(lent) => {
                 let core = self.handle.core();
-                core.inspect(&mut lent.slot, now, hit, key, awaiting)
+                core.inspect(&mut lent.slot, now, hit, key)
             }
             None => Need::Open(None),
         }

@@ -64,7 +64,6 @@ impl<B: Backend> Core<B> {
         now: Instant,
         hit: bool,
         key: Option<&str>,
-        awaiting: bool,
     ) -> Need {
         let index = slot.index;
         let Some(open) = &mut slot.open else {
@@ -99,7 +98,7 @@ impl<B: Backend> Core<B> {
             )));
         }
         if B::IS_REMOTE {
-            let check = match self.backend.needs(&mut open.connection, now, awaiting) {
+            let check = match self.backend.needs(&mut open.connection, now) {
                 CheckNeeded::Close => {
                     let counter = &self.counters.discarded_by_probe;
                     return Need::Open(Some(self.discard(counter, "probe", CloseMode::Abandon)));

@@ -270,7 +270,7 @@ where
     }
 
     #[inline]
-    fn needs(&self, connection: &mut Self::Connection, now: Instant, _: bool) -> CheckNeeded {
+    fn needs(&self, connection: &mut Self::Connection, now: Instant) -> CheckNeeded {
         if connection.is_unchecked() && self.has_broken(connection) {
             return CheckNeeded::Close;
         }

@@ -1,5 +1,5 @@
 //! Blocking: connections of an r2d2 manager. Every call of the manager, of a callback and of a connection's drop may block,
-//! so each runs on a thread of the core, or on that of a caller who asks for a lease and blocks.
+//! so each runs on a thread of the core.
 //! It does not decide when: the core does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -163,26 +163,13 @@ where
     }
 
     #[inline]
-    fn needs(
-        &self,
-        connection: &mut Self::Connection,
-        now: Instant,
-        awaiting: bool,
-    ) -> CheckNeeded {
+    fn needs(&self, connection: &mut Self::Connection, now: Instant) -> CheckNeeded {
         let idle = now.saturating_duration_since(connection.idle_since());
-        if connection.is_suspect(&self.health) || idle >= self.timing.probe_after {
-            return CheckNeeded::Probe;
-        }
-        if !connection.is_unchecked() {
-            return CheckNeeded::None;
-        }
-        if awaiting {
-            // Not on this thread.
-            return CheckNeeded::Probe;
-        }
-        match self.call(None, connection) {
-            true => CheckNeeded::None,
-            false => CheckNeeded::Close,
+        // Not even `has_broken` is called here: there are managers that ask the server there.
+        let asks = connection.is_suspect(&self.health) || idle >= self.timing.probe_after;
+        match asks || connection.is_unchecked() {
+            true => CheckNeeded::Probe,
+            false => CheckNeeded::None,
         }
     }
 

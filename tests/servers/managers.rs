@@ -21,6 +21,7 @@ struct Log {
     threads: Mutex<HashSet<ThreadId>>,
     connect: Mutex<Duration>,
     is_valid: Mutex<Duration>,
+    has_broken: Mutex<Duration>,
 }
 
 impl Log {
@@ -70,6 +71,7 @@ impl leasepool::r2d2::ManageConnection for Manager {
 
     fn has_broken(&self, _: &mut Connection) -> bool {
         self.0.here();
+        thread::sleep(*self.0.has_broken.lock());
         false
     }
 }
@@ -210,6 +212,38 @@ fn a_probe_that_hangs() {
     *log.is_valid.lock() = Duration::ZERO;
     assert_whole(&pool, 2);
     assert!(log.most.load(SeqCst) <= 2);
+}
+
+/// The same for `has_broken`, which asks the server in the manager of r2d2_mysql; with and without `settle`.
+#[test]
+fn a_has_broken_that_hangs() {
+    for settles in [false, true] {
+        let log = Arc::new(Log::default());
+        let mut pool = Pool::managed(Manager(Arc::clone(&log)))
+            .max_connections(2)
+            .fds_per_connection(0)
+            .probe_after(Duration::from_secs(3600))
+            .probe_timeout(Duration::from_millis(50));
+        if settles {
+            pool = pool.settle(|_: &mut Connection| Ok::<_, io::Error>(()));
+        }
+        let pool = pool.build().unwrap();
+        *log.has_broken.lock() = Duration::from_millis(600);
+        let mut lease = pool.lease("a").unwrap();
+        let _ = &mut *lease;
+        drop(lease);
+        let begun = Instant::now();
+        drop(pool.lease("a").unwrap());
+        assert!(
+            begun.elapsed() < Duration::from_millis(300),
+            "{settles}: {:?}",
+            begun.elapsed()
+        );
+        assert!(!log.threads.lock().contains(&thread::current().id()));
+        *log.has_broken.lock() = Duration::ZERO;
+        assert_whole(&pool, 2);
+        assert!(log.most.load(SeqCst) <= 2);
+    }
 }
 
 /// One that breaks makes all older ones be asked, and not those that are newer.

@@ -99,9 +99,8 @@ where
     /// # }
     /// ```
     ///
-    /// The manager, the callbacks and the connections are used and dropped on threads of the pool, and on the thread of
-    /// a caller that blocks in [`Pool::lease`], before it has its lease: never on an async thread, and never by a
-    /// lease that ends.
+    /// The manager, the callbacks and the connections are used and dropped on threads of the pool: never on the thread of a
+    /// caller, and never by a lease that ends. Only `broken` is called where an error is reported.
     pub fn managed(manager: M) -> Builder<Managed<M>> {
         Builder {
             common: Common::default(),
@@ -135,7 +134,8 @@ where
     /// server, `ROLLBACK`. Runs at the end of each lease whose borrower used the connection, on a thread of the pool;
     /// the borrower does not wait. If it fails, the connection is closed.
     ///
-    /// Defaults to doing nothing: then a transaction that an agent left open stays open until the next lease.
+    /// Defaults to doing nothing: then a transaction that an agent left open stays open until the next lease, and that lease
+    /// takes some microseconds longer, in which the manager is asked whether the connection is broken.
     pub fn settle<F, E>(mut self, settle: F) -> Self
     where
         F: Fn(&mut M::Connection) -> Result<(), E> + Send + Sync + 'static,
