@@ -98,8 +98,9 @@ where
     /// #     async fn is_valid(&self, _: &mut Vec<String>) -> Result<(), std::io::Error> { Ok(()) }
     /// #     fn has_broken(&self, _: &mut Vec<String>) -> bool { false }
     /// # }
-    /// # #[tokio::main] async fn main() -> Result<(), leasepool::Error> {
+    /// # fn main() -> Result<(), leasepool::Error> {
     /// # let manager = Manager;
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
     /// let pool = Pool::awaited(manager, tokio::runtime::Handle::current())
     ///     .max_connections(8)
     ///     .fds_per_connection(1)
@@ -113,6 +114,7 @@ where
     /// let mut lease = pool.lease_async("alice").await?;
     /// lease.push("hello".to_owned());
     /// # Ok(())
+    /// # })
     /// # }
     /// ```
     ///
