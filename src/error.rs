@@ -70,10 +70,11 @@ pub enum Error {
     #[error("cannot open {target}")]
     #[non_exhaustive]
     Open {
-        /// What the pool tried to open: for a file, its path.
+        /// What the pool tried to open: for a file, its path; for a server, the pool's name.
         target: String,
         /// An [`std::io::Error`] if the path is at fault, a [`rusqlite::Error`] if SQLite reports the fault,
-        /// a [`Panicked`](Error::Panicked) if a callback panicked.
+        /// a [`Panicked`](Error::Panicked) if a callback panicked. For a server, an error whose own source is that
+        /// of the manager.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
@@ -280,7 +281,7 @@ impl Error {
     /// lent or the turn to write did not come ([`Exhausted`](Error::Exhausted)), no descriptor was left
     /// ([`NoDescriptors`](Error::NoDescriptors)), another connection or process held a lock (`SQLITE_BUSY` or
     /// `SQLITE_LOCKED`, also as the cause of [`Open`](Error::Open), [`Setup`](Error::Setup) and
-    /// [`Backup`](Error::Backup)), a transaction was rolled back ([`RolledBack`](Error::RolledBack)), or the
+    /// [`Backup`](Error::Backup)), a server could not be reached ([`Open`](Error::Open)), a transaction was rolled back ([`RolledBack`](Error::RolledBack)), or the
     /// time was too short ([`Interrupted`](Error::Interrupted)). Nothing of the failed call was kept, so it
     /// can be made again.
     ///
@@ -304,6 +305,7 @@ impl Error {
             | Error::RolledBack { .. }
             | Error::Interrupted { .. } => true,
             Error::Sqlite(error) => is_locked(error),
+            Error::Open { source, .. } if source.is::<Unreachable>() => true,
             Error::Open { source, .. }
             | Error::Setup { source, .. }
             | Error::Backup { source, .. } => is_locked(&**source),
@@ -361,6 +363,32 @@ impl Error {
             "no message".to_owned()
         };
         Error::Panicked { callback, message }
+    }
+}
+
+/// Why no connection to a server could be opened. Several callers may get it.
+#[cfg_attr(
+    not(any(feature = "managed", feature = "bb8")),
+    allow(dead_code, reason = "only pools over servers make it")
+)]
+pub(crate) struct Unreachable(pub(crate) std::sync::Arc<Box<dyn std::error::Error + Send + Sync>>);
+
+impl std::fmt::Debug for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Unreachable {
+    /// The manager's own error, so that a caller can downcast it.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&**self.0)
     }
 }
 

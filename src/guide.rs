@@ -10,6 +10,7 @@
 //! - [`web_frameworks`]: leases in axum, actix-web and tower.
 //! - [`files_for_agents`]: a database for each agent.
 //! - [`encryption`]: encrypted files, logs and backups, with SQLCipher.
+//! - [`servers`]: PostgreSQL and others, through the managers of r2d2 and bb8.
 //! - [`testing`]: a pool for each test, time, faults.
 //!
 //! To choose and to move:
@@ -31,6 +32,9 @@ pub mod how_it_works {}
 
 #[doc = include_str!("../docs/rules.md")]
 pub mod rules {}
+
+#[doc = include_str!("../docs/servers.md")]
+pub mod servers {}
 
 #[cfg_attr(not(feature = "tokio"), doc = "Shown with the feature `tokio`.")]
 #[cfg_attr(feature = "tokio", doc = include_str!("../docs/async.md"))]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Fault;
-use crate::error::Error;
+use crate::error::{Error, Unreachable};
 
 /// The shortest and the longest pause after an opening that failed.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
@@ -83,29 +83,7 @@ pub(super) fn fraction() -> f64 {
 fn cannot_open(target: &str, fault: Arc<Fault>) -> Error {
     Error::Open {
         target: target.to_owned(),
-        source: Box::new(Shared(fault)),
-    }
-}
-
-/// An error that several callers get.
-struct Shared(Arc<Fault>);
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::fmt::Display for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Shared {
-    /// The error itself, so that a caller can downcast it.
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&**self.0)
+        source: Box::new(Unreachable(fault)),
     }
 }
 

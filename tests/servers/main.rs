@@ -9,3 +9,4 @@ mod managers;
 mod outages;
 mod proxy;
 mod server;
+mod web;

@@ -200,7 +200,7 @@ where
     }
 
     /// Removes every trace of an agent, before another agent gets the connection. It may take as long as a probe. If it
-    /// fails, the connection is closed and another opened. See [the guide](crate::guide::servers#reset) for what to
+    /// fails, the connection is closed and another opened. See [the guide](crate::guide::servers#settle-and-reset) for what to
     /// send to PostgreSQL.
     ///
     /// Defaults to opening a new connection for each change of agents, since nothing else is safe.

@@ -45,7 +45,7 @@ pub trait Remote: Backend + Pooled<Beside: Default> {
 impl<B: Remote> Builder<B> {
     /// How long a connection may have been idle and still be lent without a question to the server; at most a year. After
     /// a longer time, the manager's own check (`is_valid`) asks. A connection that an
-    /// [incident](crate::guide::servers#health) has made suspect is always asked.
+    /// [incident](crate::guide::servers#health-without-a-tax) has made suspect is always asked.
     ///
     /// Defaults to 1 second.
     pub fn probe_after(mut self, idle: Duration) -> Self {
