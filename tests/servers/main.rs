@@ -3,6 +3,7 @@
 
 mod common;
 mod faults;
+mod hostile;
 mod leaks;
 mod leases;
 mod managers;
