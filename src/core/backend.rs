@@ -179,6 +179,9 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Called when the pool is closed to new leases, before its connections are closed.
+    fn closing(&self) {}
+
     /// Called when the pool and its last connection are closed, possibly more than once.
     fn closed(&self) {}
 }

@@ -235,6 +235,11 @@ impl Agents {
         }
     }
 
+    /// The pool is closed to new leases.
+    pub(super) fn leave_claim(&self) {
+        self.claim.lock().leave();
+    }
+
     pub(super) fn give_up_claim(&self) {
         self.claim.lock().give_up();
     }

@@ -487,6 +487,14 @@ impl Backend for Sqlite {
         }
     }
 
+    fn closing(&self) {
+        match &self.source {
+            Source::File { file, .. } => file.leave_claim(),
+            Source::Agents(agents) => agents.leave_claim(),
+            Source::Memory { .. } => {}
+        }
+    }
+
     fn closed(&self) {
         match &self.source {
             Source::File { file, .. } => file.give_up_claim(),

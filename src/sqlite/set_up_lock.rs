@@ -73,7 +73,7 @@ fn lock(connection: &Connection, deadline: Instant) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::ZERO)?;
     while_busy(until(deadline), || {
         // Nothing is written, so no journal is needed.
-        connection.execute_batch("PRAGMA journal_mode=OFF; BEGIN EXCLUSIVE")
+        connection.execute_batch("PRAGMA journal_mode=OFF; BEGIN IMMEDIATE")
     })
 }
 
