@@ -142,6 +142,16 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Whether the last opening failed.
+    fn is_failing(&self) -> bool {
+        false
+    }
+
+    /// Whether the connection could be reset for another agent.
+    fn can_reset(&self, _connection: &Self::Connection) -> bool {
+        true
+    }
+
     /// How old a connection counts that is just being opened, so that connections that were opened together do not all
     /// end at the same time.
     fn age_when_opened(&self, _max_lifetime: Duration) -> Duration {

@@ -2,7 +2,7 @@
 //! It takes nothing.
 
 use std::panic::Location;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(crate) struct Request<'a> {
     lock: OnceLock<Arc<KeyedEntry<AgentLock>>>,
     /// Why a connection could not be opened for it, until the next attempt.
     failure: Mutex<Option<Box<Error>>>,
+    /// Whether it has waited for the end of a lease of the same agent.
+    has_waited_for_own: AtomicBool,
 }
 
 /// What a request can wait for.
@@ -54,6 +56,7 @@ impl<'a> Request<'a> {
             waited: AtomicU64::new(0),
             lock: OnceLock::new(),
             failure: Mutex::new(None),
+            has_waited_for_own: AtomicBool::new(false),
         }
     }
 
@@ -69,6 +72,7 @@ impl<'a> Request<'a> {
             waited: AtomicU64::new(0),
             lock: OnceLock::new(),
             failure: Mutex::new(None),
+            has_waited_for_own: AtomicBool::new(false),
         }
     }
 
@@ -90,6 +94,11 @@ impl<'a> Request<'a> {
     /// its error.
     pub(super) fn fail_later(&self, failure: Error) {
         *self.failure.lock() = Some(Box::new(failure));
+    }
+
+    /// Whether it has waited for the end of a lease of the same agent. From now on it has.
+    pub(super) fn waits_for_own(&self) -> bool {
+        !self.has_waited_for_own.swap(true, Relaxed)
     }
 
     pub(super) fn take_failure(&self) -> Option<Error> {

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::health::{Health, fraction};
 use super::remote::Remote;
-use super::{Fault, IsBroken, NoAnswer, Timing};
+use super::{Fault, IsBroken, NoAnswer, Timing, dropped, panicked};
 use crate::core::backend::{Backend, CheckNeeded, CloseMode, Fate, NotClosed, Patience};
 use crate::error::Error;
 use crate::observe::stats::Stats;
@@ -83,9 +83,21 @@ impl<M: ManageConnection> Awaited<M> {
         })
     }
 
-    /// Waits for a task of the runtime. `None`: the runtime has ended, or the task panicked.
-    fn task<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
-        block_on(self.runtime.spawn(work)).ok()
+    /// Waits for a task of the runtime. It fails if the runtime has ended, or if the task panics.
+    fn task<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        block_on(self.runtime.spawn(work)).map_err(|error| match error.try_into_panic() {
+            Ok(panic) => panicked("the manager or a callback", panic),
+            Err(_) => Error::NoRuntime,
+        })
+    }
+
+    /// A borrower has reported an error that says that its connection is broken.
+    pub(crate) fn reported(&self, connection: &Remote<M::Connection>) {
+        connection.report();
+        connection.broke(&self.health);
     }
 
     fn has_broken(&self, connection: &mut Remote<M::Connection>) -> bool {
@@ -101,7 +113,7 @@ impl<M: ManageConnection> Awaited<M> {
         broken
     }
 
-    /// Runs a callback on a connection, for as long as a probe may take. Returns whether the connection can still serve.
+    /// Runs a callback on a connection. Returns whether the connection can still serve.
     fn call(
         &self,
         callback: &Callback<M::Connection>,
@@ -111,8 +123,9 @@ impl<M: ManageConnection> Awaited<M> {
         done && !self.has_broken(connection)
     }
 
-    /// Lends the connection to a task. If the task does not end in time, or not at all, the connection is lost, and so
-    /// closed.
+    /// Lends the connection to a task. If the task panics, or its runtime ends, the connection is lost, and so closed. It
+    /// may take as long as the server does: a client that is dropped with a question unanswered keeps its place at the
+    /// server, so its place in the pool stays taken, too.
     fn with<W>(&self, connection: &mut Remote<M::Connection>, work: W) -> bool
     where
         W: TaskWork<M::Connection>,
@@ -120,23 +133,19 @@ impl<M: ManageConnection> Awaited<M> {
         let Some(mut inner) = connection.take() else {
             return false;
         };
-        let timeout = self.timing.probe_timeout;
         let done = self.task(async move {
-            let done = {
-                let work = pin!(work.on(&mut inner));
-                await_until(Instant::now() + timeout, work).await
-            };
-            done.map(|sound| (inner, sound))
+            let sound = work.on(&mut inner).await;
+            (inner, sound)
         });
-        match done.flatten() {
-            Some((inner, sound)) => {
+        match done {
+            Ok((inner, sound)) => {
                 connection.put_back(inner);
                 if !sound {
                     connection.broke(&self.health);
                 }
                 sound
             }
-            None => {
+            Err(_) => {
                 connection.broke(&self.health);
                 false
             }
@@ -193,12 +202,12 @@ where
             }
         });
         match opened {
-            Some(Ok(connection)) => {
+            Ok(Ok(connection)) => {
                 self.health.opened();
                 Ok(Remote::new(connection, incidents))
             }
-            Some(Err(fault)) => Err(self.health.failed(&self.name, fault)),
-            None => Err(self.health.failed(&self.name, Box::new(Error::NoRuntime))),
+            Ok(Err(fault)) => Err(self.health.failed(&self.name, fault)),
+            Err(error) => Err(self.health.failed(&self.name, Box::new(error))),
         }
     }
 
@@ -218,7 +227,6 @@ where
 
     fn settle(&self, connection: &mut Self::Connection) -> Fate {
         if connection.is_reported() {
-            connection.broke(&self.health);
             return Fate::Discard;
         }
         match &self.hooks.settle {
@@ -282,6 +290,14 @@ where
             .failed(&self.name, Box::new(NoAnswer { within }))
     }
 
+    fn is_failing(&self) -> bool {
+        self.health.is_failing()
+    }
+
+    fn can_reset(&self, connection: &Self::Connection) -> bool {
+        self.hooks.reset.is_some() || !connection.is_dirty()
+    }
+
     fn back_off(&self, now: Instant) -> Option<(Instant, Error)> {
         self.health.back_off(&self.name, now)
     }
@@ -297,13 +313,10 @@ where
     ) -> Result<(), NotClosed<Self::Connection>> {
         let inner = connection.take();
         let _runtime = self.runtime.enter();
-        match catch_unwind(AssertUnwindSafe(|| drop(inner))) {
-            Ok(()) => Ok(()),
-            Err(panic) => Err(NotClosed {
-                connection: None,
-                error: Error::panicked("the drop of a connection", &*panic),
-            }),
-        }
+        dropped(inner).map_err(|error| NotClosed {
+            connection: None,
+            error,
+        })
     }
 
     fn fd_ceiling(&self, max_connections: usize) -> usize {
@@ -315,8 +328,8 @@ where
     }
 
     fn check(&self) -> Result<(), Error> {
-        match self.back_off(Instant::now()) {
-            Some((_, error)) => Err(error),
+        match self.health.last_failure(&self.name) {
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }

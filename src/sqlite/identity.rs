@@ -204,9 +204,10 @@ pub(super) struct Claim {
 impl Claim {
     pub(super) fn new(path: &Path) -> Result<Claim, Error> {
         let mut claim = Claim::default();
-        claim.add(path, Key::Path(path.to_path_buf()))?;
+        let deadline = Instant::now() + FAREWELL;
+        claim.add(path, Key::Path(path.to_path_buf()), deadline)?;
         if let Ok((identity, _)) = Identity::at(path) {
-            claim.add(path, Key::Identity(identity))?;
+            claim.add(path, Key::Identity(identity), deadline)?;
         }
         Ok(claim)
     }
@@ -218,7 +219,8 @@ impl Claim {
             return Ok(());
         }
         self.forget_identity();
-        self.add(path, new)
+        // Borrowers wait for this pool's claim: it waits for no other.
+        self.add(path, new, Instant::now())
     }
 
     pub(super) fn forget_identity(&mut self) {
@@ -232,8 +234,8 @@ impl Claim {
         });
     }
 
-    fn add(&mut self, path: &Path, key: Key) -> Result<(), Error> {
-        let deadline = Instant::now() + FAREWELL;
+    /// Waits until `deadline` for a closed pool that has the key.
+    fn add(&mut self, path: &Path, key: Key, deadline: Instant) -> Result<(), Error> {
         let mut claimed = CLAIMED.lock();
         while let Some(is_leaving) = claimed.get(&key) {
             if !is_leaving || GIVEN_UP.wait_until(&mut claimed, deadline).timed_out() {

@@ -66,8 +66,8 @@ where
         self.is_broken(error)
     }
 
-    fn report(connection: &Self::Connection) {
-        connection.report();
+    fn report(&self, connection: &Self::Connection) {
+        self.reported(connection);
     }
 
     fn make(name: String, options: AwaitedOptions<M>) -> Self {

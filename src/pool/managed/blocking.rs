@@ -56,8 +56,8 @@ where
         self.is_broken(error)
     }
 
-    fn report(connection: &Self::Connection) {
-        connection.report();
+    fn report(&self, connection: &Self::Connection) {
+        self.reported(connection);
     }
 
     fn make(name: String, options: ManagedOptions<M>) -> Self {
