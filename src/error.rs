@@ -166,6 +166,40 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// Another node serves this agent, as the function given to [`Database::owner`](crate::Database::owner) says.
+    /// Nothing was done: repeat the request there.
+    #[error("agent {agent:?} is not here: send the request to {node:?}")]
+    #[non_exhaustive]
+    NotHere {
+        /// The agent.
+        agent: String,
+        /// The node that the function named.
+        node: String,
+    },
+
+    /// The agent has no database here, and the pool may not make one: [`Database::create`](crate::Database::create)
+    /// is `false`, and [`on_missing`](crate::Database::on_missing) has brought none.
+    #[error("agent {agent:?} has no database: there is none at {}", path.display())]
+    #[non_exhaustive]
+    NoDatabase {
+        /// The agent.
+        agent: String,
+        /// Where its file would be.
+        path: PathBuf,
+    },
+
+    /// The agent was not handed over: [`Agent::hand_over`](crate::Agent::hand_over). Its database is where it was,
+    /// unchanged.
+    #[error("agent {agent:?} was not handed over: its database is where it was")]
+    #[non_exhaustive]
+    HandOver {
+        /// The agent.
+        agent: String,
+        /// What the work returned, or a [`Panicked`](Error::Panicked); or that the agent still belongs to this
+        /// process after the work.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// An option of the builder is out of its range.
     #[error("{option} = {value}: expected {expected}")]
     #[non_exhaustive]
@@ -319,8 +353,9 @@ impl Error {
     }
 
     /// The HTTP status for this error: 503 if it [is retryable](Error::is_retryable) or the pool (or its
-    /// writer) is closed, 400 if the agent's id cannot be used, 500 otherwise. The features `axum` and
-    /// `actix` answer with it; call it yourself with another framework, or none.
+    /// writer) is closed, 421 if another node serves the agent ([`NotHere`](Error::NotHere)), 404 if the agent has no
+    /// database and none is made ([`NoDatabase`](Error::NoDatabase)), 400 if the agent's id cannot be used, 500
+    /// otherwise. The features `axum` and `actix` answer with it; call it yourself with another framework, or none.
     ///
     /// ```
     /// use leasepool::Error;
@@ -338,6 +373,8 @@ impl Error {
         match self {
             Error::Closed | Error::WritesClosed => 503,
             Error::InvalidAgent { .. } => 400,
+            Error::NoDatabase { .. } => 404,
+            Error::NotHere { .. } => 421,
             error if error.is_retryable() => 503,
             _ => 500,
         }

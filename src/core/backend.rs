@@ -56,6 +56,15 @@ pub trait Backend: Send + Sync + 'static {
         Ok(Cow::Borrowed(agent))
     }
 
+    /// Where each agent has its own database: whether this process serves `agent`. Called outside locks other than
+    /// the agent's, on any thread, and before anything is opened for the agent.
+    ///
+    /// # Errors
+    /// The error that the caller of `lease` sees.
+    fn admit(&self, _agent: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Whether [`lock_key`](Backend::lock_key) runs a function of the user's and looks at the file system.
     fn asks_user(&self) -> bool {
         false

@@ -165,7 +165,10 @@ impl<B: Backend> Core<B> {
             (None, None)
         } else {
             match self.lock_parked(request.agent, now) {
-                Some((entry, lock)) => (Some(entry), Some(lock)),
+                Some((entry, lock)) => {
+                    self.backend.admit(request.agent)?;
+                    (Some(entry), Some(lock))
+                }
                 None => return Ok(None),
             }
         };
@@ -365,16 +368,24 @@ impl<B: Backend> Core<B> {
         lock: &Arc<KeyedEntry<AgentLock>>,
     ) -> Result<AgentLockGuard, Error> {
         match AgentLockGuard::try_lock(lock, Instant::now()) {
-            Ok(guard) => return Ok(guard),
+            Ok(guard) => {
+                self.backend.admit(request.agent)?;
+                return Ok(guard);
+            }
             Err(Refusal::Closed) => return Err(Error::Closed),
             Err(Refusal::Busy) => {}
         }
+        // There may be nothing to wait for.
+        self.backend.admit(request.agent)?;
         self.check_patience(request, Wanted::Agent)?;
         let claim = request.claim(Arc::clone(&entry.agent));
         let waiting = AgentLockGuard::lock(lock, claim.clone());
         let answer = events::wait(&self.options.name, &claim.agent, waiting).await;
         request.note_wait();
-        answer.map_err(|Closed| Error::Closed)
+        let guard = answer.map_err(|Closed| Error::Closed)?;
+        // The previous holder may have handed the agent over.
+        self.backend.admit(request.agent)?;
+        Ok(guard)
     }
 
     /// The limit around opening, where each agent has its own database and this agent's connection is not

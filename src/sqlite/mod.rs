@@ -13,6 +13,8 @@ mod connection;
 mod database;
 mod file;
 mod group;
+mod hand_over;
+mod hosting;
 mod id;
 mod identity;
 mod known;
@@ -54,6 +56,7 @@ pub(crate) use connection::Connection;
 pub use database::{Database, Synchronous};
 pub(crate) use database::{Kind, Place};
 pub(crate) use group::{Group, Member, begin_immediate, same, without_busy_timeout};
+pub use hosting::Owner;
 pub use life::AgentIds;
 pub(crate) use retry::until;
 pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint};
@@ -322,6 +325,13 @@ impl Backend for Sqlite {
             Some(_) => Cow::Borrowed(agent),
             None => Cow::Owned(path.to_string_lossy().into_owned()),
         })
+    }
+
+    fn admit(&self, agent: &str) -> Result<(), Error> {
+        match &self.source {
+            Source::Agents(agents) => agents.hosting.admit(agent),
+            _ => Ok(()),
+        }
     }
 
     fn asks_user(&self) -> bool {
