@@ -185,7 +185,12 @@ impl Sqlite {
         })
     }
 
-    fn copied(&self, source: &Connection, to: &Path, how: &mut Backup<'_>) -> Result<(), Fault> {
+    pub(super) fn copied(
+        &self,
+        source: &Connection,
+        to: &Path,
+        how: &mut Backup<'_>,
+    ) -> Result<(), Fault> {
         let mut target = connect(
             &Opener::existing(to),
             &self.settings,

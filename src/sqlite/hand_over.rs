@@ -7,9 +7,15 @@ use std::time::Instant;
 
 use rusqlite::config::DbConfig;
 
-use super::agents::{open_fault, remove_file, remove_logs};
-use super::hosting::{Owner, arrive, leaving};
-use super::open::{discard, open_error};
+use super::agents::{
+    make_private_file, no_descriptors, open_fault, remove_file, remove_files, remove_logs,
+};
+use super::backup::Backup;
+use super::budget::SPARE;
+use super::hosting::{Owner, RESTORE, arrive, leaving};
+use super::identity::{Claim, beside};
+use super::open::discard;
+use super::open_files::{NoRoom, Reserved};
 use super::retry::{is_busy, pause};
 use super::{Fault, Sqlite};
 use crate::core::backend::Patience;
@@ -55,7 +61,7 @@ impl Sqlite {
         let _opened = agents.opened(&path, patience)?;
         // While it is held, no other process makes a file at the path, nor takes the one that lies beside it.
         let _lock = self.agents_set_up_lock(agents, &path, patience, deadline)?;
-        let leaving = self.take_away(&path, deadline)?;
+        let leaving = self.take_away(&path, patience)?;
         let failed = |source| Error::HandOver {
             agent: agent.to_owned(),
             source,
@@ -81,35 +87,24 @@ impl Sqlite {
         }
     }
 
-    /// Copies the log into the database, closes it, and renames it. A crash at any point leaves a whole
-    /// database at one of the two paths, with no log that belongs to another.
-    fn take_away(&self, path: &Path, deadline: Instant) -> Result<Leaving, Error> {
-        let target = path.display().to_string();
-        let connection = match self.settings.is_external() {
-            true => self.checkpointed(path, deadline)?,
-            false => {
-                let locked = self.lock_out(path, deadline)?;
-                let connection = locked.map_err(|error| open_error(&target, error))?;
-                // In exclusive locking mode, the lock on the file outlasts the transaction.
-                let copied = connection
-                    .execute_batch("COMMIT")
-                    .and_then(|()| copy_log(&connection, "TRUNCATE"));
-                match copied {
-                    Ok(true) => connection,
-                    Ok(false) => return Err(not_copied(connection, path)),
-                    Err(error) => {
-                        discard(connection);
-                        return Err(open_error(&target, error));
-                    }
-                }
-            }
+    /// Takes the database, whole and in one file, from its path. A crash at any point leaves a whole database
+    /// at one of the two paths, with no log that belongs to another.
+    fn take_away(&self, path: &Path, patience: &Patience<'_>) -> Result<Leaving, Error> {
+        let failed = |source| Error::Open {
+            target: path.display().to_string(),
+            source,
         };
+        let locked = self.lock_out(path, patience.deadline)?;
+        let connection = locked.map_err(|error| failed(error.into()))?;
         let file = leaving(path);
-        let moved = remove_logs(path).and_then(|()| std::fs::rename(path, &file));
+        let moved = self
+            .gather(&connection, path, patience)
+            .and_then(|()| Ok(remove_logs(path)?))
+            .and_then(|()| Ok(std::fs::rename(path, &file)?));
         // From now on the connection must write nothing to the path.
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         discard(connection);
-        moved.map_err(|source| open_fault(path, source))?;
+        moved.map_err(failed)?;
         Ok(Leaving {
             path: path.to_path_buf(),
             file,
@@ -117,41 +112,79 @@ impl Sqlite {
         })
     }
 
-    /// The same where another process has the database open, to read its log: a connection that keeps the
-    /// database from being written, while all of the log is in the database.
-    fn checkpointed(&self, path: &Path, deadline: Instant) -> Result<rusqlite::Connection, Error> {
-        let target = path.display().to_string();
-        loop {
-            let connection = self.lock_out(path, deadline)?;
-            let connection = connection.map_err(|error| open_error(&target, error))?;
-            let attempt = || {
-                connection.execute_batch("ROLLBACK")?;
-                let version = data_version(&connection)?;
-                let copied = copy_log(&connection, "FULL")?;
-                connection.execute_batch("BEGIN IMMEDIATE")?;
-                Ok(copied && data_version(&connection)? == version)
+    /// Sees to it that all of the database is in the file at its path, and nothing in the log. The connection
+    /// locks out other writers.
+    fn gather(
+        &self,
+        connection: &rusqlite::Connection,
+        path: &Path,
+        patience: &Patience<'_>,
+    ) -> Result<(), Fault> {
+        if !self.settings.is_external() {
+            // In exclusive locking mode, the lock on the file outlasts the transaction.
+            connection.execute_batch("COMMIT")?;
+            let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let busy: bool = connection.query_row(sql, [], |row| row.get(0))?;
+            return match busy {
+                true => Err(busy_log()),
+                false => Ok(()),
             };
-            match attempt() {
-                Ok(true) => return Ok(connection),
-                Err(error) if !is_busy(&error) => {
-                    discard(connection);
-                    return Err(open_error(&target, error));
+        }
+        // The process that runs the checkpoints holds on to the log, as Litestream does all the time, so the log
+        // cannot be copied into this file. A copy of the database takes the file's place; it has all that the
+        // log says, so the log changes nothing if the process dies here.
+        let whole = beside(path, RESTORE);
+        let _room = self.room_for_copy(path, patience)?;
+        loop {
+            let copied = self
+                .copy_unless_written(connection, &whole)
+                .and_then(|whole_yet| match whole_yet {
+                    true => Ok(std::fs::rename(&whole, path)?),
+                    false => Err(busy_log()),
+                });
+            match copied {
+                Err(error)
+                    if error.downcast_ref().is_some_and(is_busy)
+                        && Instant::now() < patience.deadline =>
+                {
+                    pause();
                 }
-                _ if Instant::now() >= deadline => return Err(not_copied(connection, path)),
-                // The other process has not read all of the log yet, or another connection has written.
-                _ => discard(connection),
+                Err(error) => {
+                    let _ = remove_files(&whole);
+                    return Err(error);
+                }
+                Ok(()) => return Ok(()),
             }
-            pause();
         }
     }
-}
 
-/// Copies the log into the database. Returns whether that was all of it.
-fn copy_log(connection: &rusqlite::Connection, mode: &str) -> rusqlite::Result<bool> {
-    let sql = format!("PRAGMA wal_checkpoint({mode})");
-    let (busy, log, copied): (i64, i64, i64) =
-        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    Ok(busy == 0 && log == copied)
+    /// Copies the database to `to`, and locks out other writers. SQLite copies none that it has locked: so this
+    /// returns whether no other connection has written meanwhile.
+    fn copy_unless_written(
+        &self,
+        connection: &rusqlite::Connection,
+        to: &Path,
+    ) -> Result<bool, Fault> {
+        if !connection.is_autocommit() {
+            connection.execute_batch("ROLLBACK")?;
+        }
+        let version = data_version(connection)?;
+        remove_files(to)?;
+        make_private_file(to)?;
+        self.copied(connection, to, &mut Backup::new())?;
+        std::fs::File::open(to)?.sync_all()?;
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        Ok(data_version(connection)? == version)
+    }
+
+    fn room_for_copy(
+        &self,
+        path: &Path,
+        patience: &Patience<'_>,
+    ) -> Result<Reserved<'_, PathBuf, Claim>, Error> {
+        let room = self.agents()?.open.reserve(SPARE, patience);
+        room.map_err(|NoRoom| no_descriptors(path))
+    }
 }
 
 /// It changes when another connection commits.
@@ -159,10 +192,8 @@ fn data_version(connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "data_version", |row| row.get(0))
 }
 
-fn not_copied(connection: rusqlite::Connection, path: &Path) -> Error {
-    discard(connection);
+fn busy_log() -> Fault {
     let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-    let what = "another process reads from the write-ahead log".to_owned();
-    let busy = rusqlite::Error::SqliteFailure(busy, Some(what));
-    open_error(&path.display().to_string(), busy)
+    let what = "another process uses the database".to_owned();
+    rusqlite::Error::SqliteFailure(busy, Some(what)).into()
 }

@@ -57,8 +57,8 @@ impl fmt::Debug for Hosting {
 
 /// Where a database lies while it is handed over. If the process dies then, the next lease finds it there.
 const LEAVING: &str = "-leaving";
-/// Where `on_missing` puts a database.
-const RESTORE: &str = "-restore";
+/// Where a database is made that is to be at the agent's path.
+pub(super) const RESTORE: &str = "-restore";
 
 impl Database {
     /// Which agents this process serves, where many machines share the agents. Only for

@@ -418,14 +418,14 @@ fn the_process_that_runs_the_checkpoints_may_have_it_open() {
         insert(&pool.lease("a").unwrap());
     }
     let file = nodes.file(0, "a");
-    // It has read only a part of the log, and so keeps the rest from being copied.
-    let behind = Shell::at(&file, "BEGIN; SELECT count(*) FROM t");
+    // It has read only a part of the log, and keeps the rest from being copied into the file.
+    let _reads = Shell::at(&file, "BEGIN; SELECT count(*) FROM t");
     insert(&pool.lease("a").unwrap());
+    let writes = Shell::at(&file, "BEGIN IMMEDIATE");
     let agent = pool.agent("a").within(Duration::from_millis(20));
     let error = agent.hand_over(|_| Ok::<_, Error>(())).unwrap_err();
     assert!(is_busy(&error), "{error:?}");
-    drop(behind);
-    let _abreast = Shell::at(&file, "BEGIN; SELECT count(*) FROM t");
+    drop(writes);
     agent
         .within(LONG)
         .hand_over(|path| nodes.copy(path, "a", 1))
