@@ -27,6 +27,11 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// Whether more than its own descriptors are open because this connection is. Called under the lot's lock.
+    fn keeps_others_open(&self, _connection: &Self::Connection) -> bool {
+        false
+    }
+
     /// Checks again what connections depend on (for a file: whether it is still the same), if the last check
     /// is too old. Called before every lease, so it must normally cost almost nothing.
     fn refresh(&self, now: Instant);

@@ -359,6 +359,13 @@ impl Backend for Sqlite {
         }
     }
 
+    fn keeps_others_open(&self, connection: &Connection) -> bool {
+        match (&self.source, connection.agent_file()) {
+            (Source::Agents(agents), Some(file)) => agents.open.keeps_closed(&file.path),
+            _ => false,
+        }
+    }
+
     fn revisit(&self, connection: &mut Connection, now: Instant) {
         if let Some(agent_file) = connection.agent_file_mut() {
             agent_file.look(now);
@@ -391,13 +398,9 @@ impl Backend for Sqlite {
         {
             file.shut_out(connection.generation());
         }
-        match (connection.settle(), &self.source, connection.agent_file()) {
-            (Fate::Reuse, Source::Agents(agents), Some(file))
-                if agents.open.keeps_closed(&file.path) =>
-            {
-                Fate::Close
-            }
-            (fate, ..) => fate,
+        match connection.settle() {
+            Fate::Reuse if self.keeps_others_open(connection) => Fate::Close,
+            fate => fate,
         }
     }
 
