@@ -9,6 +9,7 @@
 //! - [`blocking_and_async`]: which call to use where, and what happens when a future is dropped.
 //! - [`web_frameworks`]: leases in axum, actix-web and tower.
 //! - [`files_for_agents`]: a database for each agent.
+//! - [`scaling`]: from one file to a file for each agent, to many machines, to a server.
 //! - [`encryption`]: encrypted files, logs and backups, with SQLCipher.
 //! - [`servers`]: PostgreSQL and others, through the managers of r2d2 and bb8.
 //! - [`testing`]: a pool for each test, time, faults.
@@ -47,6 +48,9 @@ pub mod web_frameworks {}
 
 #[doc = include_str!("../docs/agents.md")]
 pub mod files_for_agents {}
+
+#[doc = include_str!("../docs/scaling.md")]
+pub mod scaling {}
 
 #[doc = include_str!("../docs/encryption.md")]
 pub mod encryption {}

@@ -171,7 +171,8 @@ impl Database {
     /// One process may have one pool on a folder at a time.
     ///
     /// Where many machines share the agents, [`owner`](Database::owner) says which agents are here,
-    /// [`create`](Database::create) and [`on_missing`](Database::on_missing) what happens if one has no file yet.
+    /// [`create`](Database::create) and [`on_missing`](Database::on_missing) what happens if one has no file yet:
+    /// see [the guide](crate::guide::scaling).
     pub fn per_agent(folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref().to_path_buf();
         Database::of(Kind::Agents(Place::Folder(folder)))
