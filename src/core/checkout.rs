@@ -166,7 +166,7 @@ impl<B: Backend> Core<B> {
         } else {
             match self.lock_parked(request.agent, now) {
                 Some((entry, lock)) => {
-                    self.backend.admit(request.agent)?;
+                    self.admit(request)?;
                     (Some(entry), Some(lock))
                 }
                 None => return Ok(None),
@@ -361,6 +361,18 @@ impl<B: Backend> Core<B> {
         Ok(Some((entry, lock)))
     }
 
+    /// Checks that this process serves the agent; or that it does not, for a request about what is left of it.
+    fn admit(&self, request: &Request<'_>) -> Result<(), Error> {
+        match (self.backend.admit(request.agent), request.of_stranger) {
+            (Err(Error::NotHere { .. }), true) => Ok(()),
+            (Ok(()), true) => Err(Error::Unsupported {
+                operation: "Agent::remove_leftovers",
+                reason: "the agent belongs to this process: use Agent::remove",
+            }),
+            (admitted, _) => admitted,
+        }
+    }
+
     async fn lock_agent(
         &self,
         request: &Request<'_>,
@@ -369,14 +381,14 @@ impl<B: Backend> Core<B> {
     ) -> Result<AgentLockGuard, Error> {
         match AgentLockGuard::try_lock(lock, Instant::now()) {
             Ok(guard) => {
-                self.backend.admit(request.agent)?;
+                self.admit(request)?;
                 return Ok(guard);
             }
             Err(Refusal::Closed) => return Err(Error::Closed),
             Err(Refusal::Busy) => {}
         }
         // There may be nothing to wait for.
-        self.backend.admit(request.agent)?;
+        self.admit(request)?;
         self.check_patience(request, Wanted::Agent)?;
         let claim = request.claim(Arc::clone(&entry.agent));
         let waiting = AgentLockGuard::lock(lock, claim.clone());
@@ -384,7 +396,7 @@ impl<B: Backend> Core<B> {
         request.note_wait();
         let guard = answer.map_err(|Closed| Error::Closed)?;
         // The previous holder may have handed the agent over.
-        self.backend.admit(request.agent)?;
+        self.admit(request)?;
         Ok(guard)
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Request<'a> {
     failure: Mutex<Option<Box<Error>>>,
     /// Whether it has waited for the end of a lease of the same agent.
     has_waited_for_own: AtomicBool,
+    /// It is about what is left here of an agent that another process serves.
+    pub(super) of_stranger: bool,
 }
 
 /// What a request can wait for.
@@ -57,6 +59,7 @@ impl<'a> Request<'a> {
             lock: OnceLock::new(),
             failure: Mutex::new(None),
             has_waited_for_own: AtomicBool::new(false),
+            of_stranger: false,
         }
     }
 
@@ -73,7 +76,14 @@ impl<'a> Request<'a> {
             lock: OnceLock::new(),
             failure: Mutex::new(None),
             has_waited_for_own: AtomicBool::new(false),
+            of_stranger: false,
         }
+    }
+
+    /// For a caller that needs what is left here of an agent that another process serves.
+    pub(crate) fn of_stranger(mut self) -> Self {
+        self.of_stranger = true;
+        self
     }
 
     /// For a caller that does not block a thread.

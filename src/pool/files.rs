@@ -175,6 +175,35 @@ impl Agent {
             .remove_file(request.agent(), &core.patience(&request))
     }
 
+    /// Removes what is left on this machine of an agent that another node serves. Returns whether there was something.
+    ///
+    /// Call it on the node that is to be the agent's next owner, *before* that is recorded: when a copy arrives, and
+    /// before the node takes over the agent of a node that is lost. A process that dies at the end of a hand-over, or that
+    /// is declared dead and comes back, leaves an old database. It is not served as long as the agent is another node's;
+    /// without this call it would be when the agent returns.
+    ///
+    /// # Errors
+    /// - [`Error::Unsupported`] if the agent belongs to this process, or if the pool has no
+    ///   [`owner`](crate::Database::owner) function.
+    /// - Otherwise those of [`Agent::remove`].
+    ///
+    /// # Blocking
+    /// Like [`Agent::remove`]; if nothing is left, only to look.
+    #[track_caller]
+    pub fn remove_leftovers(&self) -> Result<bool, Error> {
+        let core = &self.pool().shared().core;
+        core.backend.check_writable()?;
+        core.backend.check_has_owner()?;
+        let place = Location::caller();
+        let request = Request::new(self.borrower()?, Some(self.wait()), place).of_stranger();
+        let _aside = core.set_aside(&request, 1, true)?;
+        if !core.backend.has_file(request.agent())? {
+            return Ok(false);
+        }
+        core.backend
+            .remove_file(request.agent(), &core.patience(&request))
+    }
+
     /// Moves the agent to another node: closes the agent's database, lets `work` copy it, and deletes it here, while
     /// nobody can use it. Needs [`Database::owner`](crate::Database::owner).
     ///
@@ -190,7 +219,7 @@ impl Agent {
     ///
     /// Otherwise nothing has happened: if `work` fails or panics, or if the agent still belongs to this process, the file
     /// is back at its path, and callers that waited go on. If this process dies meanwhile, the file lies at its path
-    /// with `-leaving` added. If the agent is this process's again, its next lease finds it there.
+    /// with `-leaving` added. If the agent is still this process's when it runs again, its next lease takes it from there.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -207,12 +236,14 @@ impl Agent {
     /// }
     /// ```
     ///
-    /// - The new node must not serve the agent before the owner is recorded, nor make an empty database if the copy does
-    ///   not arrive: see [`Database::create`](crate::Database::create).
+    /// - The new node calls [`Agent::remove_leftovers`] when the copy arrives. It must not serve the agent before the owner
+    ///   is recorded, nor make an empty database if the copy does not arrive: [the guide](crate::guide::scaling) has all
+    ///   rules.
     /// - If recording may have happened although it failed (a time limit that passed), let `work` find out before it
     ///   returns.
     /// - It takes one of the pool's connections until it ends. [`Pool::close`] waits for it.
-    /// - `work` may use the pool for other agents, but must not use it for this one, nor close it.
+    /// - `work` must leave the file as it is. It may use the pool for other agents, but must not use it for this one, nor
+    ///   close it.
     /// - With [`Builder::external_checkpoints`](crate::Builder::external_checkpoints), the process that runs the
     ///   checkpoints may have the file open. No other process may write to it.
     ///

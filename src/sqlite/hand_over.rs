@@ -7,11 +7,9 @@ use std::time::Instant;
 
 use rusqlite::config::DbConfig;
 
-use super::agents::{
-    make_private_file, no_descriptors, open_fault, remove_file, remove_files, remove_logs,
-};
+use super::agents::{make_private_file, no_descriptors, open_fault, remove_files, remove_logs};
 use super::backup::Backup;
-use super::budget::SPARE;
+use super::budget::{SPARE, Sharing};
 use super::hosting::{Owner, RESTORE, arrive, leaving};
 use super::identity::{Claim, beside};
 use super::open::discard;
@@ -33,7 +31,7 @@ impl Leaving {
     fn gone(mut self) -> Result<(), Error> {
         // Whether or not it can be deleted, it is no database of this process any more.
         self.is_gone = true;
-        remove_file(&self.file).map_err(|source| open_fault(&self.file, source))
+        remove_files(&self.file).map_err(|source| open_fault(&self.file, source))
     }
 }
 
@@ -177,13 +175,18 @@ impl Sqlite {
         Ok(data_version(connection)? == version)
     }
 
+    /// Waits for room for the descriptor of the copy. A connection that syncs may open the folder for an instant;
+    /// this one only reads meanwhile, so that descriptor is the copy's.
     fn room_for_copy(
         &self,
         path: &Path,
         patience: &Patience<'_>,
-    ) -> Result<Reserved<'_, PathBuf, Claim>, Error> {
+    ) -> Result<Option<Reserved<'_, PathBuf, Claim>>, Error> {
+        if self.sharing == Sharing::FileEach {
+            return Ok(None);
+        }
         let room = self.agents()?.open.reserve(SPARE, patience);
-        room.map_err(|NoRoom| no_descriptors(path))
+        room.map(Some).map_err(|NoRoom| no_descriptors(path))
     }
 }
 

@@ -159,6 +159,8 @@ impl Database {
     /// # }
     /// ```
     ///
+    /// - It must copy, and keep what it copies from until the agent's database has been used: if the process dies
+    ///   before the pool has renamed the copy, the pool removes what lies there and calls `on_missing` again.
     /// - It runs once at a time for an agent, also if several processes use the folder. Callers for the same agent
     ///   wait for it, as long as they wait for a lease; a caller whose time has passed gets
     ///   [`Error::Exhausted`], and `on_missing` goes on. Other agents do not wait, but it occupies one of the pool's
@@ -302,7 +304,7 @@ impl Sqlite {
         match self.agents()?.hosting.has_owner() {
             true => Ok(()),
             false => Err(Error::Unsupported {
-                operation: "Agent::hand_over",
+                operation: "moving agents between nodes",
                 reason: "the pool does not know whose agents are; it needs Database::owner",
             }),
         }
@@ -333,6 +335,7 @@ pub(super) fn arrive(from: &Path, path: &Path) -> Result<(), Fault> {
     std::fs::File::open(from)?.sync_all()?;
     // What lies beside a path without a database belongs to none, and SQLite would replay it into this one.
     remove_logs(path)?;
+    remove_logs(from)?;
     std::fs::rename(from, path)?;
     #[cfg(unix)]
     if let Some(folder) = path.parent() {

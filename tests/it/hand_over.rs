@@ -55,7 +55,7 @@ impl Nodes {
             .on_missing(move |agent, path| {
                 let arrival = folder.join(format!("{agent}-for-{node}"));
                 match arrival.exists() {
-                    true => std::fs::rename(arrival, path),
+                    true => std::fs::copy(arrival, path).map(drop),
                     false => Ok(()),
                 }
             })
@@ -356,6 +356,78 @@ fn a_backup_that_begins_meanwhile_waits_and_is_told_the_node() {
     assert!(!to.exists());
 }
 
+/// A process that dies at the end of a hand-over leaves its database, and one that is declared dead and comes back has one.
+/// When the agent returns, it must not be taken for the agent's.
+#[test]
+fn what_is_left_of_an_agent_is_removed_before_the_agent_returns() {
+    let nodes = Nodes::new();
+    let (here, there) = (nodes.pool(0), nodes.pool(1));
+    insert(&here.lease("a").unwrap());
+    // As long as the agent is here, there is nothing of another node's.
+    let refused = here.agent("a").remove_leftovers();
+    assert!(
+        matches!(refused, Err(Error::Unsupported { .. })),
+        "{refused:?}"
+    );
+    let old = nodes.folder.path().join("old");
+    here.agent("a")
+        .hand_over(|path| std::fs::copy(path, &old).and_then(|_| nodes.copy(path, "a", 1)))
+        .unwrap();
+    insert(&there.lease("a").unwrap());
+    assert!(!here.agent("a").remove_leftovers().unwrap());
+    for left in [nodes.file(0, "a"), beside(&nodes.file(0, "a"), "-leaving")] {
+        std::fs::copy(&old, &left).unwrap();
+        assert!(is_elsewhere(here.lease("a")));
+        assert!(here.agent("a").remove_leftovers().unwrap());
+        assert!(!here.agent("a").exists().unwrap());
+    }
+    assert_eq!(nodes.files(0), [""; 0]);
+    std::fs::copy(&old, beside(&nodes.file(0, "a"), "-leaving")).unwrap();
+    there
+        .agent("a")
+        .hand_over(|path| {
+            assert!(here.agent("a").remove_leftovers().unwrap());
+            nodes.copy(path, "a", 0)
+        })
+        .unwrap();
+    assert_eq!(count(&here.lease("a").unwrap()), 2);
+}
+
+/// In each mode that changes how a file is opened, with the one connection that a pool may have at least, and within its
+/// ceiling.
+#[test]
+fn it_needs_no_more_than_one_connection_in_any_mode() {
+    type With = fn(Builder) -> Builder;
+    let modes: [With; 4] = [
+        |builder| builder,
+        |builder| builder.exclusive_locking(true),
+        |builder| builder.synchronous(leasepool::Synchronous::Off),
+        |builder| builder.external_checkpoints(None),
+    ];
+    for mode in modes {
+        let nodes = Nodes::new();
+        let pool = mode(nodes.builder(0).max_connections(1)).build().unwrap();
+        let there = mode(nodes.builder(1).max_connections(1)).build().unwrap();
+        for agent in ["a", "b"] {
+            insert(&pool.lease(agent).unwrap());
+            // Work that fails, and that has read the file by SQLite.
+            let failed = pool.agent(agent).hand_over(|path| {
+                let conn = Connection::open(path).unwrap();
+                assert_eq!(count(&conn), 1);
+                assert!(descriptors(&nodes) <= pool.fd_ceiling());
+                Err::<(), _>("not yet")
+            });
+            assert!(matches!(failed, Err(Error::HandOver { .. })), "{failed:?}");
+            insert(&pool.lease(agent).unwrap());
+            let copied = pool.agent(agent);
+            copied.hand_over(|path| nodes.copy(path, agent, 1)).unwrap();
+            assert_eq!(count(&there.lease(agent).unwrap()), 2);
+        }
+        assert_eq!(nodes.files(0), [""; 0]);
+        assert_eq!(pool.descriptors(), Some(0));
+    }
+}
+
 /// A shell of SQLite's that has run `sql` and keeps the database open.
 struct Shell(Child);
 
@@ -586,4 +658,127 @@ fn no_acknowledged_write_is_lost_however_often_agents_move() {
     }
     eprintln!("{writes} writes, {} sent on", redirected.load(SeqCst));
     assert!(writes > MOVES && redirected.load(SeqCst) > 0);
+}
+
+/// What each of the two nodes of one process needs to know, on the disk: the node that has the agent, and the copy that it
+/// arrived as.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn find(&self) -> (usize, String) {
+        let found = std::fs::read_to_string(self.0.join("owner")).unwrap_or("0 none".to_owned());
+        let (node, copy) = found.split_once(' ').unwrap();
+        (node.parse().unwrap(), copy.to_owned())
+    }
+
+    fn record(&self, node: usize, copy: &str) -> std::io::Result<()> {
+        let partial = self.0.join("owner-partial");
+        std::fs::write(&partial, format!("{node} {copy}"))?;
+        std::fs::rename(partial, self.0.join("owner"))
+    }
+
+    fn pools(folder: &Path) -> [Pool; 2] {
+        [0, 1].map(|node| {
+            let (asked, found) = (Directory(folder.to_owned()), Directory(folder.to_owned()));
+            let database = Database::per_agent(folder.join(format!("node-{node}")))
+                .owner(move |_| match asked.find().0 {
+                    owner if owner == node => Owner::Here,
+                    owner => Owner::Elsewhere(owner.to_string()),
+                })
+                .on_missing(move |_, path| match found.find().1.as_str() {
+                    "none" => Ok(()),
+                    copy => std::fs::copy(found.0.join(copy), path).map(drop),
+                });
+            Pool::builder(database)
+                .max_connections(2)
+                .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
+                .build()
+                .unwrap()
+        })
+    }
+}
+
+/// Writes, prints what is acknowledged, and moves the agent to and fro, until it is killed.
+fn move_to_and_fro(folder: &Path, from: i64) {
+    let directory = Directory(folder.to_owned());
+    let pools = Directory::pools(folder);
+    for x in from.. {
+        let node = directory.find().0;
+        pools[node]
+            .execute("a", "INSERT INTO t VALUES (?1)", [x])
+            .unwrap();
+        println!("acknowledged {x}");
+        if x % 2 == 0 {
+            let copy = format!("copy-{x}-{}", std::process::id());
+            let handed = pools[node].agent("a").hand_over(|file| {
+                std::fs::copy(file, folder.join(&copy))?;
+                // What an earlier process may have left, if it was killed at the end of a hand-over.
+                pools[1 - node].agent("a").remove_leftovers().unwrap();
+                directory.record(1 - node, &copy)
+            });
+            handed.unwrap();
+        }
+    }
+}
+
+/// P15 and P21: at whatever moment the process is killed, the agent is at the node that the directory says, with all that was
+/// acknowledged.
+#[test]
+fn a_process_that_is_killed_at_any_moment_loses_no_acknowledged_write() {
+    use std::io::{BufRead, BufReader};
+
+    const CHILD: &str = "LEASEPOOL_TEST_MOVES_IN";
+    const NAME: &str =
+        "hand_over::a_process_that_is_killed_at_any_moment_loses_no_acknowledged_write";
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let from = std::env::var("LEASEPOOL_TEST_MOVES_FROM").unwrap();
+        return move_to_and_fro(Path::new(&folder), from.parse().unwrap());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (mut acknowledged, mut moves) = (Vec::new(), 0);
+    for kill in 0..crate::common::kills() {
+        let from = 1_000 * (i64::try_from(kill).unwrap() + 1);
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env(CHILD, folder.path())
+            .env("LEASEPOOL_TEST_MOVES_FROM", from.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // Some acknowledged writes, and then a moment that differs each time.
+        let mut of_child = 0;
+        let number = |line: std::io::Result<String>| -> Option<i64> {
+            line.ok()?.strip_prefix("acknowledged ")?.parse().ok()
+        };
+        for line in lines {
+            let Some(x) = number(line) else { continue };
+            acknowledged.push(x);
+            of_child += 1;
+            if of_child == 2 + kill % 5 {
+                thread::sleep(Duration::from_micros(kill * 1_700 % 23_000));
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        let node = Directory(folder.path().to_owned()).find().0;
+        let pools = Directory::pools(folder.path());
+        assert!(pools[1 - node].lease("a").is_err());
+        let lease = pools[node].lease("a").unwrap();
+        let mut select = lease.prepare("SELECT x FROM t ORDER BY x").unwrap();
+        let rows = select.query_map([], |row| row.get(0)).unwrap();
+        let rows: Vec<i64> = rows.collect::<Result<_, _>>().unwrap();
+        for x in &acknowledged {
+            assert_eq!(
+                rows.iter().filter(|row| *row == x).count(),
+                1,
+                "{x} of {rows:?}"
+            );
+        }
+        // Of each process, one write may be there whose acknowledgement was not printed.
+        assert!(rows.len() <= acknowledged.len() + 1 + usize::try_from(kill).unwrap());
+        moves += of_child / 2;
+    }
+    assert!(moves > 0);
+    eprintln!("{} acknowledged, some {moves} moves", acknowledged.len());
 }

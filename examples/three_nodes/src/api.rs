@@ -10,13 +10,12 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use leasepool::{Error, Pool};
 use serde::Deserialize;
 
 use crate::client;
-use crate::directory::Directory;
+use crate::directory::{Directory, blocking};
 
 #[derive(Clone)]
 struct Node {
@@ -42,7 +41,7 @@ pub(crate) fn router(
     let admin = Router::new()
         .route("/agents/{agent}/hand-over", post(hand_over))
         .route(
-            "/copies/{copy}",
+            "/agents/{agent}/copies/{copy}",
             put(take_copy).layer(DefaultBodyLimit::disable()),
         )
         .route("/nodes/{node}/dead", post(bury))
@@ -60,23 +59,43 @@ async fn write(
     Path(agent): Path<String>,
     body: String,
 ) -> Result<StatusCode, Error> {
-    node.directory.find(&agent).await?;
-    let agent = node.pool.agent(agent);
+    node.directory.find(&node.pool, &agent).await?;
     let sql = "INSERT INTO message VALUES (?1)";
-    agent.execute_async(sql, [body]).await?;
+    let handle = node.pool.agent(&agent);
+    handle.execute_async(sql, [body]).await?;
+    node.remove_copy_of(&agent);
     // Committed.
     Ok(StatusCode::CREATED)
 }
 
 async fn read(State(node): State<Node>, Path(agent): Path<String>) -> Result<String, Error> {
-    node.directory.find(&agent).await?;
-    let agent = node.pool.agent(agent);
-    let messages = agent.read_async(|tx| {
+    node.directory.find(&node.pool, &agent).await?;
+    let handle = node.pool.agent(&agent);
+    let messages = handle.read_async(|tx| {
         let mut select = tx.prepare_cached("SELECT body FROM message ORDER BY rowid")?;
         let bodies = select.query_map([], |row| row.get(0))?;
         bodies.collect::<leasepool::rusqlite::Result<Vec<String>>>()
     });
-    Ok(messages.await?.join("\n"))
+    let messages = messages.await?;
+    node.remove_copy_of(&agent);
+    Ok(messages.join("\n"))
+}
+
+impl Node {
+    fn keep_copy(&self, copy: &str, body: &[u8]) -> std::io::Result<()> {
+        let path = self.copies.join(file_name(copy));
+        std::fs::write(&path, body)?;
+        std::fs::File::open(&path)?.sync_all()?;
+        std::fs::File::open(&self.copies)?.sync_all()
+    }
+
+    /// The agent's database has been used, so the copy that it arrived as is not needed.
+    fn remove_copy_of(&self, agent: &str) {
+        if let Some(copy) = self.directory.take_copy_of(agent) {
+            let copy = self.copies.join(copy);
+            tokio::task::spawn_blocking(move || std::fs::remove_file(copy));
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -90,27 +109,29 @@ async fn hand_over(
     Path(agent): Path<String>,
     Query(Target { to }): Query<Target>,
 ) -> Result<&'static str, Error> {
-    node.directory.find(&agent).await?;
+    node.directory.find(&node.pool, &agent).await?;
     // It blocks until the copy is there.
-    let handed = tokio::task::spawn_blocking(move || {
+    let handed = blocking(move || {
         node.pool.agent(&agent).hand_over(|file| {
-            let copy = name_of_copy(&agent);
-            client::put(&to, &format!("/admin/copies/{copy}"), &std::fs::read(file)?)?;
+            let copy = name_of_copy(node.directory.name());
+            let path = format!("/admin/agents/{}/copies/{copy}", client::encoded(&agent));
+            client::put(&to, &path, &std::fs::read(file)?)?;
             node.directory.record(&agent, &to, &copy)?;
             Ok::<_, crate::Fault>(())
         })
     });
-    handed.await.unwrap_or(Err(Error::NoRuntime))?;
+    handed.await?;
     Ok("handed over")
 }
 
 /// A name that no other copy has: a copy of a hand-over that failed is never taken for another.
-fn name_of_copy(agent: &str) -> String {
+fn name_of_copy(node: &str) -> String {
     static MADE: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_nanos();
     let number = MADE.fetch_add(1, Relaxed);
-    format!("{}-{now}-{number}", file_name(agent))
+    let node = node.replace(['.', ':'], "-");
+    format!("{node}-{now}-{number}")
 }
 
 /// A name for a file: letters, digits and `-` stand for themselves.
@@ -125,17 +146,20 @@ pub(crate) fn file_name(agent: &str) -> String {
     name
 }
 
-/// A copy that another node sends. It is safe on the disk when that node gets its answer.
-async fn take_copy(State(node): State<Node>, Path(copy): Path<String>, body: Bytes) -> Response {
-    let written = tokio::task::spawn_blocking(move || {
-        let path = node.copies.join(file_name(&copy));
-        std::fs::write(&path, body)?;
-        std::fs::File::open(&path)?.sync_all()?;
-        std::fs::File::open(&node.copies)?.sync_all()
+/// A copy that another node sends. It is safe on the disk when that node gets its answer, and nothing older is left of the
+/// agent. It is the agent's database once the directory says so.
+async fn take_copy(
+    State(node): State<Node>,
+    Path((agent, copy)): Path<(String, String)>,
+    body: Bytes,
+) -> Result<StatusCode, Error> {
+    let taken = blocking(move || {
+        node.pool.agent(agent).remove_leftovers()?;
+        Ok(node.keep_copy(&copy, &body))
     });
-    match written.await {
-        Ok(Ok(())) => StatusCode::CREATED.into_response(),
-        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    match taken.await? {
+        Ok(()) => Ok(StatusCode::CREATED),
+        Err(_) => Ok(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
 
@@ -151,7 +175,7 @@ async fn list(State(node): State<Node>) -> Result<String, Error> {
 /// Copies all of this node's agents to where other nodes find them if this one is lost. Litestream does that all the
 /// time, and needs no call.
 async fn backup(State(node): State<Node>) -> Result<String, Error> {
-    let done = tokio::task::spawn_blocking(move || {
+    let done = blocking(move || {
         let mut copied = 0;
         for agent in node.pool.agents()? {
             let agent = node.pool.agent(agent?);
@@ -163,5 +187,5 @@ async fn backup(State(node): State<Node>) -> Result<String, Error> {
         }
         Ok(copied.to_string())
     });
-    done.await.unwrap_or(Err(Error::NoRuntime))
+    done.await
 }

@@ -69,3 +69,15 @@ pub(crate) fn put(address: &str, path: &str, body: &[u8]) -> io::Result<()> {
         }
     }
 }
+
+/// A segment of a path.
+pub(crate) fn encoded(segment: &str) -> String {
+    let mut path = String::new();
+    for byte in segment.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
+            other => path += &format!("%{other:02X}"),
+        }
+    }
+    path
+}

@@ -55,6 +55,10 @@ impl Directory {
         })
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,9 +80,17 @@ impl Directory {
         }
     }
 
+    /// The same, once: the agent's own database is in use, so the copy may go.
+    pub(crate) fn take_copy_of(&self, agent: &str) -> Option<String> {
+        match self.memory().places.get_mut(agent) {
+            Some(Place::Here(copy)) => copy.take(),
+            _ => None,
+        }
+    }
+
     /// Finds out whose the agent is. An agent that no node has, or that a dead node had, is this node's from now on:
     /// the proxies decide, by asking this node.
-    pub(crate) async fn find(&self, agent: &str) -> Result<(), Error> {
+    pub(crate) async fn find(&self, agents: &Pool, agent: &str) -> Result<(), Error> {
         loop {
             let moves = {
                 let memory = self.memory();
@@ -94,6 +106,9 @@ impl Directory {
                 Some((node, copy, _)) if node == name => Place::Here(copy),
                 Some((node, _, true)) => Place::At(node),
                 _ => {
+                    // This node may have had the agent before, and died or been declared dead since.
+                    let handle = agents.agent(agent);
+                    blocking(move || handle.remove_leftovers()).await?;
                     let id = agent.to_owned();
                     table.write_async(move |tx| claim(tx, &id, &name)).await?;
                     continue;
@@ -149,6 +164,15 @@ impl Directory {
         });
         Ok(list.await?.join("\n"))
     }
+}
+
+/// Runs work that waits for files.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    // It does not panic; so the runtime is shutting down.
+    done.unwrap_or(Err(Error::NoRuntime))
 }
 
 /// The node that has the agent, the copy it arrived as, and whether the node is alive.

@@ -69,8 +69,8 @@ fn pool(
         .on_missing(move |agent, path| {
             if let Some(copy) = found.copy_of(agent) {
                 // The agent was handed over to this node. If the copy is not here, that is an error: an empty
-                // database must not take its place.
-                return std::fs::rename(copies.join(copy), path);
+                // database must not take its place. It stays until the agent has been used.
+                return std::fs::copy(copies.join(copy), path).map(drop);
             }
             // The node that had it is lost, or the agent is new.
             let backup = backups.join(api::file_name(agent));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use client::{Response, send};
+use client::{Response, encoded, send};
 
 const AGENTS: usize = 300;
 /// How many of them are handed over.
@@ -168,7 +168,7 @@ impl Cluster {
 
     /// A client: it goes where a 421 sends it.
     fn ask(&self, method: &str, agent: &str, body: &str) -> Response {
-        let path = format!("/agents/{agent}/messages");
+        let path = format!("/agents/{}/messages", encoded(agent));
         let mut header = String::new();
         loop {
             let answer = send(&self.front, method, &path, &header, body.as_bytes()).unwrap();
@@ -199,7 +199,7 @@ impl Cluster {
         let lines = answer
             .body
             .lines()
-            .map(|line| line.split_once(' ').unwrap());
+            .map(|line| line.rsplit_once(' ').unwrap());
         lines
             .filter(|(agent, _)| *agent != "first")
             .map(|(agent, node)| (agent.to_owned(), node.to_owned()))
@@ -214,12 +214,20 @@ impl Cluster {
     }
 }
 
+/// Ids, some of which are not as they stand in a path or in the name of a file.
+fn agent(i: usize) -> String {
+    match i % 10 {
+        0 => format!("Agent_{i}, é"),
+        _ => format!("agent-{i}"),
+    }
+}
+
 fn behind(proxy: &Proxy) {
     if !proxy.is_there() {
         return;
     }
     let mut cluster = Cluster::start(proxy);
-    let agents: Vec<String> = (0..AGENTS).map(|i| format!("agent-{i}")).collect();
+    let agents: Vec<String> = (0..AGENTS).map(agent).collect();
     let acknowledged = Mutex::new(HashMap::<String, Vec<String>>::new());
     let (next, moved) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let done = AtomicBool::new(false);
@@ -260,7 +268,7 @@ fn behind(proxy: &Proxy) {
                 .position(|(name, _)| name == from)
                 .unwrap();
             let to = &cluster.nodes[(at + 1) % 3].0;
-            let path = format!("/admin/agents/{agent}/hand-over?to={to}");
+            let path = format!("/admin/agents/{}/hand-over?to={to}", encoded(agent));
             let answer = send(from, "POST", &path, "", b"").unwrap();
             if answer.status != 200 {
                 done.store(true, SeqCst);
