@@ -102,7 +102,8 @@ impl Pool {
         vacuumed
     }
 
-    /// The ids of the agents that have a file, in no particular order, read from the folder as you go.
+    /// The ids of the agents that have a file on this machine, whoever [owns](crate::Database::owner) them, in no particular
+    /// order, read from the folder as you go.
     ///
     /// ```
     /// # use leasepool::{Database, Pool};
@@ -196,10 +197,17 @@ impl Agent {
         core.backend.check_has_owner()?;
         let place = Location::caller();
         let request = Request::new(self.borrower()?, Some(self.wait()), place).of_stranger();
-        let _aside = core.set_aside(&request, 1, true)?;
-        if !core.backend.has_file(request.agent())? {
+        let is_strange = || {
+            matches!(
+                core.backend.admit(request.agent()),
+                Err(Error::NotHere { .. })
+            )
+        };
+        // No file appears of another node's agent, so no other borrower needs to make way.
+        if !core.backend.has_file(request.agent())? && is_strange() {
             return Ok(false);
         }
+        let _aside = core.set_aside(&request, 1, true)?;
         core.backend
             .remove_file(request.agent(), &core.patience(&request))
     }
