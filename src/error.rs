@@ -70,10 +70,11 @@ pub enum Error {
     #[error("cannot open {target}")]
     #[non_exhaustive]
     Open {
-        /// What the pool tried to open: for a file, its path.
+        /// What the pool tried to open: for a file, its path; for a server, the pool's name.
         target: String,
         /// An [`std::io::Error`] if the path is at fault, a [`rusqlite::Error`] if SQLite reports the fault,
-        /// a [`Panicked`](Error::Panicked) if a callback panicked.
+        /// a [`Panicked`](Error::Panicked) if a callback panicked. For a server, an error whose own source is that
+        /// of the manager.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
@@ -163,6 +164,40 @@ pub enum Error {
     InvalidAgent {
         /// Why not.
         reason: &'static str,
+    },
+
+    /// Another node serves this agent, as the function given to [`Database::owner`](crate::Database::owner) says.
+    /// Nothing was done: repeat the request there.
+    #[error("agent {agent:?} is not here: send the request to {node:?}")]
+    #[non_exhaustive]
+    NotHere {
+        /// The agent.
+        agent: String,
+        /// The node that the function named.
+        node: String,
+    },
+
+    /// The agent has no database here, and the pool may not make one: [`Database::create`](crate::Database::create)
+    /// is `false`, and [`on_missing`](crate::Database::on_missing) has brought none.
+    #[error("agent {agent:?} has no database: there is none at {}", path.display())]
+    #[non_exhaustive]
+    NoDatabase {
+        /// The agent.
+        agent: String,
+        /// Where its file would be.
+        path: PathBuf,
+    },
+
+    /// The agent was not handed over: [`Agent::hand_over`](crate::Agent::hand_over). Its database is where it was,
+    /// unchanged.
+    #[error("agent {agent:?} was not handed over: its database is where it was")]
+    #[non_exhaustive]
+    HandOver {
+        /// The agent.
+        agent: String,
+        /// What the work returned, or a [`Panicked`](Error::Panicked); or that the agent still belongs to this
+        /// process after the work.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 
     /// An option of the builder is out of its range.
@@ -280,7 +315,7 @@ impl Error {
     /// lent or the turn to write did not come ([`Exhausted`](Error::Exhausted)), no descriptor was left
     /// ([`NoDescriptors`](Error::NoDescriptors)), another connection or process held a lock (`SQLITE_BUSY` or
     /// `SQLITE_LOCKED`, also as the cause of [`Open`](Error::Open), [`Setup`](Error::Setup) and
-    /// [`Backup`](Error::Backup)), a transaction was rolled back ([`RolledBack`](Error::RolledBack)), or the
+    /// [`Backup`](Error::Backup)), a server could not be reached ([`Open`](Error::Open)), a transaction was rolled back ([`RolledBack`](Error::RolledBack)), or the
     /// time was too short ([`Interrupted`](Error::Interrupted)). Nothing of the failed call was kept, so it
     /// can be made again.
     ///
@@ -304,6 +339,7 @@ impl Error {
             | Error::RolledBack { .. }
             | Error::Interrupted { .. } => true,
             Error::Sqlite(error) => is_locked(error),
+            Error::Open { source, .. } if source.is::<Unreachable>() => true,
             Error::Open { source, .. }
             | Error::Setup { source, .. }
             | Error::Backup { source, .. } => is_locked(&**source),
@@ -317,8 +353,9 @@ impl Error {
     }
 
     /// The HTTP status for this error: 503 if it [is retryable](Error::is_retryable) or the pool (or its
-    /// writer) is closed, 400 if the agent's id cannot be used, 500 otherwise. The features `axum` and
-    /// `actix` answer with it; call it yourself with another framework, or none.
+    /// writer) is closed, 421 if another node serves the agent ([`NotHere`](Error::NotHere)), 404 if the agent has no
+    /// database and none is made ([`NoDatabase`](Error::NoDatabase)), 400 if the agent's id cannot be used, 500
+    /// otherwise. The features `axum` and `actix` answer with it; call it yourself with another framework, or none.
     ///
     /// ```
     /// use leasepool::Error;
@@ -336,6 +373,8 @@ impl Error {
         match self {
             Error::Closed | Error::WritesClosed => 503,
             Error::InvalidAgent { .. } => 400,
+            Error::NoDatabase { .. } => 404,
+            Error::NotHere { .. } => 421,
             error if error.is_retryable() => 503,
             _ => 500,
         }
@@ -361,6 +400,32 @@ impl Error {
             "no message".to_owned()
         };
         Error::Panicked { callback, message }
+    }
+}
+
+/// Why no connection to a server could be opened. Several callers may get it.
+#[cfg_attr(
+    not(any(feature = "managed", feature = "bb8")),
+    allow(dead_code, reason = "only pools over servers make it")
+)]
+pub(crate) struct Unreachable(pub(crate) std::sync::Arc<Box<dyn std::error::Error + Send + Sync>>);
+
+impl std::fmt::Debug for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Unreachable {
+    /// The manager's own error, so that a caller can downcast it.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&**self.0)
     }
 }
 

@@ -9,7 +9,9 @@
 //! - [`blocking_and_async`]: which call to use where, and what happens when a future is dropped.
 //! - [`web_frameworks`]: leases in axum, actix-web and tower.
 //! - [`files_for_agents`]: a database for each agent.
+//! - [`scaling`]: from one file to a file for each agent, to many machines, to a server.
 //! - [`encryption`]: encrypted files, logs and backups, with SQLCipher.
+//! - [`servers`]: PostgreSQL and others, through the managers of r2d2 and bb8.
 //! - [`testing`]: a pool for each test, time, faults.
 //!
 //! To choose and to move:
@@ -32,6 +34,10 @@ pub mod how_it_works {}
 #[doc = include_str!("../docs/rules.md")]
 pub mod rules {}
 
+// `tests/servers/guide.rs` compiles its programs, which need clients of a server.
+#[cfg_attr(not(doctest), doc = include_str!("../docs/servers.md"))]
+pub mod servers {}
+
 #[cfg_attr(not(feature = "tokio"), doc = "Shown with the feature `tokio`.")]
 #[cfg_attr(feature = "tokio", doc = include_str!("../docs/async.md"))]
 pub mod blocking_and_async {}
@@ -43,6 +49,9 @@ pub mod web_frameworks {}
 
 #[doc = include_str!("../docs/agents.md")]
 pub mod files_for_agents {}
+
+#[doc = include_str!("../docs/scaling.md")]
+pub mod scaling {}
 
 #[doc = include_str!("../docs/encryption.md")]
 pub mod encryption {}

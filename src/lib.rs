@@ -43,7 +43,7 @@ pub use pool::lease::{InterruptHandle, Lease};
 #[cfg(any(feature = "managed", feature = "bb8"))]
 pub use pool::managed::Remote;
 pub use pool::pooled::Backend;
-pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Sqlite, Synchronous};
+pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Owner, Sqlite, Synchronous};
 
 #[cfg(feature = "bb8")]
 pub use bb8;

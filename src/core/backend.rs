@@ -27,6 +27,11 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// Whether more than its own descriptors are open because this connection is. Called under the lot's lock.
+    fn keeps_others_open(&self, _connection: &Self::Connection) -> bool {
+        false
+    }
+
     /// Checks again what connections depend on (for a file: whether it is still the same), if the last check
     /// is too old. Called before every lease, so it must normally cost almost nothing.
     fn refresh(&self, now: Instant);
@@ -54,6 +59,15 @@ pub trait Backend: Send + Sync + 'static {
     /// For as long as the user's function runs, where [`asks_user`](Backend::asks_user).
     fn lock_key<'a>(&self, agent: &'a str) -> Result<Cow<'a, str>, Error> {
         Ok(Cow::Borrowed(agent))
+    }
+
+    /// Where each agent has its own database: whether this process serves `agent`. Called outside locks other than
+    /// the agent's, on any thread, and before anything is opened for the agent.
+    ///
+    /// # Errors
+    /// The error that the caller of `lease` sees.
+    fn admit(&self, _agent: &str) -> Result<(), Error> {
+        Ok(())
     }
 
     /// Whether [`lock_key`](Backend::lock_key) runs a function of the user's and looks at the file system.
@@ -137,6 +151,16 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Whether the last opening failed.
+    fn is_failing(&self) -> bool {
+        false
+    }
+
+    /// Whether the connection could be reset for another agent.
+    fn can_reset(&self, _connection: &Self::Connection) -> bool {
+        true
+    }
+
     /// How old a connection counts that is just being opened, so that connections that were opened together do not all
     /// end at the same time.
     fn age_when_opened(&self, _max_lifetime: Duration) -> Duration {
@@ -173,6 +197,9 @@ pub trait Backend: Send + Sync + 'static {
     fn check(&self) -> Result<(), Error> {
         Ok(())
     }
+
+    /// Called when the pool is closed to new leases, before its connections are closed.
+    fn closing(&self) {}
 
     /// Called when the pool and its last connection are closed, possibly more than once.
     fn closed(&self) {}

@@ -19,14 +19,15 @@ use crate::observe::stats::count;
 impl<B: Backend> Core<B> {
     pub(super) fn check_in(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
         let fate = match (&mut slot.open, verdict) {
-            (_, Verdict::Unready | Verdict::Discard) => Fate::Discard,
             (Some(open), _) if B::IS_REMOTE => {
-                if self.backend.is_to_settle(&mut open.connection) {
+                let discards = matches!(verdict, Verdict::Unready | Verdict::Discard);
+                if self.backend.is_to_settle(&mut open.connection) || discards {
                     self.settle_elsewhere(entry, slot, verdict);
                     return;
                 }
                 Fate::Reuse
             }
+            (_, Verdict::Unready | Verdict::Discard) => Fate::Discard,
             (Some(open), _) => self.backend.settle(&mut open.connection),
             (None, _) => Fate::Reuse,
         };
@@ -35,22 +36,17 @@ impl<B: Backend> Core<B> {
 
     /// Lets a worker thread end the lease, because that may wait for a server.
     fn settle_elsewhere(&self, entry: Arc<Entry>, slot: TakenSlot<B>, verdict: Verdict) {
+        self.parking.lot.borrower_left(slot.index);
         // From here until the slot is parked, a caller for the same agent waits for it instead of taking another.
-        let agent = Arc::clone(&entry.agent);
-        self.settling.begin(Arc::clone(&agent));
+        let id = self.settling.begin(Arc::clone(&entry.agent));
         let ending = Arc::new(Mutex::new(Some((entry, slot))));
         if let Some(core) = self.this.upgrade() {
             let theirs = Arc::clone(&ending);
             let task = move || {
                 let taken = theirs.lock().take();
-                if let Some((entry, mut slot)) = taken {
-                    let fate = match &mut slot.open {
-                        Some(open) => core.backend.settle(&mut open.connection),
-                        None => Fate::Reuse,
-                    };
-                    let agent = Arc::clone(&entry.agent);
-                    core.settled(entry, slot, verdict, fate);
-                    core.settling.end(&agent);
+                if let Some((entry, slot)) = taken {
+                    core.settle_here(entry, slot, verdict);
+                    core.settling.end(id);
                 }
             };
             if self.workers.submit(Box::new(task)).is_ok() {
@@ -62,7 +58,21 @@ impl<B: Backend> Core<B> {
         if let Some((entry, slot)) = taken {
             self.settled(entry, slot, verdict, Fate::Discard);
         }
-        self.settling.end(&agent);
+        self.settling.end(id);
+    }
+
+    /// Ends a lease on this thread, which may block. A connection that cannot serve again is closed at once: until then it
+    /// keeps its transaction and its locks.
+    fn settle_here(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
+        let fate = match (&mut slot.open, verdict) {
+            (_, Verdict::Unready | Verdict::Discard) => Fate::Discard,
+            (Some(open), _) => self.backend.settle(&mut open.connection),
+            (None, _) => Fate::Reuse,
+        };
+        match fate {
+            Fate::Discard => self.discard_now(entry, slot, verdict),
+            fate => self.settled(entry, slot, verdict, fate),
+        }
     }
 
     /// The rest of the end of a lease: its connection is parked, or goes back as free or doomed.
@@ -93,14 +103,14 @@ impl<B: Backend> Core<B> {
     }
 
     /// Ends a lease and closes its connection on this thread.
-    pub(super) fn discard_now(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>) {
+    pub(super) fn discard_now(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
         let mode = self.discard(
             &self.counters.discarded_by_lease,
             "fault",
             CloseMode::Abandon,
         );
         match self.vacate(&mut slot, mode) {
-            Ok(()) => self.give_back(entry, slot, false, true),
+            Ok(()) => self.give_back(entry, slot, false, verdict != Verdict::Unready),
             Err(Stuck) => {
                 self.parking.lot.forget(slot.index);
                 self.retire_stuck(slot);
@@ -124,6 +134,9 @@ impl<B: Backend> Core<B> {
             .lot
             .give_back(slot, entry, may_park, now, ended);
         self.return_permit(now);
+        if B::IS_REMOTE {
+            self.came_back.notify(1);
+        }
         if let Some((loan, entry)) = &returned.overdue {
             let holder = loan.holder(&entry.agent, now);
             events::overdue_returned(&self.options.name, &holder);

@@ -43,8 +43,8 @@ enum Step<B: Backend, H: Handle<B>> {
     Open(Checkout<B, H>, Option<CloseMode>),
     /// A server must be asked.
     Check(Checkout<B, H>, Check),
-    /// A lease of the same agent is being ended: the request waits for its connection.
-    Settling,
+    /// A lease of the same agent is being ended: the request waits for its connection, until this instant at most.
+    Settling(Instant),
 }
 
 impl<B: Backend, H: Handle<B>> Checkout<B, H> {
@@ -165,7 +165,10 @@ impl<B: Backend> Core<B> {
             (None, None)
         } else {
             match self.lock_parked(request.agent, now) {
-                Some((entry, lock)) => (Some(entry), Some(lock)),
+                Some((entry, lock)) => {
+                    self.admit(request)?;
+                    (Some(entry), Some(lock))
+                }
                 None => return Ok(None),
             }
         };
@@ -219,17 +222,18 @@ impl<B: Backend> Core<B> {
             };
             let (checkout, mode) = match step {
                 Step::Ready(checkout) => return Ok(checkout),
-                Step::Settling => {
+                Step::Settling(until) => {
                     request.set_stage(Wanted::Connection);
                     let ended = self.settling.one_ended(request.agent);
-                    if self.answered(ended).await.is_none() {
-                        // The worker waits on, with that slot.
-                        self.settling.end(request.agent);
-                        return self.in_time_to_open(handle, request, None).await;
-                    }
+                    // If it takes longer, the request takes another slot.
+                    let _ = await_until(until, pin!(ended)).await;
                     continue;
                 }
                 Step::Open(checkout, mode) => (checkout, mode),
+                // One question is enough: what is suspect is replaced.
+                Step::Check(checkout, check) if may_open && check.probes() => {
+                    (checkout, Some(CloseMode::Abandon))
+                }
                 Step::Check(checkout, check) => {
                     request.set_stage(Wanted::Opening);
                     match self.checked(checkout, check).await? {
@@ -256,7 +260,7 @@ impl<B: Backend> Core<B> {
             match self.renewed(checkout, mode, here, request.deadline()).await {
                 Ok(Renewed::Ready(checkout)) => return Ok(checkout),
                 Ok(Renewed::Stuck(entry, lock)) => target = Some((entry, lock)),
-                Err(failure) if B::IS_REMOTE => {
+                Err(failure @ Error::Open { .. }) if B::IS_REMOTE => {
                     let now = Instant::now();
                     let until = self.backend.back_off(now).map_or(now, |(until, _)| until);
                     self.pause(request, until, failure).await?;
@@ -280,13 +284,18 @@ impl<B: Backend> Core<B> {
         };
         match await_until(Instant::now() + timeout, pin!(work)).await {
             Some(done) => done,
-            None => Err(request
-                .take_failure()
-                .unwrap_or_else(|| self.backend.open_timed_out())),
+            None => Err(match (request.take_failure(), request.stage()) {
+                (Some(failure), _) => failure,
+                (None, Wanted::Opening) => self.backend.open_timed_out(),
+                (None, wanted) => {
+                    request.note_wait();
+                    self.timed_out(request, wanted)
+                }
+            }),
         }
     }
 
-    /// Waits until a connection may be opened again.
+    /// Waits until a connection may be opened again, or one has come back.
     async fn pause(
         &self,
         request: &Request<'_>,
@@ -297,8 +306,11 @@ impl<B: Backend> Core<B> {
             return Err(failure);
         }
         request.set_stage(Wanted::Connection);
+        let came_back = self.came_back.listen();
         request.fail_later(failure);
-        await_until(until, pin!(std::future::pending::<()>())).await;
+        if !self.permits.is_closed() {
+            await_until(until, pin!(came_back)).await;
+        }
         Ok(())
     }
 
@@ -349,6 +361,18 @@ impl<B: Backend> Core<B> {
         Ok(Some((entry, lock)))
     }
 
+    /// Checks that this process serves the agent; or that it does not, for a request about what is left of it.
+    fn admit(&self, request: &Request<'_>) -> Result<(), Error> {
+        match (self.backend.admit(request.agent), request.of_stranger) {
+            (Err(Error::NotHere { .. }), true) => Ok(()),
+            (Ok(()), true) => Err(Error::Unsupported {
+                operation: "Agent::remove_leftovers",
+                reason: "the agent belongs to this process: use Agent::remove",
+            }),
+            (admitted, _) => admitted,
+        }
+    }
+
     async fn lock_agent(
         &self,
         request: &Request<'_>,
@@ -356,16 +380,24 @@ impl<B: Backend> Core<B> {
         lock: &Arc<KeyedEntry<AgentLock>>,
     ) -> Result<AgentLockGuard, Error> {
         match AgentLockGuard::try_lock(lock, Instant::now()) {
-            Ok(guard) => return Ok(guard),
+            Ok(guard) => {
+                self.admit(request)?;
+                return Ok(guard);
+            }
             Err(Refusal::Closed) => return Err(Error::Closed),
             Err(Refusal::Busy) => {}
         }
+        // There may be nothing to wait for.
+        self.admit(request)?;
         self.check_patience(request, Wanted::Agent)?;
         let claim = request.claim(Arc::clone(&entry.agent));
         let waiting = AgentLockGuard::lock(lock, claim.clone());
         let answer = events::wait(&self.options.name, &claim.agent, waiting).await;
         request.note_wait();
-        answer.map_err(|Closed| Error::Closed)
+        let guard = answer.map_err(|Closed| Error::Closed)?;
+        // The previous holder may have handed the agent over.
+        self.admit(request)?;
+        Ok(guard)
     }
 
     /// The limit around opening, where each agent has its own database and this agent's connection is not
@@ -411,6 +443,7 @@ impl<B: Backend> Core<B> {
             Err(Refusal::Closed) => Err(Error::Closed),
             Err(Refusal::Busy) => {
                 self.check_patience(request, Wanted::Connection)?;
+                request.take_failure();
                 let claim = request.claim(Arc::clone(&entry.agent));
                 let permit = self.permit(claim).await;
                 request.note_wait();
@@ -449,20 +482,31 @@ impl<B: Backend> Core<B> {
             permit.pass_on();
             return Ok(Checkout::new(handle, entry, slot, lock).inspected(now, true));
         }
-        let entry = entry.unwrap_or_else(|| self.entry(request.agent));
+        // Before the search: what ends meanwhile is found.
+        let settling = match B::IS_REMOTE && request.wait.is_some() {
+            true => self.settling.of(request.agent),
+            false => None,
+        };
+        let entry = match entry {
+            Some(entry) if settling.is_none() => entry,
+            _ => self.entry(request.agent),
+        };
         let own = match B::IS_REMOTE {
             true => self.parking.lot.take_own(&entry, loan),
             false => None,
         };
-        if B::IS_REMOTE
+        if let Some(since) = settling
             && own.is_none()
-            && request.wait.is_some()
             && !entry.is_anonymous()
-            && self.settling.has(request.agent)
+            && request.waits_for_own()
         {
-            return Ok(Step::Settling);
+            let patience = self.backend.probe_timeout().unwrap_or_default();
+            let half = request.wait.unwrap_or_default() / 2;
+            return Ok(Step::Settling(
+                (since + patience).min(request.asked_at + half),
+            ));
         }
-        let taken = own.or_else(|| self.take(entry, lock.as_ref(), loan, request));
+        let taken = own.or_else(|| self.take(entry, lock.as_ref(), loan));
         // The rule guarantees a slot to a permit holder.
         let Some(Taken { slot, entry, from }) = taken else {
             return Err(Error::Closed);
@@ -492,7 +536,6 @@ impl<B: Backend> Core<B> {
         entry: Arc<Entry>,
         lock: Option<&AgentLockGuard>,
         loan: Loan,
-        request: &Request<'_>,
     ) -> Option<Taken<TakenSlot<B>, Arc<KeyedEntry<AgentLock>>>> {
         let lot = &self.parking.lot;
         // Parked for another agent with the same database, or free because the agent was evicted.
@@ -504,12 +547,13 @@ impl<B: Backend> Core<B> {
         {
             return Some(taken);
         }
-        // Where no connection can be opened, one that is open serves, if another agent can do without it. A request that
-        // has paused comes back when the pause is over: what it remembers is then all that says so.
+        // Where no connection can be opened, one that is open serves, if another agent can do without it.
         if B::IS_REMOTE
-            && (request.has_failed() || self.backend.back_off(Instant::now()).is_some())
+            && self.backend.is_failing()
             && let Some(taken) = lot.take_matching_for(&entry, loan, |slot, _| {
-                slot.open.as_ref().is_some_and(|open| open.doomed.is_none())
+                slot.open.as_ref().is_some_and(|open| {
+                    open.doomed.is_none() && self.backend.can_reset(&open.connection)
+                })
             })
         {
             return Some(taken);

@@ -33,6 +33,8 @@ impl<B: Backend> Core<B> {
             self.opening.close();
             self.several.close();
             self.close_locks();
+            self.came_back.notify(usize::MAX);
+            self.backend.closing();
             events::closing(&self.options.name, self.parking.lot.levels().lent);
         }
     }

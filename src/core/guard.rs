@@ -129,7 +129,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         if let Some(Lent { slot, entry }) = self.lent.take() {
             match B::IS_REMOTE {
                 true => self.core().check_in(entry, slot, Verdict::Discard),
-                false => self.core().discard_now(entry, slot),
+                false => self.core().discard_now(entry, slot, Verdict::Discard),
             }
         }
     }

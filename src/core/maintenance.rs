@@ -186,6 +186,7 @@ impl<B: Backend> Core<B> {
             open.doomed.is_some()
                 || !self.backend.is_current(&open.connection)
                 || (!is_parked && self.backend.is_per_agent())
+                || (self.backend.wants_room() && self.backend.keeps_others_open(&open.connection))
         })
     }
 

@@ -128,6 +128,8 @@ pub struct Core<B: Backend> {
     told_closed: AtomicBool,
     /// Of a remote backend: leases that are being ended.
     settling: Settling,
+    /// Of a remote backend: notified each time a slot came back, for requests that wait until they may open a connection.
+    came_back: Event,
     /// Whether a worker is tidying, or is about to.
     tidying: AtomicBool,
     workers: Arc<WorkerPool>,
@@ -180,6 +182,7 @@ impl<B: Backend> Core<B> {
             swept_generation: AtomicU64::new(backend.generation()),
             told_closed: AtomicBool::new(false),
             settling: Settling::default(),
+            came_back: Event::new(),
             tidying: AtomicBool::new(false),
             // Each task has a permit, except one that tidies or winds up.
             workers: WorkerPool::new("leasepool-work", options.max_connections + 1),
@@ -242,6 +245,10 @@ impl<B: Backend> Core<B> {
         }
         if self.permits.free() == 0 {
             return Err(self.exhausted(Wanted::Connection, Instant::now(), self.permits.waiting()));
+        }
+        // A connection that is open serves, whether another could be opened or not.
+        if B::IS_REMOTE && self.counters.open.load(Acquire) > self.parking.lot.levels().lent {
+            return Ok(());
         }
         self.backend.check()
     }

@@ -40,6 +40,13 @@ pub(super) struct Check {
     hit: bool,
 }
 
+impl Check {
+    /// Whether the server is to be asked if the connection is sound.
+    pub(super) fn probes(self) -> bool {
+        self.probe
+    }
+}
+
 /// What became of a checkout whose connection was checked.
 pub(super) enum Checked<B: Backend, H: Handle<B>> {
     Sound(Checkout<B, H>),
@@ -87,7 +94,10 @@ impl<B: Backend> Core<B> {
                 CloseMode::Abandon,
             )));
         }
-        if let Some(limit) = self.options.max_lifetime
+        // An old connection is better than none.
+        let may_replace = !B::IS_REMOTE || !self.backend.is_failing();
+        if may_replace
+            && let Some(limit) = self.options.max_lifetime
             && now.saturating_duration_since(open.opened_at) >= limit
         {
             let counter = &self.counters.discarded_by_age;

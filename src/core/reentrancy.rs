@@ -15,6 +15,8 @@ pub(crate) struct Within(());
 pub(crate) const WRITE: &str = "a write";
 /// A read.
 pub(crate) const READ: &str = "a read";
+/// The copying of an agent's file, as it is handed over.
+pub(crate) const HAND_OVER: &str = "a hand-over";
 /// `setup`, `on_open`, and every other callback that runs while a connection is opened.
 pub(crate) const OPENING: &str = "the opening of a connection";
 

@@ -2,7 +2,7 @@
 //! It takes nothing.
 
 use std::panic::Location;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,10 @@ pub(crate) struct Request<'a> {
     lock: OnceLock<Arc<KeyedEntry<AgentLock>>>,
     /// Why a connection could not be opened for it, until the next attempt.
     failure: Mutex<Option<Box<Error>>>,
+    /// Whether it has waited for the end of a lease of the same agent.
+    has_waited_for_own: AtomicBool,
+    /// It is about what is left here of an agent that another process serves.
+    pub(super) of_stranger: bool,
 }
 
 /// What a request can wait for.
@@ -54,6 +58,8 @@ impl<'a> Request<'a> {
             waited: AtomicU64::new(0),
             lock: OnceLock::new(),
             failure: Mutex::new(None),
+            has_waited_for_own: AtomicBool::new(false),
+            of_stranger: false,
         }
     }
 
@@ -69,7 +75,15 @@ impl<'a> Request<'a> {
             waited: AtomicU64::new(0),
             lock: OnceLock::new(),
             failure: Mutex::new(None),
+            has_waited_for_own: AtomicBool::new(false),
+            of_stranger: false,
         }
+    }
+
+    /// For a caller that needs what is left here of an agent that another process serves.
+    pub(crate) fn of_stranger(mut self) -> Self {
+        self.of_stranger = true;
+        self
     }
 
     /// For a caller that does not block a thread.
@@ -92,9 +106,9 @@ impl<'a> Request<'a> {
         *self.failure.lock() = Some(Box::new(failure));
     }
 
-    /// Whether no connection could be opened for it.
-    pub(super) fn has_failed(&self) -> bool {
-        self.failure.lock().is_some()
+    /// Whether it has waited for the end of a lease of the same agent. From now on it has.
+    pub(super) fn waits_for_own(&self) -> bool {
+        !self.has_waited_for_own.swap(true, Relaxed)
     }
 
     pub(super) fn take_failure(&self) -> Option<Error> {

@@ -2,34 +2,50 @@
 //! It ends none.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use event_listener::Event;
 use parking_lot::Mutex;
 
-/// The agents of leases that are being ended: at most as many as there are connections.
+/// The leases that are being ended: at most as many as there are connections.
 #[derive(Default)]
 pub(super) struct Settling {
-    agents: Mutex<Vec<Arc<str>>>,
+    ends: Mutex<Vec<End>>,
+    next: AtomicU64,
     /// Notified each time a lease has ended.
     ended: Event,
 }
 
+/// The end of a lease.
+struct End {
+    id: u64,
+    agent: Arc<str>,
+    since: Instant,
+}
+
 impl Settling {
-    pub(super) fn begin(&self, agent: Arc<str>) {
-        self.agents.lock().push(agent);
+    /// Notes that a lease is being ended, until [`end`](Settling::end).
+    pub(super) fn begin(&self, agent: Arc<str>) -> u64 {
+        let id = self.next.fetch_add(1, Relaxed);
+        self.ends.lock().push(End {
+            id,
+            agent,
+            since: Instant::now(),
+        });
+        id
     }
 
-    pub(super) fn end(&self, agent: &str) {
-        let mut agents = self.agents.lock();
-        if let Some(place) = agents.iter().position(|other| **other == *agent) {
-            agents.swap_remove(place);
-        }
-        drop(agents);
+    pub(super) fn end(&self, id: u64) {
+        self.ends.lock().retain(|end| end.id != id);
         self.ended.notify(usize::MAX);
     }
 
-    pub(super) fn has(&self, agent: &str) -> bool {
-        self.agents.lock().iter().any(|other| **other == *agent)
+    /// Since when the agent's latest lease is being ended, if one is.
+    pub(super) fn of(&self, agent: &str) -> Option<Instant> {
+        let ends = self.ends.lock();
+        let own = ends.iter().filter(|end| *end.agent == *agent);
+        own.map(|end| end.since).max()
     }
 
     /// Waits until one lease of the agent has ended, if any is being ended.
@@ -46,7 +62,7 @@ impl Settling {
     }
 
     fn count(&self, agent: &str) -> usize {
-        let agents = self.agents.lock();
-        agents.iter().filter(|other| ***other == *agent).count()
+        let ends = self.ends.lock();
+        ends.iter().filter(|end| *end.agent == *agent).count()
     }
 }

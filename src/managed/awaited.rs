@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::health::{Health, fraction};
 use super::remote::Remote;
-use super::{Fault, IsBroken, NoAnswer, Timing};
+use super::{Fault, IsBroken, NoAnswer, Timing, dropped, panicked};
 use crate::core::backend::{Backend, CheckNeeded, CloseMode, Fate, NotClosed, Patience};
 use crate::error::Error;
 use crate::observe::stats::Stats;
@@ -84,9 +84,21 @@ impl<M: ManageConnection> Awaited<M> {
         })
     }
 
-    /// Waits for a task of the runtime. `None`: the runtime has ended, or the task panicked.
-    fn task<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
-        block_on(self.runtime.spawn(work)).ok()
+    /// Waits for a task of the runtime. It fails if the runtime has ended, or if the task panics.
+    fn task<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        block_on(self.runtime.spawn(work)).map_err(|error| match error.try_into_panic() {
+            Ok(panic) => panicked("the manager or a callback", panic),
+            Err(_) => Error::NoRuntime,
+        })
+    }
+
+    /// A borrower has reported an error that says that its connection is broken.
+    pub(crate) fn reported(&self, connection: &Remote<M::Connection>) {
+        connection.report();
+        connection.broke(&self.health);
     }
 
     fn has_broken(&self, connection: &mut Remote<M::Connection>) -> bool {
@@ -102,7 +114,7 @@ impl<M: ManageConnection> Awaited<M> {
         broken
     }
 
-    /// Runs a callback on a connection, for as long as a probe may take. Returns whether the connection can still serve.
+    /// Runs a callback on a connection. Returns whether the connection can still serve.
     fn call(
         &self,
         callback: &Callback<M::Connection>,
@@ -112,8 +124,9 @@ impl<M: ManageConnection> Awaited<M> {
         done && !self.has_broken(connection)
     }
 
-    /// Lends the connection to a task. If its work does not end in time, or panics, the connection comes back all the
-    /// same, for its drop may be what closes it, and may wait for that. It is lost only if the runtime ends.
+    /// Lends the connection to a task. If its work panics, the connection comes back all the same, to be closed on a thread
+    /// of the pool; if the runtime ends, it is lost. The task may take as long as the server does: a client that is dropped
+    /// with a question unanswered keeps its place at the server, so its place in the pool stays taken, too.
     fn with<W>(&self, connection: &mut Remote<M::Connection>, work: W) -> bool
     where
         W: TaskWork<M::Connection>,
@@ -121,15 +134,11 @@ impl<M: ManageConnection> Awaited<M> {
         let Some(mut inner) = connection.take() else {
             return false;
         };
-        let timeout = self.timing.probe_timeout;
         let done = self.task(async move {
-            let done = {
-                let work = pin!(caught("a callback", work.on(&mut inner)));
-                await_until(Instant::now() + timeout, work).await
-            };
-            (inner, matches!(done, Some(Ok(true))))
+            let sound = caught("a callback", work.on(&mut inner)).await;
+            (inner, matches!(sound, Ok(true)))
         });
-        let sound = done.is_some_and(|(inner, sound)| {
+        let sound = done.is_ok_and(|(inner, sound)| {
             connection.put_back(inner);
             sound
         });
@@ -174,13 +183,6 @@ impl<M: ManageConnection> Awaited<M> {
             Err(fault) => Err((fault, Some(connection))),
         }
     }
-
-    /// Drops a connection on this thread, which may block.
-    fn close_here(&self, connection: Option<M::Connection>) -> Result<(), Error> {
-        let _runtime = self.runtime.enter();
-        let closed = catch_unwind(AssertUnwindSafe(|| drop(connection)));
-        closed.map_err(|panic| Error::panicked("the drop of a connection", &*panic))
-    }
 }
 
 /// Work of the user's. A panic in it is an error.
@@ -190,7 +192,7 @@ async fn caught<T>(what: &'static str, work: impl Future<Output = T>) -> Result<
         let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
         match polled {
             Ok(polled) => polled.map(Ok),
-            Err(panic) => Poll::Ready(Err(Error::panicked(what, &*panic))),
+            Err(panic) => Poll::Ready(Err(super::panicked(what, panic))),
         }
     })
     .await
@@ -232,15 +234,17 @@ where
         let (manager, on_open) = (Arc::clone(&self.manager), self.hooks.on_open.clone());
         let within = self.timing.open_timeout;
         match self.task(Self::opened(manager, on_open, within)) {
-            Some(Ok(connection)) => {
+            Ok(Ok(connection)) => {
                 self.health.opened();
                 Ok(Remote::new(connection, incidents))
             }
-            Some(Err((fault, connection))) => {
-                let _ = self.close_here(connection);
+            Ok(Err((fault, connection))) => {
+                // Its drop may be what closes it, and may wait for that.
+                let _runtime = self.runtime.enter();
+                let _ = dropped(connection);
                 Err(self.health.failed(&self.name, fault))
             }
-            None => Err(self.health.failed(&self.name, Box::new(Error::NoRuntime))),
+            Err(error) => Err(self.health.failed(&self.name, Box::new(error))),
         }
     }
 
@@ -260,7 +264,6 @@ where
 
     fn settle(&self, connection: &mut Self::Connection) -> Fate {
         if connection.is_reported() {
-            connection.broke(&self.health);
             return Fate::Discard;
         }
         match &self.hooks.settle {
@@ -324,6 +327,14 @@ where
             .failed(&self.name, Box::new(NoAnswer { within }))
     }
 
+    fn is_failing(&self) -> bool {
+        self.health.is_failing()
+    }
+
+    fn can_reset(&self, connection: &Self::Connection) -> bool {
+        self.hooks.reset.is_some() || !connection.is_dirty()
+    }
+
     fn back_off(&self, now: Instant) -> Option<(Instant, Error)> {
         self.health.back_off(&self.name, now)
     }
@@ -338,7 +349,8 @@ where
         _: CloseMode,
     ) -> Result<(), NotClosed<Self::Connection>> {
         let inner = connection.take();
-        self.close_here(inner).map_err(|error| NotClosed {
+        let _runtime = self.runtime.enter();
+        dropped(inner).map_err(|error| NotClosed {
             connection: None,
             error,
         })
@@ -353,8 +365,8 @@ where
     }
 
     fn check(&self) -> Result<(), Error> {
-        match self.back_off(Instant::now()) {
-            Some((_, error)) => Err(error),
+        match self.health.last_failure(&self.name) {
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }

@@ -11,7 +11,7 @@ use r2d2::ManageConnection;
 use super::health::{Health, fraction};
 use super::off_thread::OffThread;
 use super::remote::Remote;
-use super::{Fault, IsBroken, NoAnswer, Timing};
+use super::{Fault, IsBroken, NoAnswer, Timing, dropped, forget, panicked};
 use crate::core::backend::{Backend, CheckNeeded, CloseMode, Fate, NotClosed, Patience};
 use crate::error::Error;
 use crate::observe::stats::Stats;
@@ -70,6 +70,12 @@ impl<M: ManageConnection> Managed<M> {
         is_broken.is_none_or(|is_broken| quietly(|| is_broken(error)).unwrap_or(true))
     }
 
+    /// A borrower has reported an error that says that its connection is broken.
+    pub(crate) fn reported(&self, connection: &Remote<M::Connection>) {
+        connection.report();
+        connection.broke(&self.health);
+    }
+
     fn has_broken(&self, connection: &mut M::Connection) -> bool {
         quietly(|| self.owned.manager.has_broken(connection)).unwrap_or(true)
     }
@@ -84,7 +90,7 @@ impl<M: ManageConnection> Managed<M> {
             return false;
         };
         let done =
-            callback.is_none_or(|callback| matches!(quietly(|| callback(inner)), Some(Ok(()))));
+            callback.is_none_or(|callback| quietly(|| callback(inner).is_ok()) == Some(true));
         let sound = done && !self.has_broken(inner);
         connection.checked();
         if !sound {
@@ -96,14 +102,20 @@ impl<M: ManageConnection> Managed<M> {
 
 /// Runs code of the user's. `None`: it panicked.
 fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(work)).ok()
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => Some(done),
+        Err(panic) => {
+            forget(panic);
+            None
+        }
+    }
 }
 
 /// Runs code of the user's that opens a connection.
 fn attempt<T>(what: &'static str, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done,
-        Err(panic) => Err(Box::new(Error::panicked(what, &*panic))),
+        Err(panic) => Err(Box::new(panicked(what, panic))),
     }
 }
 
@@ -153,7 +165,6 @@ where
 
     fn settle(&self, connection: &mut Self::Connection) -> Fate {
         if connection.is_reported() {
-            connection.broke(&self.health);
             return Fate::Discard;
         }
         match self.call(self.owned.hooks.settle.as_ref(), connection) {
@@ -187,8 +198,8 @@ where
             return Fate::Reuse;
         }
         self.probes.fetch_add(1, Relaxed);
-        match quietly(|| self.owned.manager.is_valid(inner)) {
-            Some(Ok(())) => {
+        match quietly(|| self.owned.manager.is_valid(inner).is_ok()) {
+            Some(true) => {
                 connection.is_sound_as_of(incidents);
                 Fate::Reuse
             }
@@ -235,6 +246,14 @@ where
             .failed(&self.name, Box::new(NoAnswer { within }))
     }
 
+    fn is_failing(&self) -> bool {
+        self.health.is_failing()
+    }
+
+    fn can_reset(&self, connection: &Self::Connection) -> bool {
+        self.owned.hooks.reset.is_some() || !connection.is_dirty()
+    }
+
     fn back_off(&self, now: Instant) -> Option<(Instant, Error)> {
         self.health.back_off(&self.name, now)
     }
@@ -249,13 +268,10 @@ where
         _: CloseMode,
     ) -> Result<(), NotClosed<Self::Connection>> {
         let inner = connection.take();
-        match catch_unwind(AssertUnwindSafe(|| drop(inner))) {
-            Ok(()) => Ok(()),
-            Err(panic) => Err(NotClosed {
-                connection: None,
-                error: Error::panicked("the drop of a connection", &*panic),
-            }),
-        }
+        dropped(inner).map_err(|error| NotClosed {
+            connection: None,
+            error,
+        })
     }
 
     fn fd_ceiling(&self, max_connections: usize) -> usize {
@@ -267,8 +283,8 @@ where
     }
 
     fn check(&self) -> Result<(), Error> {
-        match self.back_off(Instant::now()) {
-            Some((_, error)) => Err(error),
+        match self.health.last_failure(&self.name) {
+            Some(error) => Err(error),
             None => Ok(()),
         }
     }

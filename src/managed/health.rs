@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Fault;
-use crate::error::Error;
+use crate::error::{Error, Unreachable};
 
 /// The shortest and the longest pause after an opening that failed.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
@@ -47,14 +47,32 @@ impl Health {
     /// An opening failed. Returns its error, for the caller.
     pub(super) fn failed(&self, target: &str, fault: Fault) -> Error {
         let last = Arc::new(fault);
+        let now = Instant::now();
         let mut failing = self.failing.lock();
-        let times = failing.as_ref().map_or(0, |failing| failing.times + 1);
+        // Those that began before the last one failed belong to it.
+        let (times, until) = match &*failing {
+            None => (0, now + pause(0)),
+            Some(failing) if failing.until > now => (failing.times, failing.until),
+            Some(failing) => (failing.times + 1, now + pause(failing.times + 1)),
+        };
         *failing = Some(Failing {
             times,
-            until: Instant::now() + pause(times),
+            until,
             last: Arc::clone(&last),
         });
         cannot_open(target, last)
+    }
+
+    /// Whether the last opening failed.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing.lock().is_some()
+    }
+
+    /// The error of the last opening, if it failed.
+    pub(super) fn last_failure(&self, target: &str) -> Option<Error> {
+        let failing = self.failing.lock();
+        let last = &failing.as_ref()?.last;
+        Some(cannot_open(target, Arc::clone(last)))
     }
 
     /// Until when no opening may begin, and why.
@@ -83,29 +101,7 @@ pub(super) fn fraction() -> f64 {
 fn cannot_open(target: &str, fault: Arc<Fault>) -> Error {
     Error::Open {
         target: target.to_owned(),
-        source: Box::new(Shared(fault)),
-    }
-}
-
-/// An error that several callers get.
-struct Shared(Arc<Fault>);
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::fmt::Display for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Shared {
-    /// The error itself, so that a caller can downcast it.
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&**self.0)
+        source: Box::new(Unreachable(fault)),
     }
 }
 

@@ -17,7 +17,9 @@ mod health;
 mod off_thread;
 mod remote;
 
+use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 #[cfg(feature = "bb8")]
@@ -28,6 +30,8 @@ pub(crate) use awaited::AwaitedHooks;
 pub(crate) use blocking::Hooks;
 #[cfg(feature = "managed")]
 pub use blocking::Managed;
+
+use crate::error::Error;
 
 /// Why the backend could not do something.
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -55,6 +59,27 @@ impl Default for Timing {
             fds_per_connection: None,
         }
     }
+}
+
+/// Drops what another's panic carried, whatever that does.
+fn forget(panic: Box<dyn Any + Send>) {
+    // A payload that panics when it is dropped leaves another, which is never dropped.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(panic);
+    }
+}
+
+/// The error for a panic in the user's code.
+fn panicked(what: &'static str, panic: Box<dyn Any + Send>) -> Error {
+    let error = Error::panicked(what, &*panic);
+    forget(panic);
+    error
+}
+
+/// Drops a connection, whatever that does.
+fn dropped<C>(connection: Option<C>) -> Result<(), Error> {
+    catch_unwind(AssertUnwindSafe(|| drop(connection)))
+        .map_err(|panic| panicked("the drop of a connection", panic))
 }
 
 /// A server did not answer in time.

@@ -50,7 +50,7 @@ impl<C> Remote<C> {
         used
     }
 
-    pub(crate) fn report(&self) {
+    pub(super) fn report(&self) {
         self.reported.store(true, Relaxed);
     }
 

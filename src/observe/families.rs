@@ -148,6 +148,11 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
                 ("probe", stats.discarded_by_probe),
             ],
         ),
+        plain_counter(
+            "leasepool_probes_total",
+            "Questions to a server whether a connection is sound.",
+            stats.probes,
+        ),
         counter(
             "leasepool_opens_total",
             "Attempts to open a connection, by outcome.",

@@ -165,6 +165,7 @@ impl Builder {
                 expected: "false, because all connections share one database".to_owned(),
             });
         }
+        self.own.database.check_hosting()?;
         if let Checkpoints::External { emergency } = settings.checkpoints {
             self.check_external(emergency)?;
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::Pool;
 use super::agent::Agent;
 use crate::core::backend::Backend;
+use crate::core::reentrancy::{self, Within};
 use crate::core::request::Request;
 use crate::error::Error;
 use crate::sqlite::{AgentIds, Backup, Sqlite};
@@ -101,7 +102,8 @@ impl Pool {
         vacuumed
     }
 
-    /// The ids of the agents that have a file, in no particular order, read from the folder as you go.
+    /// The ids of the agents that have a file on this machine, whoever [owns](crate::Database::owner) them, in no particular
+    /// order, read from the folder as you go.
     ///
     /// ```
     /// # use leasepool::{Database, Pool};
@@ -130,7 +132,8 @@ impl Pool {
 }
 
 impl Agent {
-    /// Whether the agent has a file. (A lease would make one.)
+    /// Whether the agent has a file on this machine, whoever [owns](crate::Database::owner) the agent. (A lease would
+    /// make one, or have it [brought](crate::Database::on_missing); this does not.)
     ///
     /// # Errors
     /// [`Error::Unsupported`] if agents have no files of their own.
@@ -146,13 +149,15 @@ impl Agent {
     /// database. Returns whether there was one.
     ///
     /// The pool first waits until the agent's connection is returned, earlier callers have had it, and no other process
-    /// has the file open. With `within(Duration::ZERO)` it does not wait.
+    /// has the file open. With `within(Duration::ZERO)` it does not wait. With
+    /// [`Builder::external_checkpoints`](crate::Builder::external_checkpoints), the process that runs the checkpoints may
+    /// have it open.
     ///
     /// # Errors
     /// - [`Error::Exhausted`] if the connection was still lent at the end of the wait.
     /// - [`Error::Open`] with `SQLITE_BUSY` inside if another process still had the file open then.
     /// - [`Error::AlreadyPooled`] if another pool of this process has it open.
-    /// - [`Error::ReadOnly`] if the pool only reads.
+    /// - [`Error::ReadOnly`] if the pool only reads. [`Error::NotHere`] if another node serves the agent.
     /// - [`Error::Unsupported`] if agents have no files of their own; [`Error::Open`] if a file cannot be deleted.
     /// - [`Error::Closed`], [`Error::InvalidAgent`] as for [`Pool::lease`].
     ///
@@ -171,6 +176,119 @@ impl Agent {
             .remove_file(request.agent(), &core.patience(&request))
     }
 
+    /// Removes what is left on this machine of an agent that another node serves. Returns whether there was something.
+    ///
+    /// Call it on the node that is to be the agent's next owner, *before* that is recorded: when a copy arrives, and
+    /// before the node takes over the agent of a node that is lost. A process that dies at the end of a hand-over, or that
+    /// is declared dead and comes back, leaves an old database. It is not served as long as the agent is another node's;
+    /// without this call it would be when the agent returns.
+    ///
+    /// # Errors
+    /// - [`Error::Unsupported`] if the agent belongs to this process, or if the pool has no
+    ///   [`owner`](crate::Database::owner) function.
+    /// - Otherwise those of [`Agent::remove`].
+    ///
+    /// # Blocking
+    /// Like [`Agent::remove`]; if nothing is left, only to look.
+    #[track_caller]
+    pub fn remove_leftovers(&self) -> Result<bool, Error> {
+        let core = &self.pool().shared().core;
+        core.backend.check_writable()?;
+        core.backend.check_has_owner()?;
+        let place = Location::caller();
+        let request = Request::new(self.borrower()?, Some(self.wait()), place).of_stranger();
+        let is_strange = || {
+            matches!(
+                core.backend.admit(request.agent()),
+                Err(Error::NotHere { .. })
+            )
+        };
+        // No file appears of another node's agent, so no other borrower needs to make way.
+        if !core.backend.has_file(request.agent())? && is_strange() {
+            return Ok(false);
+        }
+        let _aside = core.set_aside(&request, 1, true)?;
+        core.backend
+            .remove_file(request.agent(), &core.patience(&request))
+    }
+
+    /// Moves the agent to another node: closes the agent's database, lets `work` copy it, and deletes it here, while
+    /// nobody can use it. Needs [`Database::owner`](crate::Database::owner).
+    ///
+    /// 1. The pool waits until the agent's connection is returned and earlier callers have had it. If the agent has no
+    ///    database, the pool makes it, or has it [brought](crate::Database::on_missing), as a lease would.
+    /// 2. It runs a checkpoint, so that all is in one file, closes the connection, and renames the file. Now no process
+    ///    can open it.
+    /// 3. `work` gets the file's path. It copies the file to the other node, and then records the new owner, so that
+    ///    the function given to `owner` says [`Owner::Elsewhere`](crate::Owner::Elsewhere). It runs on this thread, and
+    ///    may take its time.
+    /// 4. The pool asks that function. If the agent is elsewhere, the pool deletes the file and returns what `work`
+    ///    returned. Callers that waited meanwhile, and queued writes, get [`Error::NotHere`].
+    ///
+    /// Otherwise nothing has happened: if `work` fails or panics, or if the agent still belongs to this process, the file
+    /// is back at its path, and callers that waited go on. If this process dies meanwhile, the file lies at its path
+    /// with `-leaving` added. If the agent is still this process's when it runs again, its next lease takes it from there.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use leasepool::{Error, Pool};
+    ///
+    /// # fn copy_to(node: &str, agent: &str, file: &std::path::Path) -> std::io::Result<()> { Ok(()) }
+    /// # fn record_owner(agent: &str, node: &str) -> std::io::Result<()> { Ok(()) }
+    /// fn move_alice(pool: &Pool) -> Result<(), Error> {
+    ///     let alice = pool.agent("alice").within(Duration::from_secs(2));
+    ///     alice.hand_over(|file| {
+    ///         copy_to("node-2", "alice", file)?; // it must be safe there before the next line
+    ///         record_owner("alice", "node-2")
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// - The new node calls [`Agent::remove_leftovers`] when the copy arrives. It must not serve the agent before the owner
+    ///   is recorded, nor make an empty database if the copy does not arrive: [the guide](crate::guide::scaling) has all
+    ///   rules.
+    /// - If recording may have happened although it failed (a time limit that passed), let `work` find out before it
+    ///   returns.
+    /// - It takes one of the pool's connections until it ends. [`Pool::close`] waits for it.
+    /// - `work` must leave the file as it is. It may use the pool for other agents, but must not use it for this one, nor
+    ///   close it.
+    /// - With [`Builder::external_checkpoints`](crate::Builder::external_checkpoints), the process that runs the
+    ///   checkpoints may have the file open. No other process may write to it.
+    ///
+    /// # Errors
+    /// - [`Error::HandOver`] if `work` fails or panics, or if the agent is still this process's after it.
+    /// - [`Error::NotHere`] if the agent is elsewhere already: a second hand-over of an agent gets this.
+    /// - [`Error::Exhausted`] if the agent's connection was still lent at the end of the wait.
+    /// - [`Error::Open`] with `SQLITE_BUSY` inside if another process still had the file open then; [`Error::Open`] for
+    ///   other faults of the file, also if it cannot be deleted after all has been done.
+    /// - [`Error::NoDatabase`] if the agent has none, and none may be made.
+    /// - [`Error::Unsupported`] if the pool has no `owner` function; [`Error::ReadOnly`] if the pool only reads.
+    /// - [`Error::Closed`], [`Error::InvalidAgent`], [`Error::AlreadyPooled`] as for [`Agent::remove`].
+    ///
+    /// # Blocking
+    /// Like [`Pool::lease`], for the disk, and for as long as `work` takes. In async code, call it on a blocking thread.
+    #[track_caller]
+    pub fn hand_over<T, E, F>(&self, work: F) -> Result<T, Error>
+    where
+        F: FnOnce(&Path) -> Result<T, E>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let core = &self.pool().shared().core;
+        let backend = &core.backend;
+        backend.check_writable()?;
+        backend.check_has_owner()?;
+        let place = Location::caller();
+        let request = Request::new(self.borrower()?, Some(self.wait()), place);
+        if !backend.has_file(request.agent())? {
+            drop(self.pool().shared().lease(&request)?);
+        }
+        let _aside = core.set_aside(&request, 1, true)?;
+        let _within = Within::enter(core.address(), reentrancy::HAND_OVER);
+        backend.hand_over(request.agent(), &core.patience(&request), |file| {
+            work(file).map_err(Into::into)
+        })
+    }
+
     /// Copies the database that the agent uses, as one commit left it, to the file `to`, as [`Pool::backup`] does.
     ///
     /// If agents have files of their own, the agent may be in use meanwhile: its connection reads and writes on. (With
@@ -179,7 +297,8 @@ impl Agent {
     /// one.
     ///
     /// # Errors
-    /// Those of [`Pool::backup`]; [`Error::Open`] if the agent has no file.
+    /// Those of [`Pool::backup`]; [`Error::Open`] if the agent has no file; [`Error::NotHere`] if another node serves the
+    /// agent.
     ///
     /// # Blocking
     /// Like [`Pool::backup`]. In async code, call it on a blocking thread.

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::budget::{Sharing, for_files, per_connection};
 use super::database::Place;
+use super::hosting::Hosting;
 use super::id;
 use super::identity::{BesidePaths, Claim, Identity, LOOK_EVERY, SHORTEST, beside, resolve};
 use super::known::{Known, SetUpFiles};
@@ -20,6 +21,7 @@ use crate::error::{Error, FileState};
 
 pub(crate) struct Agents {
     place: Place,
+    pub(super) hosting: Hosting,
     known: SetUpFiles,
     /// The open files, each with the pool's claim on it.
     pub(super) open: OpenFiles<PathBuf, Claim>,
@@ -60,6 +62,7 @@ impl Agents {
     /// `max_connections` connections.
     pub(super) fn new(
         place: Place,
+        hosting: Hosting,
         sharing: Sharing,
         max_connections: usize,
     ) -> Result<Self, Error> {
@@ -78,6 +81,7 @@ impl Agents {
         };
         Ok(Agents {
             place,
+            hosting,
             known: SetUpFiles::new(),
             open: OpenFiles::new(per_connection(sharing), for_files(sharing, max_connections)),
             claim: Mutex::new(claim),
@@ -235,6 +239,11 @@ impl Agents {
         }
     }
 
+    /// The pool is closed to new leases.
+    pub(super) fn leave_claim(&self) {
+        self.claim.lock().leave();
+    }
+
     pub(super) fn give_up_claim(&self) {
         self.claim.lock().give_up();
     }
@@ -331,13 +340,23 @@ pub(super) fn wal_length(path: &Path) -> u64 {
 /// Removes a database and the files beside it. The files that would change it go first: a crash in between
 /// leaves an older database, and not a log that SQLite would replay into another one.
 pub(super) fn remove_files(path: &Path) -> io::Result<()> {
-    for suffix in ["-wal", "-journal", "-shm", ""] {
-        match std::fs::remove_file(beside(path, suffix)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    remove_logs(path)?;
+    remove_file(path)
+}
+
+/// Removes the files that SQLite keeps beside a database.
+pub(super) fn remove_logs(path: &Path) -> io::Result<()> {
+    for suffix in ["-wal", "-journal", "-shm"] {
+        remove_file(&beside(path, suffix))?;
     }
     Ok(())
+}
+
+pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn open_fault(path: &Path, source: io::Error) -> Error {

@@ -139,14 +139,16 @@ impl Sqlite {
         patience: &Patience<'_>,
     ) -> Result<(), Error> {
         let agents = self.agents()?;
+        agents.hosting.admit(agent)?;
         let path = agents.path(agent)?;
         let no_file = || open_fault(&path, io::ErrorKind::NotFound.into());
-        if !path.exists() {
+        if !self.has_file(agent)? {
             return Err(no_file());
         }
-        if !agents.is_set_up(&path) {
-            // A borrower, or another process, may be setting it up now.
+        if !agents.is_set_up(&path) || !path.exists() {
+            // A borrower, or another process, may be setting it up or handing it over now.
             drop(SetUpLock::acquire(&path, patience.deadline)?);
+            agents.hosting.admit(agent)?;
             if !path.exists() {
                 return Err(no_file());
             }
@@ -183,7 +185,12 @@ impl Sqlite {
         })
     }
 
-    fn copied(&self, source: &Connection, to: &Path, how: &mut Backup<'_>) -> Result<(), Fault> {
+    pub(super) fn copied(
+        &self,
+        source: &Connection,
+        to: &Path,
+        how: &mut Backup<'_>,
+    ) -> Result<(), Fault> {
         let mut target = connect(
             &Opener::existing(to),
             &self.settings,

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use r2d2_sqlite::SqliteConnectionManager;
 
 use super::budget::Sharing;
+use super::hosting::Hosting;
 
 /// The database, or the databases, that a pool lends connections to.
 #[derive(Debug, Clone)]
-pub struct Database(pub(crate) Kind);
+pub struct Database(pub(crate) Kind, pub(crate) Hosting);
 
 #[derive(Debug, Clone)]
 pub(crate) enum Kind {
@@ -72,7 +73,7 @@ impl Database {
     /// links and relative paths to it count as the same file. A second `build` fails with
     /// [`Error::AlreadyPooled`](crate::Error::AlreadyPooled); clone the first pool instead.
     pub fn file(path: impl AsRef<Path>) -> Self {
-        Database(Kind::File(path.as_ref().to_path_buf()))
+        Database::of(Kind::File(path.as_ref().to_path_buf()))
     }
 
     /// One file that all agents read and that another process writes. The pool opens it read-only
@@ -102,7 +103,7 @@ impl Database {
     /// # }
     /// ```
     pub fn read_only(path: impl AsRef<Path>) -> Self {
-        Database(Kind::ReadOnly(path.as_ref().to_path_buf()))
+        Database::of(Kind::ReadOnly(path.as_ref().to_path_buf()))
     }
 
     /// One file that all agents share, like [`Database::file`], opened through a manager of r2d2_sqlite that the program
@@ -150,7 +151,7 @@ impl Database {
     #[cfg(feature = "r2d2_sqlite")]
     #[cfg_attr(docsrs, doc(cfg(feature = "r2d2_sqlite")))]
     pub fn manager(manager: SqliteConnectionManager) -> Self {
-        Database(Kind::Manager(Arc::new(manager)))
+        Database::of(Kind::Manager(Arc::new(manager)))
     }
 
     /// A file for each agent, in `folder`. There may be any number of agents, but never more than
@@ -168,9 +169,13 @@ impl Database {
     /// the same agent waits until the first returns it, and meanwhile takes no connection from other agents.
     ///
     /// One process may have one pool on a folder at a time.
+    ///
+    /// Where many machines share the agents, [`owner`](Database::owner) says which agents are here,
+    /// [`create`](Database::create) and [`on_missing`](Database::on_missing) what happens if one has no file yet:
+    /// see [the guide](crate::guide::scaling).
     pub fn per_agent(folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref().to_path_buf();
-        Database(Kind::Agents(Place::Folder(folder)))
+        Database::of(Kind::Agents(Place::Folder(folder)))
     }
 
     /// Like [`Database::per_agent`], with files where `place` says. The pool calls `place` with the agent's
@@ -182,14 +187,18 @@ impl Database {
     where
         F: Fn(&str) -> PathBuf + Send + Sync + 'static,
     {
-        Database(Kind::Agents(Place::Function(Arc::new(place))))
+        Database::of(Kind::Agents(Place::Function(Arc::new(place))))
     }
 
     /// A database in memory that all agents of this pool share and that ends with the pool. It needs no
     /// descriptors. It has no WAL: a writer waits for readers, and readers for a writer, for at most
     /// `busy_timeout`.
     pub fn memory() -> Self {
-        Database(Kind::Memory)
+        Database::of(Kind::Memory)
+    }
+
+    fn of(kind: Kind) -> Self {
+        Database(kind, Hosting::default())
     }
 }
 

@@ -301,6 +301,11 @@ impl File {
         }
     }
 
+    /// The pool is closed to new leases.
+    pub(crate) fn leave_claim(&self) {
+        self.claim.lock().leave();
+    }
+
     pub(crate) fn give_up_claim(&self) {
         self.claim.lock().give_up();
     }

@@ -1,13 +1,13 @@
 //! Identity: which file a path leads to, whatever its name; and which files pools of this process have claimed.
 //! It never opens a file: closing any descriptor to a database would drop the locks that SQLite holds.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
 
@@ -173,8 +173,13 @@ fn resolve_in_folder(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// The files that pools of this process have claimed: each by its path, since it may not exist yet or may
-/// come back, and by its identity, since it may have other names.
-static CLAIMED: LazyLock<Mutex<HashSet<Key>>> = LazyLock::new(Mutex::default);
+/// come back, and by its identity, since it may have other names. And whether its pool is closed.
+static CLAIMED: LazyLock<Mutex<HashMap<Key, bool>>> = LazyLock::new(Mutex::default);
+/// Notified when a claim is given up.
+static GIVEN_UP: Condvar = Condvar::new();
+
+/// How long a new pool waits for the end of one that is closed: its last connection may be closing still.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
@@ -186,8 +191,8 @@ enum Key {
 pub(super) fn is_claimed(path: &Path) -> bool {
     let identity = Identity::at(path).map(|(identity, _)| Key::Identity(identity));
     let claimed = CLAIMED.lock();
-    claimed.contains(&Key::Path(path.to_path_buf()))
-        || identity.is_ok_and(|identity| claimed.contains(&identity))
+    claimed.contains_key(&Key::Path(path.to_path_buf()))
+        || identity.is_ok_and(|identity| claimed.contains_key(&identity))
 }
 
 /// A pool's claim on a file. Dropping it gives the file up.
@@ -199,9 +204,10 @@ pub(super) struct Claim {
 impl Claim {
     pub(super) fn new(path: &Path) -> Result<Claim, Error> {
         let mut claim = Claim::default();
-        claim.add(path, Key::Path(path.to_path_buf()))?;
+        let deadline = Instant::now() + FAREWELL;
+        claim.add(path, Key::Path(path.to_path_buf()), deadline)?;
         if let Ok((identity, _)) = Identity::at(path) {
-            claim.add(path, Key::Identity(identity))?;
+            claim.add(path, Key::Identity(identity), deadline)?;
         }
         Ok(claim)
     }
@@ -213,7 +219,8 @@ impl Claim {
             return Ok(());
         }
         self.forget_identity();
-        self.add(path, new)
+        // Borrowers wait for this pool's claim: it waits for no other.
+        self.add(path, new, Instant::now())
     }
 
     pub(super) fn forget_identity(&mut self) {
@@ -227,14 +234,29 @@ impl Claim {
         });
     }
 
-    fn add(&mut self, path: &Path, key: Key) -> Result<(), Error> {
-        if !CLAIMED.lock().insert(key.clone()) {
-            return Err(Error::AlreadyPooled {
-                path: path.to_path_buf(),
-            });
+    /// Waits until `deadline` for a closed pool that has the key.
+    fn add(&mut self, path: &Path, key: Key, deadline: Instant) -> Result<(), Error> {
+        let mut claimed = CLAIMED.lock();
+        while let Some(is_leaving) = claimed.get(&key) {
+            if !is_leaving || GIVEN_UP.wait_until(&mut claimed, deadline).timed_out() {
+                return Err(Error::AlreadyPooled {
+                    path: path.to_path_buf(),
+                });
+            }
         }
+        claimed.insert(key.clone(), false);
         self.keys.push(key);
         Ok(())
+    }
+
+    /// The pool is closed, and will give the claim up when its last connection is.
+    pub(super) fn leave(&self) {
+        let mut claimed = CLAIMED.lock();
+        for key in &self.keys {
+            if let Some(is_leaving) = claimed.get_mut(key) {
+                *is_leaving = true;
+            }
+        }
     }
 
     pub(super) fn give_up(&mut self) {
@@ -242,6 +264,8 @@ impl Claim {
         for key in self.keys.drain(..) {
             claimed.remove(&key);
         }
+        drop(claimed);
+        GIVEN_UP.notify_all();
     }
 }
 

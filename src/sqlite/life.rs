@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 
-use super::agents::{Agents, open_fault, remove_files};
+use super::agents::{Agents, open_fault, remove_file, remove_files};
 use super::connect::connect;
+use super::hosting::{is_there, leaving};
 use super::identity::SHORTEST;
 use super::open::{discard, open_error};
 use super::opener::Opener;
@@ -54,7 +55,8 @@ impl Sqlite {
     }
 
     pub(crate) fn has_file(&self, agent: &str) -> Result<bool, Error> {
-        Ok(self.agents()?.path(agent)?.exists())
+        let path = self.agents()?.path(agent)?;
+        Ok(is_there(&path)? || leaving(&path).exists())
     }
 
     /// Removes the agent's file. Returns whether there was one. If another process uses the file, this waits
@@ -65,9 +67,12 @@ impl Sqlite {
         let deadline = patience.deadline;
         let _opened = agents.opened(&path, patience)?;
         let _lock = self.agents_set_up_lock(agents, &path, patience, deadline)?;
+        let left = leaving(&path);
+        let was_left = left.exists();
+        remove_file(&left).map_err(|source| open_fault(&left, source))?;
         let removed = self.remove_exclusively(&path, deadline)?;
         agents.forget(&path);
-        Ok(removed)
+        Ok(removed || was_left)
     }
 
     /// Removes a database that no other process has open.
@@ -77,9 +82,10 @@ impl Sqlite {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(open_fault(path, source)),
         };
-        // A file too short for a database holds no data yet, so it need not be locked.
+        // A file too short for a database holds no data yet, so it need not be locked. A file that is no
+        // database cannot be.
         let alone = match length.is_some_and(|length| length >= SHORTEST) {
-            true => self.lock_exclusively(path, deadline)?,
+            true => self.lock_out(path, deadline)?.ok(),
             false => None,
         };
         let removed = remove_files(path).map_err(|source| open_fault(path, source));
@@ -92,20 +98,26 @@ impl Sqlite {
         Ok(length.is_some())
     }
 
-    /// A connection that has the database exclusively. `None` if the file is no database.
-    fn lock_exclusively(
+    /// A connection that has the database exclusively: no other process has it open. Where another process
+    /// runs the checkpoints, that one may have it open; then the connection keeps it from being written. The
+    /// inner error is SQLite's, if the file cannot be read as a database.
+    pub(super) fn lock_out(
         &self,
         path: &Path,
         deadline: Instant,
-    ) -> Result<Option<rusqlite::Connection>, Error> {
+    ) -> Result<rusqlite::Result<rusqlite::Connection>, Error> {
         let target = path.display().to_string();
+        let sql = match self.settings.is_external() {
+            true => "BEGIN IMMEDIATE",
+            false => "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE",
+        };
         loop {
             let connection = connect(&Opener::existing(path), &self.settings, &target)?;
-            let locked = connection.busy_timeout(Duration::ZERO).and_then(|()| {
-                connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE")
-            });
+            let locked = connection
+                .busy_timeout(Duration::ZERO)
+                .and_then(|()| connection.execute_batch(sql));
             match locked {
-                Ok(()) => return Ok(Some(connection)),
+                Ok(()) => return Ok(Ok(connection)),
                 Err(error) if is_busy(&error) => {
                     discard(connection);
                     if Instant::now() >= deadline {
@@ -113,9 +125,9 @@ impl Sqlite {
                     }
                     pause();
                 }
-                Err(_) => {
+                Err(error) => {
                     discard(connection);
-                    return Ok(None);
+                    return Ok(Err(error));
                 }
             }
         }

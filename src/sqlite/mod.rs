@@ -13,6 +13,8 @@ mod connection;
 mod database;
 mod file;
 mod group;
+mod hand_over;
+mod hosting;
 mod id;
 mod identity;
 mod known;
@@ -54,6 +56,7 @@ pub(crate) use connection::Connection;
 pub use database::{Database, Synchronous};
 pub(crate) use database::{Kind, Place};
 pub(crate) use group::{Group, Member, begin_immediate, same, without_busy_timeout};
+pub use hosting::Owner;
 pub use life::AgentIds;
 pub(crate) use retry::until;
 pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint};
@@ -324,6 +327,13 @@ impl Backend for Sqlite {
         })
     }
 
+    fn admit(&self, agent: &str) -> Result<(), Error> {
+        match &self.source {
+            Source::Agents(agents) => agents.hosting.admit(agent),
+            _ => Ok(()),
+        }
+    }
+
     fn asks_user(&self) -> bool {
         matches!(&self.source, Source::Agents(agents) if agents.folder().is_none())
     }
@@ -346,6 +356,13 @@ impl Backend for Sqlite {
         match &self.source {
             Source::Agents(agents) => agents.wait_until_key_closed(key, deadline),
             _ => true,
+        }
+    }
+
+    fn keeps_others_open(&self, connection: &Connection) -> bool {
+        match (&self.source, connection.agent_file()) {
+            (Source::Agents(agents), Some(file)) => agents.open.keeps_closed(&file.path),
+            _ => false,
         }
     }
 
@@ -381,13 +398,9 @@ impl Backend for Sqlite {
         {
             file.shut_out(connection.generation());
         }
-        match (connection.settle(), &self.source, connection.agent_file()) {
-            (Fate::Reuse, Source::Agents(agents), Some(file))
-                if agents.open.keeps_closed(&file.path) =>
-            {
-                Fate::Close
-            }
-            (fate, ..) => fate,
+        match connection.settle() {
+            Fate::Reuse if self.keeps_others_open(connection) => Fate::Close,
+            fate => fate,
         }
     }
 
@@ -484,6 +497,14 @@ impl Backend for Sqlite {
             },
             Source::Agents(agents) => agents.check(),
             Source::Memory { .. } => Ok(()),
+        }
+    }
+
+    fn closing(&self) {
+        match &self.source {
+            Source::File { file, .. } => file.leave_claim(),
+            Source::Agents(agents) => agents.leave_claim(),
+            Source::Memory { .. } => {}
         }
     }
 

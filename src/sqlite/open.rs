@@ -15,6 +15,7 @@ use super::connect::{call, connect};
 use super::connection::{self, Connection};
 use super::database::{self, Database, Kind};
 use super::file::{File, Generation};
+use super::hosting::no_database;
 use super::identity::Claim;
 #[cfg(feature = "r2d2_sqlite")]
 use super::manager::Managed;
@@ -45,7 +46,7 @@ impl Sqlite {
         let sharing = database.0.sharing(settings.synchronous);
         match database.0 {
             Kind::Agents(place) => {
-                let agents = Agents::new(place, sharing, max_connections)?;
+                let agents = Agents::new(place, database.1, sharing, max_connections)?;
                 Ok(Sqlite::of(sharing, settings, Source::Agents(agents)))
             }
             Kind::File(path) | Kind::ReadOnly(path) => {
@@ -474,11 +475,15 @@ impl Sqlite {
                     (plan, None)
                 }
                 _ => {
+                    agents.hosting.check_possible(agent, path)?;
                     let until = Instant::now() + self.settings.busy_timeout;
                     let _lock = self.agents_set_up_lock(agents, path, patience, until)?;
                     // Another process may have made or set up the file meanwhile.
-                    let Some(plan) = agents.plan(path, true)? else {
-                        continue;
+                    if !agents.is_set_up(path) {
+                        agents.hosting.bring(agent, path)?;
+                    }
+                    let Some(plan) = agents.plan(path, agents.hosting.create)? else {
+                        return Err(no_database(agent, path));
                     };
                     agents.claim_identity(path, &plan)?;
                     let ready = connect(&Opener::existing(path), &self.settings, &target)

@@ -15,11 +15,14 @@ use super::agents::make_private_file;
 use super::identity::{Identity, beside};
 use super::open::{discard, open_error};
 use super::opener::open_existing;
-use super::retry::{until, while_busy};
+use super::retry::{pause, while_busy};
 use crate::error::Error;
 
 /// The suffix that is added to the name of the database.
 const SUFFIX: &str = "-setup";
+
+/// Two to this power is how many pauses, of a millisecond each, lie between two tries in the end.
+const LONGEST: u32 = 4;
 
 pub(super) struct SetUpLock {
     path: PathBuf,
@@ -71,9 +74,17 @@ impl SetUpLock {
 
 fn lock(connection: &Connection, deadline: Instant) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::ZERO)?;
-    while_busy(until(deadline), || {
-        // Nothing is written, so no journal is needed.
-        connection.execute_batch("PRAGMA journal_mode=OFF; BEGIN EXCLUSIVE")
+    let mut tries = 0;
+    let patience = || {
+        // Those who wait leave the processor to the one that works: they try seldom, and more and more so.
+        tries += 1;
+        (0..1 << tries.min(LONGEST)).for_each(|_| pause());
+        Instant::now() < deadline
+    };
+    while_busy(patience, || {
+        // Nothing is written, so no journal is needed. The reserved lock is enough, and is had or not had at once: for an
+        // exclusive one, each contender would wait until none of the others tries.
+        connection.execute_batch("PRAGMA journal_mode=OFF; BEGIN IMMEDIATE")
     })
 }
 

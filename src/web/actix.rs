@@ -7,10 +7,10 @@ use std::pin::Pin;
 
 use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ContentType, RETRY_AFTER};
+use actix_web::http::header::{ContentType, HeaderValue, RETRY_AFTER};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError};
 
-use super::{Agent, AgentSource, Agents, Answer, RequestParts, sealed};
+use super::{Agent, AgentSource, Agents, Answer, NODE_HEADER, RequestParts, sealed};
 use crate::error::Error;
 use crate::pool::Pool;
 use crate::pool::lease::Lease;
@@ -93,11 +93,17 @@ impl ResponseError for Error {
         if let Some(seconds) = answer.retry_after {
             response.insert_header((RETRY_AFTER, seconds.to_string()));
         }
+        if let Some(node) = answer
+            .node
+            .and_then(|node| HeaderValue::from_str(node).ok())
+        {
+            response.insert_header((NODE_HEADER, node));
+        }
         response.body(answer.body)
     }
 }
 
-fn status(answer: &Answer) -> StatusCode {
+fn status(answer: &Answer<'_>) -> StatusCode {
     StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 

@@ -7,7 +7,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
-use super::{Agent, Answer};
+use super::{Agent, Answer, NODE_HEADER};
 use crate::error::Error;
 use crate::pool::lease::Lease;
 use crate::pool::pooled::Backend;
@@ -51,6 +51,12 @@ impl IntoResponse for Error {
         );
         if let Some(seconds) = answer.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(node) = answer
+            .node
+            .and_then(|node| HeaderValue::from_str(node).ok())
+        {
+            headers.insert(NODE_HEADER, node);
         }
         response
     }

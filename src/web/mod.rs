@@ -19,8 +19,10 @@
 //! An error becomes a response with the status that [`Error::http_status`] gives: 503 with `Retry-After` if
 //! the same request may succeed a moment later ([`Error::is_retryable`]: no connection came free, the turn to
 //! write did not come, another process holds a lock), 503 if the pool, or its writer, is closed, 400 if the
-//! request names no agent or an invalid one, 500 for every other error. The body is a fixed text. The error
-//! itself goes to the log, as an event of the feature `tracing`.
+//! request names no agent or an invalid one, 421 with the header `x-leasepool-node` if another node serves the
+//! agent ([`Error::NotHere`]), 404 if the agent has no database and none is made, 500 for every other error. The
+//! body is a fixed text. The error itself goes to the log, as an event of the feature `tracing`, if its status
+//! is 500 or more.
 
 #[cfg(feature = "actix")]
 mod actix;
@@ -178,22 +180,31 @@ impl<R, B: Backend> std::fmt::Debug for Agents<R, B> {
     }
 }
 
+/// The header of a response with the status 421: the node that serves the agent, by the name that
+/// [`Database::owner`](crate::Database::owner) gave it. A proxy, or the client, repeats the request there. It is left
+/// out if the name cannot be the value of a header.
+pub const NODE_HEADER: &str = "x-leasepool-node";
+
 /// What a client learns of an error.
 #[cfg(any(feature = "axum", feature = "actix"))]
-struct Answer {
+struct Answer<'a> {
     status: u16,
     body: &'static str,
     /// In seconds.
     retry_after: Option<u64>,
+    /// Which node serves the agent.
+    node: Option<&'a str>,
 }
 
 #[cfg(any(feature = "axum", feature = "actix"))]
-impl Answer {
-    fn of(error: &Error) -> Answer {
+impl<'a> Answer<'a> {
+    fn of(error: &'a Error) -> Self {
         let body = match error {
             Error::Closed | Error::WritesClosed => "the server is shutting down",
             Error::InvalidAgent { reason } if *reason == MISSING => "the request names no agent",
             Error::InvalidAgent { .. } => "the request names an invalid agent",
+            Error::NotHere { .. } => "another node serves the agent",
+            Error::NoDatabase { .. } => "the agent has no database",
             error if error.is_retryable() => "the database is busy, try again",
             _ => "internal error",
         };
@@ -201,13 +212,17 @@ impl Answer {
             status: error.http_status(),
             body,
             retry_after: error.retry_after().map(|wait| wait.as_secs()),
+            node: match error {
+                Error::NotHere { node, .. } => Some(node),
+                _ => None,
+            },
         }
     }
 
     /// The answer, and an event for the log: the client learns no more than it needs.
-    fn to(error: &Error) -> Answer {
+    fn to(error: &'a Error) -> Self {
         let answer = Answer::of(error);
-        if answer.status != 400 {
+        if answer.status >= 500 {
             events::answered(answer.status, error);
         }
         answer

@@ -446,3 +446,20 @@ fn a_process_killed_within_leaves_the_old_one_or_the_new(mode: Mode) {
     }
     assert!(partial > 0, "no kill was within a backup");
 }
+
+/// SQLite keeps the descriptors of a backup's connection while the agent's own is open. The pool closes parked connections
+/// that do so when it needs room, also if their slots are not needed.
+#[test]
+fn backups_of_many_agents_whose_connections_are_parked_find_room() {
+    let fixture = Mode::PerAgent.fixture();
+    let pool = fixture.builder(16).lease_timeout(LONG).build().unwrap();
+    for agent in 0..24 {
+        insert(&pool.lease(agent).unwrap());
+    }
+    for agent in 0..24 {
+        let to = fixture.in_folder(&format!("copy-{agent}"));
+        pool.agent(agent).backup(to).unwrap();
+    }
+    assert!(pool.stats().parked > 0);
+    assert!(fixture.descriptors().all() <= pool.fd_ceiling());
+}

@@ -247,3 +247,67 @@ fn without_the_option_it_copies_all_again(mode: Mode) {
     let whole = replicate(&program, &fixture, false);
     assert!(whole.iter().all(|&whole| whole > 1), "{whole:?}");
 }
+
+/// Litestream has the file open all the time. An agent moves nevertheless, and its copies bring it back where all else is
+/// lost.
+#[test]
+fn an_agent_moves_beside_litestream_and_is_restored_from_its_copies() {
+    use leasepool::{Database, Owner};
+
+    let Some(program) = program() else { return };
+    let fixture = Mode::PerAgent.fixture();
+    configure(&fixture);
+    let here = Database::per_agent(&fixture.path).owner({
+        let moved = fixture.in_folder("moved");
+        move |agent| match agent == "a" && moved.exists() {
+            true => Owner::Elsewhere("other".to_owned()),
+            false => Owner::Here,
+        }
+    });
+    let build = |database| {
+        let builder = Pool::builder(database).external_checkpoints(None);
+        let setup = "CREATE TABLE IF NOT EXISTS t (x)";
+        builder.setup(move |conn| conn.execute_batch(setup)).build()
+    };
+    let pool = build(here).unwrap();
+    write(&pool, "a", 20);
+    let litestream = Litestream::start(&program, &fixture);
+    eventually("litestream copies", || !copies(&fixture, "a").is_empty());
+    write(&pool, "a", 20);
+    pool.agent("a")
+        .within(LONG)
+        .hand_over(|file| {
+            std::fs::copy(file, fixture.in_folder("copy"))?;
+            std::fs::write(fixture.in_folder("moved"), "")
+        })
+        .unwrap();
+    assert!(!fixture.file("a").exists());
+    let rows = rows(&fixture.in_folder("copy"));
+    assert_eq!(rows.len(), 40);
+    // An agent that is removed while Litestream has it open.
+    write(&pool, "b", 20);
+    eventually("litestream copies", || !copies(&fixture, "b").is_empty());
+    assert!(pool.agent("b").within(LONG).remove().unwrap());
+    write(&pool, "c", 20);
+    eventually("litestream copies", || !copies(&fixture, "c").is_empty());
+    pool.close().unwrap();
+    litestream.stop();
+    // The machine is lost; another one has the copies.
+    let replica = fixture.in_folder("replica");
+    let database =
+        Database::per_agent(fixture.in_folder("other")).on_missing(move |agent, path| {
+            let restored = Command::new(&program)
+                .args(["restore", "-if-replica-exists", "-o"])
+                .arg(path)
+                .arg(format!("file://{}/{agent}.db", replica.display()))
+                .output()?;
+            match restored.status.success() {
+                true => Ok(()),
+                false => Err(std::io::Error::other(format!("{restored:?}"))),
+            }
+        });
+    let pool = build(database).unwrap();
+    assert_eq!(count(&pool.lease("c").unwrap()), 20);
+    assert_eq!(count(&pool.lease("never seen").unwrap()), 0);
+    pool.close().unwrap();
+}

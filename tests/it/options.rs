@@ -250,6 +250,23 @@ fn one_pool_on_a_file_whatever_its_name() {
     drop(Pool::builder(Database::file(&link)).build().unwrap());
 }
 
+/// A pool that is closed has its file until its last lease has ended. The next pool waits for that a moment.
+#[test]
+fn a_pool_waits_for_the_end_of_a_closed_one() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let lease = pool.lease("a").unwrap();
+    drop(pool);
+    let error = fixture.builder(2).build().unwrap_err();
+    assert!(matches!(error, Error::AlreadyPooled { .. }), "{error:?}");
+    let next = std::thread::scope(|scope| {
+        let next = scope.spawn(|| fixture.builder(2).build());
+        drop(lease);
+        next.join().unwrap()
+    });
+    assert_whole(&next.unwrap());
+}
+
 #[test]
 fn a_file_not_yet_there_is_claimed_too() {
     let fixture = Fixture::new();

@@ -274,14 +274,14 @@ fn agents_with_one_path_wait_for_each_other() {
     let place = move |agent: &str| folder.join(&agent[..1]).with_extension("db");
     let pool = Pool::builder(Database::per_agent_with(place))
         .max_connections(3)
-        .lease_timeout(Duration::from_millis(100))
         .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x)"))
         .build()
         .unwrap();
     let mut lease = pool.lease("a1").unwrap();
     lease.execute_batch("CREATE TEMP TABLE mine (x)").unwrap();
     insert(&lease, 1);
-    let error = thread::scope(|scope| scope.spawn(|| pool.lease("a2").map(drop)).join().unwrap());
+    let other = pool.agent("a2").within(Duration::from_millis(100));
+    let error = thread::scope(|scope| scope.spawn(|| other.lease().map(drop)).join().unwrap());
     assert!(matches!(
         error,
         Err(Error::Exhausted {

@@ -13,7 +13,6 @@ use leasepool::{Awaited, Builder, Lease, Pool};
 use tokio_postgres::{Client, Config, Error, NoTls};
 
 use crate::common::{RESET, assert_whole, awaited};
-use crate::proxy::{Mode, Proxy};
 use crate::server::{Server, installed};
 
 /// A manager whose connections are closed when their drop returns.
@@ -117,35 +116,25 @@ fn closing(url: &str, connections: usize) -> (Builder<Awaited<Closing>>, Arc<Soc
     (pool, sockets)
 }
 
-async fn proxied() -> (Server, Proxy) {
-    tokio::task::spawn_blocking(|| {
-        let server = Server::start("");
-        let proxy = Proxy::before(server.port);
-        (server, proxy)
-    })
-    .await
-    .unwrap()
-}
-
-const PROBE: Duration = Duration::from_millis(100);
+const OPEN_TIMEOUT: Duration = Duration::from_millis(200);
+/// Much longer than that.
+const SLOW: &str = "SELECT pg_sleep(30)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_is_given_up_is_gone() {
+async fn a_connection_whose_opening_is_given_up_is_gone() {
     if !installed() {
         return;
     }
-    let (server, proxy) = proxied().await;
-    let (pool, sockets) = closing(&proxy.url(), 1);
+    let server = tokio::task::spawn_blocking(|| Server::start(""))
+        .await
+        .unwrap();
+    let (pool, sockets) = closing(&server.url(), 1);
     let pool = pool
-        .probe_after(Duration::ZERO)
-        .probe_timeout(PROBE)
-        .open_timeout(Duration::from_millis(200))
+        .on_open(|client| Box::pin(client.batch_execute(SLOW)))
+        .open_timeout(OPEN_TIMEOUT)
         .build()
         .unwrap();
     for _ in 0..5 {
-        proxy.set(Mode::Open);
-        drop(pool.lease_async("a").await.unwrap());
-        proxy.set(Mode::BlackHole);
         assert!(pool.lease_async("a").await.is_err());
     }
     assert_eq!(sockets.most.load(SeqCst), 1);
@@ -156,21 +145,19 @@ async fn a_connection_that_is_given_up_is_gone() {
 
 /// Why the manager above exists: with bb8's own, each of these leaves a socket behind. No pool can see that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bb8_postgres_leaves_sockets_behind_a_server_that_is_silent() {
+async fn bb8_postgres_leaves_sockets_behind() {
     if !installed() {
         return;
     }
-    let (server, proxy) = proxied().await;
-    let pool = awaited(&proxy.url(), 1)
-        .probe_after(Duration::ZERO)
-        .probe_timeout(PROBE)
-        .open_timeout(Duration::from_millis(200))
+    let server = tokio::task::spawn_blocking(|| Server::start(""))
+        .await
+        .unwrap();
+    let pool = awaited(&server.url(), 1)
+        .on_open(|client| Box::pin(client.batch_execute(SLOW)))
+        .open_timeout(OPEN_TIMEOUT)
         .build()
         .unwrap();
     for _ in 0..5 {
-        proxy.set(Mode::Open);
-        drop(pool.lease_async("a").await.unwrap());
-        proxy.set(Mode::BlackHole);
         assert!(pool.lease_async("a").await.is_err());
     }
     let backends = tokio::task::spawn_blocking(move || {

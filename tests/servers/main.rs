@@ -5,10 +5,12 @@ mod bouncer;
 mod closing;
 mod common;
 mod faults;
+mod hostile;
 mod leaks;
 mod leases;
 mod managers;
 mod outages;
 mod proxy;
+mod web;
 
 use leasepool_postgres_server as server;

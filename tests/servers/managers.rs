@@ -340,3 +340,156 @@ fn lifetimes_differ() {
     );
     assert_eq!(pool.stats().discarded_by_age, 16);
 }
+
+/// A settling that hangs keeps its own connection, and neither its agent nor others.
+#[test]
+fn a_settling_that_hangs() {
+    let log = Arc::new(Log::default());
+    let (hang, hangs) = std::sync::mpsc::channel::<()>();
+    let hangs = Mutex::new(Some(hangs));
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(3)
+        .fds_per_connection(0)
+        .settle(move |_| {
+            if let Some(hangs) = hangs.lock().take() {
+                let _ = hangs.recv();
+            }
+            Ok::<_, io::Error>(())
+        })
+        .build()
+        .unwrap();
+    let mut lease = pool.lease("a").unwrap();
+    let _ = &mut *lease;
+    drop(lease);
+    for _ in 0..3 {
+        let agent = pool.agent("a").within(Duration::from_millis(200));
+        let begun = Instant::now();
+        drop(agent.lease().unwrap());
+        assert!(begun.elapsed() < Duration::from_millis(200));
+    }
+    drop(pool.try_lease("b").unwrap());
+    let error = pool.close_within(Duration::from_millis(200)).unwrap_err();
+    assert!(matches!(error, Error::Exhausted { .. }), "{error:?}");
+    drop(hang);
+    pool.close().unwrap();
+    eventually("all are closed", || log.open.load(SeqCst) == 0);
+}
+
+/// A lease that a worker is ending has no borrower who could be waiting.
+#[test]
+fn an_ending_lease_is_no_deadlock() {
+    let log = Arc::new(Log::default());
+    let (hang, hangs) = std::sync::mpsc::channel::<()>();
+    let hangs = Mutex::new(Some(hangs));
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(1)
+        .fds_per_connection(0)
+        .settle(move |_| {
+            if let Some(hangs) = hangs.lock().take() {
+                let _ = hangs.recv();
+            }
+            Ok::<_, io::Error>(())
+        })
+        .build()
+        .unwrap();
+    let mut lease = pool.lease("a").unwrap();
+    let _ = &mut *lease;
+    drop(lease);
+    let error = pool.agent("b").within(Duration::from_millis(50)).lease();
+    match error.unwrap_err() {
+        Error::Exhausted {
+            all_holders_wait, ..
+        } => assert!(!all_holders_wait),
+        error => panic!("{error:?}"),
+    }
+    drop(hang);
+    assert_whole(&pool, 1);
+}
+
+/// What a panic carries may panic, too, when it is dropped.
+#[test]
+fn panics_that_panic() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !thread::panicking() {
+                panic!("on purpose");
+            }
+        }
+    }
+    let log = Arc::new(Log::default());
+    let times = AtomicUsize::new(0);
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(2)
+        .fds_per_connection(0)
+        .settle(move |_| -> io::Result<()> {
+            if times.fetch_add(1, SeqCst) < 6 {
+                std::panic::panic_any(Bomb);
+            }
+            Ok(())
+        })
+        .build()
+        .unwrap();
+    for turn in 0..8 {
+        let mut lease = pool.lease(turn % 3).unwrap();
+        let _ = &mut *lease;
+    }
+    assert_whole(&pool, 2);
+    pool.close().unwrap();
+    assert_eq!(log.open.load(SeqCst), 0);
+}
+
+/// An incident is one, also if the connection does not live to see the end of the lease.
+#[test]
+fn reported_and_discarded() {
+    let log = Arc::new(Log::default());
+    let pool = Pool::managed(Manager(Arc::clone(&log)))
+        .max_connections(2)
+        .fds_per_connection(0)
+        .probe_after(Duration::from_secs(3600))
+        .build()
+        .unwrap();
+    let leases: Vec<_> = (0..2).map(|agent| pool.lease(agent).unwrap()).collect();
+    drop(leases);
+    let lease = pool.lease(0).unwrap();
+    leasepool::Lease::report(&lease, &io::Error::other("on purpose"));
+    leasepool::Lease::discard(lease);
+    drop(pool.lease(1).unwrap());
+    assert_eq!(pool.stats().probes, 1);
+}
+
+struct Panicking;
+
+impl leasepool::bb8::ManageConnection for Panicking {
+    type Connection = ();
+    type Error = io::Error;
+
+    async fn connect(&self) -> io::Result<()> {
+        panic!("no connection today")
+    }
+
+    async fn is_valid(&self, (): &mut ()) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn has_broken(&self, (): &mut ()) -> bool {
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connect_that_panics_says_so() {
+    let pool = Pool::awaited(Panicking, tokio::runtime::Handle::current())
+        .fds_per_connection(0)
+        .open_timeout(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    let error = pool.lease_async("a").await.unwrap_err();
+    let mut text = String::new();
+    let mut next: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(error) = next {
+        text += &format!("{error}: ");
+        next = error.source();
+    }
+    assert!(text.contains("no connection today"), "{text}");
+}

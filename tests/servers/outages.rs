@@ -253,7 +253,8 @@ fn a_black_hole() {
     assert!(stats.open <= CONNECTIONS, "{stats:?}");
 }
 
-/// The same for an async client: nothing hangs on, so all slots can be had again at once.
+/// The same for an async client. What hung has its place until its connection ends.
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole_for_tasks() {
     if !installed() {
@@ -264,7 +265,7 @@ async fn a_black_hole_for_tasks() {
         .unwrap();
     let proxy = Proxy::before(server.port);
     let (probe, open) = (Duration::from_millis(300), Duration::from_millis(700));
-    let pool = awaited(&proxy.url(), 2)
+    let pool = awaited(&proxy.url(), 3)
         .probe_after(Duration::ZERO)
         .probe_timeout(probe)
         .open_timeout(open)
@@ -287,8 +288,9 @@ async fn a_black_hole_for_tasks() {
     let lease = pool.lease_async("a").await.unwrap();
     lease.batch_execute("SELECT 1").await.unwrap();
     drop(lease);
+    proxy.cut();
     tokio::task::spawn_blocking(move || {
-        assert_whole(&pool, 2);
+        assert_whole(&pool, 3);
         drop((pool, server));
     })
     .await
@@ -523,6 +525,104 @@ async fn restarts_under_tasks() {
     assert!(failed <= 5 * CONNECTIONS, "{failed}");
     tokio::task::spawn_blocking(move || {
         assert_whole(&pool, CONNECTIONS);
+        drop((pool, server));
+    })
+    .await
+    .unwrap();
+}
+
+/// One lease replaces what is suspect instead of asking every connection, each of which would hang.
+#[test]
+fn a_black_hole_for_all_connections() {
+    if !installed() {
+        return;
+    }
+    let server = Server::start("");
+    let proxy = Proxy::before(server.port);
+    let pool = blocking(&proxy.url(), CONNECTIONS)
+        .probe_after(Duration::from_millis(200))
+        .probe_timeout(Duration::from_millis(100))
+        .open_timeout(Duration::from_millis(900))
+        .build()
+        .unwrap();
+    drop(
+        (0..CONNECTIONS)
+            .map(|agent| pool.lease(agent).unwrap())
+            .collect::<Vec<_>>(),
+    );
+    thread::sleep(Duration::from_millis(250));
+    proxy.set(Mode::BlackHole);
+    assert!(pool.lease("x").is_err());
+    // One that was asked, and one that was being opened.
+    let lent = pool.stats().lent;
+    assert!(lent <= 2, "{lent}");
+    proxy.set(Mode::Open);
+    let mut lease = pool.lease("x").unwrap();
+    lease.batch_execute("SELECT 1").unwrap();
+    drop(lease);
+    proxy.cut();
+    assert_whole(&pool, CONNECTIONS);
+}
+
+/// What is closed is closed at once, with its transaction, although no place is free.
+#[test]
+fn a_connection_in_doubt_is_closed_at_once() {
+    if !installed() {
+        return;
+    }
+    let server = Server::start("");
+    let pool = blocking(&server.url(), 2).build().unwrap();
+    let _other = pool.lease("other").unwrap();
+    let mut client = server.client();
+    client.batch_execute("CREATE TABLE t (x int)").unwrap();
+    for how in 0..3 {
+        let mut lease = pool.lease("a").unwrap();
+        lease.batch_execute("BEGIN; LOCK TABLE t").unwrap();
+        match how {
+            0 => Lease::discard(lease),
+            1 => {
+                let error = lease.batch_execute("SELECT * FROM nowhere").unwrap_err();
+                Lease::report(&lease, &error);
+                drop(lease);
+            }
+            _ => drop(lease),
+        }
+        client
+            .batch_execute("SET lock_timeout = '10s'; LOCK TABLE t")
+            .or_else(|_| client.batch_execute("BEGIN; LOCK TABLE t; COMMIT"))
+            .unwrap();
+    }
+}
+
+/// A query that nobody waits for any more runs on at the server, and so keeps its place in the pool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queries_that_were_given_up() {
+    if !installed() {
+        return;
+    }
+    let server = tokio::task::spawn_blocking(|| Server::start(""))
+        .await
+        .unwrap();
+    let pool = awaited(&server.url(), 3)
+        .probe_timeout(Duration::from_millis(50))
+        .lease_timeout(LONG)
+        .build()
+        .unwrap();
+    let begun = Instant::now();
+    let mut agent = 0;
+    while begun.elapsed() < Duration::from_secs(2) {
+        agent += 1;
+        let agent = pool.agent(agent).within(Duration::from_millis(100));
+        if let Ok(lease) = agent.lease_async().await {
+            let sleep = lease.batch_execute("SELECT pg_sleep(3)");
+            let _ = tokio::time::timeout(Duration::from_millis(10), sleep).await;
+        }
+    }
+    tokio::task::spawn_blocking(move || {
+        let mut client = server.client();
+        let backends = Server::backends(&mut client);
+        assert!(backends <= 3, "{backends}");
+        assert_whole(&pool, 3);
         drop((pool, server));
     })
     .await

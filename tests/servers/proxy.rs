@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::thread;
 
+use parking_lot::Mutex;
+
 /// What the proxy does with bytes and with new connections.
 #[derive(Clone, Copy)]
 pub(crate) enum Mode {
@@ -18,6 +20,7 @@ pub(crate) enum Mode {
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     mode: Arc<AtomicU8>,
+    clients: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Proxy {
@@ -27,21 +30,35 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let mode = Arc::new(AtomicU8::new(Mode::Open as u8));
         let theirs = Arc::clone(&mode);
+        let clients = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&clients);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
                 let Ok(upstream) = TcpStream::connect(("127.0.0.1", server)) else {
                     continue;
                 };
+                all.lock().push(client.try_clone().unwrap());
                 pass(&client, &upstream, &theirs);
                 pass(&upstream, &client, &theirs);
             }
         });
-        Proxy { port, mode }
+        Proxy {
+            port,
+            mode,
+            clients,
+        }
     }
 
     pub(crate) fn set(&self, mode: Mode) {
         self.mode.store(mode as u8, SeqCst);
+    }
+
+    /// Ends all connections that clients have now.
+    pub(crate) fn cut(&self) {
+        for client in self.clients.lock().drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+        }
     }
 
     pub(crate) fn url(&self) -> String {

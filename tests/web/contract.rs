@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use leasepool::{Builder, Database, Pool};
+use leasepool::web::NODE_HEADER;
+use leasepool::{Builder, Database, Owner, Pool};
 use tempfile::TempDir;
 
 use crate::client::{ask, get, get_with, read_until};
@@ -123,6 +124,38 @@ fn the_agent_may_be_the_same_for_all_requests() {
         assert_eq!(get(server.address, "/agents/y/visit").body, "7 2");
         assert_eq!(pool.stats().hits, 1);
     });
+}
+
+#[test]
+fn an_agent_of_another_node_is_a_421_that_names_the_node() {
+    for framework in FRAMEWORKS {
+        let fixture = Fixture::new();
+        let database = Database::per_agent(fixture.path.with_extension("agents"))
+            .create(false)
+            .owner(|agent| match agent {
+                "bob" => Owner::Elsewhere("10.0.0.2:8080".to_owned()),
+                "eve" => Owner::Elsewhere("no value\nof a header".to_owned()),
+                _ => Owner::Here,
+            });
+        let pool = Pool::builder(database).build().unwrap();
+        let server = Server::start(framework, &pool, Named::BySegment);
+        for path in ["/agents/bob/visit", "/agents/bob/work", "/agents/bob/write"] {
+            let refused = get(server.address, path);
+            assert_eq!(refused.status, 421, "{refused:?}");
+            let header = "x-leasepool-node: 10.0.0.2:8080";
+            assert!(refused.head.contains(header), "{refused:?}");
+            assert_eq!(refused.body, "another node serves the agent");
+        }
+        let refused = get(server.address, "/agents/eve/visit");
+        assert_eq!(refused.status, 421);
+        assert!(!refused.head.contains(NODE_HEADER), "{refused:?}");
+        // Here, but without a database.
+        let missing = get(server.address, "/agents/alice/visit");
+        assert_eq!(missing.status, 404);
+        assert_eq!(missing.body, "the agent has no database");
+        server.stop();
+        pool.close().unwrap();
+    }
 }
 
 #[test]

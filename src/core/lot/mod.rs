@@ -49,7 +49,7 @@ pub(crate) trait FreeList<S> {
 pub(crate) struct Loan {
     pub(crate) since: Instant,
     pub(crate) borrowed_at: &'static Location<'static>,
-    /// The thread that took it.
+    /// The thread that took it; 0, which is no thread's number, once its borrower is done with it.
     pub(crate) thread: u64,
     /// Whether it was reported as overdue.
     pub(crate) reported: bool,
@@ -534,6 +534,15 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             if let (Place::Lent(loan), Some(owner)) = (&mut state.place, &state.owner) {
                 look(owner, loan);
             }
+        }
+    }
+
+    /// The borrower is done with its connection, although the slot is lent still.
+    pub(crate) fn borrower_left(&self, index: usize) {
+        if let Some(cell) = self.cells.get(index)
+            && let Place::Lent(loan) = &mut cell.lock().place
+        {
+            loan.thread = 0;
         }
     }
 

@@ -56,8 +56,8 @@ where
         self.is_broken(error)
     }
 
-    fn report(connection: &Self::Connection) {
-        connection.report();
+    fn report(&self, connection: &Self::Connection) {
+        self.reported(connection);
     }
 
     fn make(name: String, options: ManagedOptions<M>) -> Self {
@@ -146,7 +146,7 @@ where
     }
 
     /// Removes every trace of an agent, before another agent gets the connection. If it fails, the connection is closed
-    /// and another opened. See [the guide](crate::guide::servers#reset) for what to send to PostgreSQL.
+    /// and another opened. See [the guide](crate::guide::servers#settle-and-reset) for what to send to PostgreSQL.
     ///
     /// Defaults to opening a new connection for each change of agents, since nothing else is safe.
     pub fn reset<F, E>(mut self, reset: F) -> Self

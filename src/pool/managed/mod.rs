@@ -35,7 +35,7 @@ pub trait Remote: Backend + Pooled<Beside: Default> {
     fn says_broken(&self, error: &Self::ManagerError) -> bool;
 
     #[doc(hidden)]
-    fn report(connection: &Self::Connection);
+    fn report(&self, connection: &Self::Connection);
 
     #[doc(hidden)]
     fn make(name: String, options: Self::Options) -> Self;
@@ -45,7 +45,7 @@ pub trait Remote: Backend + Pooled<Beside: Default> {
 impl<B: Remote> Builder<B> {
     /// How long a connection may have been idle and still be lent without a question to the server; at most a year. After
     /// a longer time, the manager's own check (`is_valid`) asks. A connection that an
-    /// [incident](crate::guide::servers#health) has made suspect is always asked.
+    /// [incident](crate::guide::servers#health-without-a-tax) has made suspect is always asked.
     ///
     /// Defaults to 1 second.
     pub fn probe_after(mut self, idle: Duration) -> Self {
@@ -115,7 +115,8 @@ impl<B: Remote> Builder<B> {
             .unwrap_or(MAX_CONNECTIONS)
             .clamp(1, 10_000);
         check_budget(budget, max_connections, descriptors * max_connections)?;
-        let name = self.common.name.take().unwrap_or_default();
+        let name = self.common.name.take();
+        let name = name.unwrap_or_else(|| "server".to_owned());
         let backend = B::make(name.clone(), self.own);
         let core = Core::new(backend, self.common.options(name, max_connections))?;
         Ok(Pool::new(Shared::start(core, B::Beside::default())?))
@@ -132,7 +133,7 @@ impl<B: Remote> Lease<B> {
     pub fn report(lease: &Self, error: &B::ManagerError) {
         let backend = &lease.shared().core.backend;
         if backend.says_broken(error) {
-            B::report(lease.checkout().connection());
+            backend.report(lease.checkout().connection());
         }
     }
 }
