@@ -134,7 +134,7 @@ impl<B: Backend> Core<B> {
             .lot
             .give_back(slot, entry, may_park, now, ended);
         self.return_permit(now);
-        if B::IS_REMOTE {
+        if B::IS_REMOTE && self.backend.is_failing() {
             self.came_back.notify(1);
         }
         if let Some((loan, entry)) = &returned.overdue {

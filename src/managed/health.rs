@@ -3,7 +3,10 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{AcqRel, Acquire, Release},
+};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -20,6 +23,8 @@ pub(super) struct Health {
     /// How often a connection broke that had been sound until then. It makes all connections suspect that are older.
     incidents: AtomicU64,
     failing: Mutex<Option<Failing>>,
+    /// Whether `failing` holds anything. Written under its lock; read by every lease, which takes no lock.
+    is_failing: AtomicBool,
 }
 
 /// Openings fail.
@@ -41,7 +46,9 @@ impl Health {
     }
 
     pub(super) fn opened(&self) {
-        *self.failing.lock() = None;
+        let mut failing = self.failing.lock();
+        *failing = None;
+        self.is_failing.store(false, Release);
     }
 
     /// An opening failed. Returns its error, for the caller.
@@ -60,12 +67,13 @@ impl Health {
             until,
             last: Arc::clone(&last),
         });
+        self.is_failing.store(true, Release);
         cannot_open(target, last)
     }
 
     /// Whether the last opening failed.
     pub(super) fn is_failing(&self) -> bool {
-        self.failing.lock().is_some()
+        self.is_failing.load(Acquire)
     }
 
     /// The error of the last opening, if it failed.
