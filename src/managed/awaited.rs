@@ -32,6 +32,14 @@ pub struct Awaited<M: ManageConnection> {
     probes: AtomicU64,
 }
 
+impl<M: ManageConnection> std::fmt::Debug for Awaited<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Awaited")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What a callback returns.
 type Work<'a> = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>>;
 

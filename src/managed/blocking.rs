@@ -25,6 +25,14 @@ pub struct Managed<M: ManageConnection> {
     probes: AtomicU64,
 }
 
+impl<M: ManageConnection> std::fmt::Debug for Managed<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Managed")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What may do anything when it is dropped.
 struct Owned<M: ManageConnection> {
     manager: M,

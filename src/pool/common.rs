@@ -122,7 +122,7 @@ pub(super) fn within<T: PartialOrd + Debug>(
 impl<B: Backend> Builder<B> {
     /// The pool's name in logs and metrics.
     ///
-    /// Defaults to the name of the database file, or to `memory`.
+    /// Defaults to the name of the database file, to `memory`, or, over a server, to `server`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.common.name = Some(name.into());
         self

@@ -100,7 +100,7 @@ impl<B: Backend> Lease<B> {
     /// even a last checkpoint.
     ///
     /// # Blocking
-    /// For as long as SQLite takes to close a connection.
+    /// For as long as SQLite takes to close a connection. A connection to a server is closed on a thread of the pool.
     pub fn discard(mut lease: Self) {
         lease.revoke_interrupt();
         if let Some(checkout) = lease.checkout.take() {

@@ -46,7 +46,7 @@ impl<B: Backend> Pool<B> {
     }
 
     /// How many descriptors this process has open on the pool's database now, as the kernel counts them; `None` on
-    /// systems without `/proc`. It is never more than [`fd_ceiling`](Pool::fd_ceiling).
+    /// systems without `/proc`, and for connections to a server. It is never more than [`fd_ceiling`](Pool::fd_ceiling).
     ///
     /// Call it from a probe, not in every request: it reads one link for each descriptor of the process, twice or more,
     /// and meanwhile has one descriptor open itself.

@@ -292,6 +292,12 @@ impl Sqlite {
     }
 }
 
+impl std::fmt::Debug for Sqlite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sqlite").finish_non_exhaustive()
+    }
+}
+
 impl Backend for Sqlite {
     type Connection = Connection;
 
