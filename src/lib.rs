@@ -33,6 +33,8 @@ pub use error::{Error, FileState, Wanted};
 pub use managed::Awaited;
 #[cfg(feature = "managed")]
 pub use managed::Managed;
+#[cfg(any(feature = "managed", feature = "bb8"))]
+pub use managed::Remote;
 pub use observe::histogram::Histogram;
 pub use observe::slow_waits::SlowWait;
 pub use observe::stats::{Holder, Stats, Waiting};
@@ -40,8 +42,6 @@ pub use pool::Pool;
 pub use pool::agent::Agent;
 pub use pool::builder::Builder;
 pub use pool::lease::{InterruptHandle, Lease};
-#[cfg(any(feature = "managed", feature = "bb8"))]
-pub use pool::managed::Remote;
 pub use pool::pooled::Backend;
 pub use sqlite::{AgentIds, Backup, BackupProgress, Database, Owner, Sqlite, Synchronous};
 

@@ -18,20 +18,27 @@ use crate::observe::stats::count;
 
 impl<B: Backend> Core<B> {
     pub(super) fn check_in(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
-        let fate = match (&mut slot.open, verdict) {
-            (Some(open), _) if B::IS_REMOTE => {
-                let discards = matches!(verdict, Verdict::Unready | Verdict::Discard);
-                if self.backend.is_to_settle(&mut open.connection) || discards {
+        let fate = match &mut slot.open {
+            Some(open) if B::IS_REMOTE => {
+                let settles = self.backend.is_to_settle(&mut open.connection);
+                if settles || verdict.discards() {
                     self.settle_elsewhere(entry, slot, verdict);
                     return;
                 }
                 Fate::Reuse
             }
-            (_, Verdict::Unready | Verdict::Discard) => Fate::Discard,
-            (Some(open), _) => self.backend.settle(&mut open.connection),
-            (None, _) => Fate::Reuse,
+            _ => self.settle(&mut slot, verdict),
         };
         self.settled(entry, slot, verdict, fate);
+    }
+
+    /// What becomes of the connection. Blocks if the backend is remote.
+    fn settle(&self, slot: &mut TakenSlot<B>, verdict: Verdict) -> Fate {
+        match &mut slot.open {
+            _ if verdict.discards() => Fate::Discard,
+            Some(open) => self.backend.settle(&mut open.connection),
+            None => Fate::Reuse,
+        }
     }
 
     /// Lets a worker thread end the lease, because that may wait for a server.
@@ -64,12 +71,7 @@ impl<B: Backend> Core<B> {
     /// Ends a lease on this thread, which may block. A connection that cannot serve again is closed at once: until then it
     /// keeps its transaction and its locks.
     fn settle_here(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
-        let fate = match (&mut slot.open, verdict) {
-            (_, Verdict::Unready | Verdict::Discard) => Fate::Discard,
-            (Some(open), _) => self.backend.settle(&mut open.connection),
-            (None, _) => Fate::Reuse,
-        };
-        match fate {
+        match self.settle(&mut slot, verdict) {
             Fate::Discard => self.discard_now(entry, slot, verdict),
             fate => self.settled(entry, slot, verdict, fate),
         }

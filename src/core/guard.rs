@@ -52,6 +52,12 @@ pub(crate) enum Verdict {
     Discard,
 }
 
+impl Verdict {
+    pub(super) fn discards(self) -> bool {
+        matches!(self, Verdict::Unready | Verdict::Discard)
+    }
+}
+
 impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     /// Takes over the caller's permit as well.
     pub(super) fn new(

@@ -1,7 +1,6 @@
 //! Health: what is known of a server through its connections: how often one broke, and when to connect again.
 //! It asks the server nothing.
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -13,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::Fault;
 use crate::error::{Error, Unreachable};
+use crate::sync::jitter::fraction;
 
 /// The shortest and the longest pause after an opening that failed.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
@@ -98,12 +98,6 @@ fn pause(times: u32) -> Duration {
     let (shortest, longest) = PAUSES;
     let pause = shortest.saturating_mul(1 << times.min(8)).min(longest);
     pause.mul_f64(0.5 + fraction() / 2.0)
-}
-
-/// A number in 0..1.
-pub(super) fn fraction() -> f64 {
-    let random = std::hash::RandomState::new().build_hasher().finish();
-    (random >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 fn cannot_open(target: &str, fault: Arc<Fault>) -> Error {

@@ -3,7 +3,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`remote`] | a connection, with what the pool remembers of it |
+//! | [`remote`] | the backend that all of them are |
+//! | [`session`] | a connection, with what the pool remembers of it |
 //! | [`health`] | which connections are suspect; when to connect again |
 //! | [`blocking`] | the managers of r2d2: every call on a thread of the core |
 //! | [`awaited`] | the managers of bb8: every call on a runtime |
@@ -16,6 +17,7 @@ mod health;
 #[cfg(feature = "managed")]
 mod off_thread;
 mod remote;
+mod session;
 
 use std::any::Any;
 use std::fmt;
@@ -25,11 +27,11 @@ use std::time::Duration;
 #[cfg(feature = "bb8")]
 pub use awaited::Awaited;
 #[cfg(feature = "bb8")]
-pub(crate) use awaited::AwaitedHooks;
-#[cfg(feature = "managed")]
-pub(crate) use blocking::Hooks;
+pub(crate) use awaited::{Callback as AwaitedCallback, Work};
 #[cfg(feature = "managed")]
 pub use blocking::Managed;
+pub use remote::Remote;
+pub(crate) use remote::{Server, reported, says_broken};
 
 use crate::error::Error;
 
@@ -37,11 +39,30 @@ use crate::error::Error;
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
 
 /// Whether an error says that its connection is broken.
-pub(crate) type IsBroken<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
+type IsBroken<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
+
+/// The callbacks given to the builder.
+pub struct Hooks<K, E> {
+    pub(crate) on_open: Option<K>,
+    pub(crate) settle: Option<K>,
+    pub(crate) reset: Option<K>,
+    pub(crate) is_broken: Option<IsBroken<E>>,
+}
+
+impl<K, E> Default for Hooks<K, E> {
+    fn default() -> Self {
+        Hooks {
+            on_open: None,
+            settle: None,
+            reset: None,
+            is_broken: None,
+        }
+    }
+}
 
 /// The options of every remote backend.
 #[derive(Debug, Clone)]
-pub struct Timing {
+pub(crate) struct Timing {
     /// How long a connection may be idle and still be lent unasked.
     pub(crate) probe_after: Duration,
     pub(crate) probe_timeout: Duration,
@@ -74,6 +95,26 @@ fn panicked(what: &'static str, panic: Box<dyn Any + Send>) -> Error {
     let error = Error::panicked(what, &*panic);
     forget(panic);
     error
+}
+
+/// Runs code of the user's. `None`: it panicked.
+fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => Some(done),
+        Err(panic) => {
+            forget(panic);
+            None
+        }
+    }
+}
+
+/// Runs code of the user's that opens a connection.
+#[cfg(feature = "managed")]
+fn attempt<T>(what: &'static str, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done,
+        Err(panic) => Err(Box::new(panicked(what, panic))),
+    }
 }
 
 /// Drops a connection, whatever that does.

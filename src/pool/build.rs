@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::beside::SqliteSide;
 use super::builder::{Builder, SqliteOptions};
-use super::common::{WAITS as BUSY, check_budget, within};
+use super::common::{DEFAULT_CONNECTIONS, WAITS as BUSY, check_budget, within};
 use super::{Pool, Shared};
 use crate::core::Core;
 use crate::error::Error;
@@ -17,8 +17,6 @@ use crate::sqlite::{Access, Checkpoints, Kind, Passes, Place, Sharing, Sqlite};
 use crate::sync::workers::WorkerPool;
 use crate::write::{Limits, Writer};
 
-/// How many connections a pool may open, if the user does not say.
-const MAX_CONNECTIONS: usize = 8;
 const STATEMENTS: RangeInclusive<usize> = 0..=10_000;
 const ATTACHED: RangeInclusive<usize> = 0..=10;
 /// `SQLITE_MAX_MMAP_SIZE` of a SQLite that is compiled with its defaults.
@@ -103,7 +101,7 @@ impl Builder {
                 let affordable = settings.affordable(sharing, budget.available);
                 affordable.unwrap_or(1)
             }
-            (None, _) => MAX_CONNECTIONS,
+            (None, _) => DEFAULT_CONNECTIONS,
         };
         let ceiling = settings.fd_ceiling(sharing, max_connections);
         check_budget(limit, max_connections, ceiling)?;

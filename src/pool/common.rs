@@ -13,7 +13,9 @@ use crate::sqlite::Budget;
 
 /// Chosen from the table of `cargo bench -p leasepool-benches --bench lease -- misses`.
 const OVERTAKING: Duration = Duration::from_millis(1);
-const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
+pub(super) const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=10_000;
+/// How many connections a pool may open, if the user does not say.
+pub(super) const DEFAULT_CONNECTIONS: usize = 8;
 /// How many agents the pool remembers by default.
 const CACHED_AGENTS: usize = 10_000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

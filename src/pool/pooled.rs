@@ -82,7 +82,9 @@ pub trait Pooled: CoreBackend + Sized {
 
     /// Calls work off that runs on this lease, as far as that is possible.
     #[cfg(feature = "tokio")]
-    fn call_off(lease: &Lease<Self>, cancel: Self::Cancel) -> Box<dyn FnOnce() + Send>;
+    fn call_off(_: &Lease<Self>, _: Self::Cancel) -> Box<dyn FnOnce() + Send> {
+        Box::new(|| ())
+    }
 
     /// Ends a lease.
     #[inline]

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::ffi::ErrorCode;
 
+use crate::sync::jitter::fraction;
+
 /// The pause before the next try, and how much it varies, so that two processes do not stay in step.
 const PAUSE: Duration = Duration::from_micros(500);
 const JITTER: Duration = Duration::from_millis(1);
@@ -30,12 +32,6 @@ pub(crate) fn until(deadline: Instant) -> impl FnMut() -> bool {
 
 pub(super) fn pause() {
     std::thread::sleep(PAUSE + JITTER.mul_f64(fraction()));
-}
-
-/// A number between 0 and 1 that differs between processes.
-fn fraction() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0) as f64 / u64::MAX as f64
 }
 
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {

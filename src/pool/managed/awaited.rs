@@ -4,82 +4,17 @@
 use std::fmt::Display;
 use std::future::Future;
 use std::panic::Location;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bb8::ManageConnection;
 use tokio::runtime::Handle;
 
-use super::{Remote, end};
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
-use crate::managed::{Awaited, AwaitedHooks, Fault, Timing};
+use crate::managed::{Awaited, AwaitedCallback, Work};
 use crate::pool::Pool;
 use crate::pool::agent::Agent;
 use crate::pool::builder::Builder;
-use crate::pool::common::Common;
-use crate::pool::lease::Lease;
-use crate::pool::pooled::{Lent, Pooled};
-
-/// The options that only this kind of pool has.
-pub struct AwaitedOptions<M: ManageConnection> {
-    manager: M,
-    runtime: Handle,
-    hooks: AwaitedHooks<M>,
-    timing: Timing,
-}
-
-/// What an async callback returns: `Box::pin(async move { .. })`.
-pub(crate) type Work<'a, E> = Pin<Box<dyn Future<Output = Result<(), E>> + Send + 'a>>;
-
-impl<M> Pooled for Awaited<M>
-where
-    M: ManageConnection<Error: std::error::Error + Sync>,
-{
-    type Beside = ();
-    type Options = AwaitedOptions<M>;
-
-    type Cancel = ();
-
-    fn call_off(_: &Lease<Self>, (): ()) -> Box<dyn FnOnce() + Send> {
-        // No driver has a way that is common to all.
-        Box::new(|| ())
-    }
-
-    fn end(lent: Lent<Self>) {
-        let is_used = lent.connection().is_used();
-        end(lent, is_used);
-    }
-}
-
-impl<M> Remote for Awaited<M>
-where
-    M: ManageConnection<Error: std::error::Error + Sync>,
-{
-    type ManagerError = M::Error;
-
-    fn timing(options: &mut AwaitedOptions<M>) -> &mut Timing {
-        &mut options.timing
-    }
-
-    fn says_broken(&self, error: &M::Error) -> bool {
-        self.is_broken(error)
-    }
-
-    fn report(&self, connection: &Self::Connection) {
-        self.reported(connection);
-    }
-
-    fn make(name: String, options: AwaitedOptions<M>) -> Self {
-        let AwaitedOptions {
-            manager,
-            runtime,
-            hooks,
-            timing,
-        } = options;
-        Awaited::new(name, manager, hooks, runtime, timing)
-    }
-}
 
 impl<M> Pool<Awaited<M>>
 where
@@ -122,15 +57,7 @@ where
     /// is closed: no other is opened in its place before it returns. The drop of tokio-postgres's client does not wait. If the
     /// server does not answer, its socket stays open, and no longer counts; a manager that ends the client's task closes it.
     pub fn awaited(manager: M, runtime: Handle) -> Builder<Awaited<M>> {
-        Builder {
-            common: Common::default(),
-            own: AwaitedOptions {
-                manager,
-                runtime,
-                hooks: AwaitedHooks::default(),
-                timing: Timing::default(),
-            },
-        }
+        Builder::over((manager, runtime))
     }
 
     /// Leases a connection as [`Pool::lease_async`] does, runs `work` on it, and ends the lease.
@@ -218,20 +145,10 @@ where
         self.own.hooks.reset = Some(shared(reset));
         self
     }
-
-    /// Which errors, given to [`Lease::report`], say that the connection is broken.
-    ///
-    /// Defaults to all of them.
-    pub fn broken(mut self, broken: impl Fn(&M::Error) -> bool + Send + Sync + 'static) -> Self {
-        self.own.hooks.is_broken = Some(Box::new(broken));
-        self
-    }
 }
 
-/// A callback with the error type that the backend wants.
-type Callback<C> = Arc<dyn for<'a> Fn(&'a mut C) -> Work<'a, Fault> + Send + Sync>;
-
-fn shared<C, F, E>(callback: F) -> Callback<C>
+/// The same callback, with the error type that the backend wants.
+fn shared<C, F, E>(callback: F) -> AwaitedCallback<C>
 where
     C: Send + 'static,
     F: for<'a> Fn(&'a mut C) -> Work<'a, E> + Send + Sync + 'static,

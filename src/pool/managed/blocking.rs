@@ -3,67 +3,9 @@
 
 use r2d2::ManageConnection;
 
-use super::{Remote, end};
-use crate::managed::Timing;
-use crate::managed::{Hooks, Managed};
+use crate::managed::Managed;
 use crate::pool::Pool;
 use crate::pool::builder::Builder;
-use crate::pool::common::Common;
-#[cfg(feature = "tokio")]
-use crate::pool::lease::Lease;
-use crate::pool::pooled::{Lent, Pooled};
-
-/// The options that only this kind of pool has.
-pub struct ManagedOptions<M: ManageConnection> {
-    manager: M,
-    hooks: Hooks<M>,
-    timing: Timing,
-}
-
-impl<M> Pooled for Managed<M>
-where
-    M: ManageConnection<Error: Send + Sync>,
-{
-    type Beside = ();
-    type Options = ManagedOptions<M>;
-
-    #[cfg(feature = "tokio")]
-    type Cancel = ();
-
-    #[cfg(feature = "tokio")]
-    fn call_off(_: &Lease<Self>, (): ()) -> Box<dyn FnOnce() + Send> {
-        // No driver has a way that is common to all.
-        Box::new(|| ())
-    }
-
-    fn end(lent: Lent<Self>) {
-        let is_used = lent.connection().is_used();
-        end(lent, is_used);
-    }
-}
-
-impl<M> Remote for Managed<M>
-where
-    M: ManageConnection<Error: Send + Sync>,
-{
-    type ManagerError = M::Error;
-
-    fn timing(options: &mut ManagedOptions<M>) -> &mut Timing {
-        &mut options.timing
-    }
-
-    fn says_broken(&self, error: &M::Error) -> bool {
-        self.is_broken(error)
-    }
-
-    fn report(&self, connection: &Self::Connection) {
-        self.reported(connection);
-    }
-
-    fn make(name: String, options: ManagedOptions<M>) -> Self {
-        Managed::new(name, options.manager, options.hooks, options.timing)
-    }
-}
 
 impl<M> Pool<Managed<M>>
 where
@@ -102,14 +44,7 @@ where
     /// The manager, the callbacks and the connections are used and dropped on threads of the pool: never on the thread of a
     /// caller, and never by a lease that ends. Only `broken` is called where an error is reported.
     pub fn managed(manager: M) -> Builder<Managed<M>> {
-        Builder {
-            common: Common::default(),
-            own: ManagedOptions {
-                manager,
-                hooks: Hooks::default(),
-                timing: Timing::default(),
-            },
-        }
+        Builder::over(manager)
     }
 }
 
@@ -155,14 +90,6 @@ where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.own.hooks.reset = Some(Box::new(move |c| reset(c).map_err(Into::into)));
-        self
-    }
-
-    /// Which errors, given to [`Lease::report`], say that the connection is broken.
-    ///
-    /// Defaults to all of them.
-    pub fn broken(mut self, broken: impl Fn(&M::Error) -> bool + Send + Sync + 'static) -> Self {
-        self.own.hooks.is_broken = Some(Box::new(broken));
         self
     }
 }

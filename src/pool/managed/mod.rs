@@ -10,46 +10,59 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::builder::Builder;
-use super::common::{TIMEOUTS, check_budget, within};
+use super::common::{Common, DEFAULT_CONNECTIONS, MAX_CONNECTIONS, TIMEOUTS, check_budget, within};
 use super::lease::Lease;
-use super::pooled::{Backend, Lent, Pooled};
+use super::pooled::{Lent, Pooled};
 use super::{Pool, Shared};
 use crate::core::Core;
 use crate::error::Error;
-use crate::managed::Timing;
+use crate::managed::{Hooks, Remote, Server, Timing, reported, says_broken};
 
 const DESCRIPTORS: RangeInclusive<usize> = 0..=1_000;
-/// How many connections a pool may open, if the user does not say.
-const MAX_CONNECTIONS: usize = 8;
 
-/// A kind of pool whose connections lead to a server: [`Managed`](crate::Managed) or [`Awaited`](crate::Awaited). It is
-/// sealed.
-pub trait Remote: Backend + Pooled<Beside: Default> {
-    /// The error of its manager.
-    type ManagerError;
+/// The options that only a pool of a server's connections has.
+pub struct RemoteOptions<R: Remote> {
+    parts: R::Parts,
+    hooks: Hooks<R::Callback, R::ManagerError>,
+    timing: Timing,
+}
 
-    #[doc(hidden)]
-    fn timing(options: &mut Self::Options) -> &mut Timing;
+impl<R: Remote> Pooled for R {
+    type Beside = ();
+    type Options = RemoteOptions<R>;
+    #[cfg(feature = "tokio")]
+    type Cancel = ();
 
-    #[doc(hidden)]
-    fn says_broken(&self, error: &Self::ManagerError) -> bool;
+    /// What a panic interrupted is reset before any agent gets it.
+    fn end(mut lent: Lent<Self>) {
+        if lent.connection().is_used() && std::thread::panicking() {
+            lent.free_at_end();
+        }
+    }
+}
 
-    #[doc(hidden)]
-    fn report(&self, connection: &Self::Connection);
-
-    #[doc(hidden)]
-    fn make(name: String, options: Self::Options) -> Self;
+impl<R: Remote> Builder<R> {
+    fn over(parts: R::Parts) -> Self {
+        Builder {
+            common: Common::default(),
+            own: RemoteOptions {
+                parts,
+                hooks: Hooks::default(),
+                timing: Timing::default(),
+            },
+        }
+    }
 }
 
 /// Options of every pool of a server's connections.
-impl<B: Remote> Builder<B> {
+impl<R: Remote> Builder<R> {
     /// How long a connection may have been idle and still be lent without a question to the server; at most a year. After
     /// a longer time, the manager's own check (`is_valid`) asks. A connection that an
     /// [incident](crate::guide::servers#health-without-a-tax) has made suspect is always asked.
     ///
     /// Defaults to 1 second.
     pub fn probe_after(mut self, idle: Duration) -> Self {
-        B::timing(&mut self.own).probe_after = idle;
+        self.own.timing.probe_after = idle;
         self
     }
 
@@ -58,7 +71,7 @@ impl<B: Remote> Builder<B> {
     ///
     /// Defaults to 500 milliseconds.
     pub fn probe_timeout(mut self, timeout: Duration) -> Self {
-        B::timing(&mut self.own).probe_timeout = timeout;
+        self.own.timing.probe_timeout = timeout;
         self
     }
 
@@ -70,14 +83,25 @@ impl<B: Remote> Builder<B> {
     ///
     /// Defaults to 5 seconds.
     pub fn open_timeout(mut self, timeout: Duration) -> Self {
-        B::timing(&mut self.own).open_timeout = timeout;
+        self.own.timing.open_timeout = timeout;
         self
     }
 
     /// How many descriptors one connection holds; 0 to 1,000. It makes [`Pool::fd_ceiling`]. There is no default, since
     /// only the driver knows: the blocking client of PostgreSQL holds 5, the async one 1; count them in `/proc/self/fd`.
     pub fn fds_per_connection(mut self, descriptors: usize) -> Self {
-        B::timing(&mut self.own).fds_per_connection = Some(descriptors);
+        self.own.timing.fds_per_connection = Some(descriptors);
+        self
+    }
+
+    /// Which errors, given to [`Lease::report`], say that the connection is broken.
+    ///
+    /// Defaults to all of them.
+    pub fn broken(
+        mut self,
+        broken: impl Fn(&R::ManagerError) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.own.hooks.is_broken = Some(Box::new(broken));
         self
     }
 
@@ -87,9 +111,13 @@ impl<B: Remote> Builder<B> {
     /// - [`Error::Config`] if an option is out of its range, or `fds_per_connection` is missing.
     /// - [`Error::Budget`] if the pool could need more descriptors than it may use.
     /// - [`Error::NoThread`] if the pool's threads cannot be started.
-    pub fn build(mut self) -> Result<Pool<B>, Error> {
+    pub fn build(mut self) -> Result<Pool<R>, Error> {
         let budget = self.common.check()?;
-        let timing = B::timing(&mut self.own);
+        let RemoteOptions {
+            parts,
+            hooks,
+            timing,
+        } = self.own;
         within(
             "probe_after",
             timing.probe_after,
@@ -112,36 +140,28 @@ impl<B: Remote> Builder<B> {
             .common
             .max_connections
             .or(affordable.filter(|_| descriptors > 0))
-            .unwrap_or(MAX_CONNECTIONS)
-            .clamp(1, 10_000);
+            .unwrap_or(DEFAULT_CONNECTIONS)
+            .clamp(*MAX_CONNECTIONS.start(), *MAX_CONNECTIONS.end());
         check_budget(budget, max_connections, descriptors * max_connections)?;
         let name = self.common.name.take();
         let name = name.unwrap_or_else(|| "server".to_owned());
-        let backend = B::make(name.clone(), self.own);
+        let backend = R::new(Server::new(name.clone(), timing), parts, hooks);
         let core = Core::new(backend, self.common.options(name, max_connections))?;
-        Ok(Pool::new(Shared::start(core, B::Beside::default())?))
+        Ok(Pool::new(Shared::start(core, ())?))
     }
 }
 
-impl<B: Remote> Lease<B> {
+impl<R: Remote> Lease<R> {
     /// Tells the pool of an error that a statement on this lease returned. If it says that the connection is broken
     /// (`Builder::broken`; without that, every error does), the connection is closed at the end of the lease, and all
     /// older connections are asked before they are lent.
     ///
     /// Most drivers notice by themselves that a connection is closed. This is for what they cannot see: a server that
     /// answers, but has become read-only or is about to end.
-    pub fn report(lease: &Self, error: &B::ManagerError) {
+    pub fn report(lease: &Self, error: &R::ManagerError) {
         let backend = &lease.shared().core.backend;
-        if backend.says_broken(error) {
-            backend.report(lease.checkout().connection());
+        if says_broken(backend, error) {
+            reported(backend, lease.checkout().connection());
         }
     }
-}
-
-/// Ends a lease. What a panic interrupted is reset before any agent gets it.
-fn end<B: Remote>(mut lent: Lent<B>, is_used: bool) {
-    if is_used && std::thread::panicking() {
-        lent.free_at_end();
-    }
-    drop(lent);
 }
