@@ -13,16 +13,16 @@ use crate::leaks::{self, assert_no_leak};
 use crate::leases::assert_all_served;
 use crate::server::{Server, installed};
 
-fn all_installed() -> bool {
-    installed() && bouncer_installed()
+/// A server; `None` where it or pgbouncer is not installed.
+fn a_server() -> Option<Server> {
+    (installed() && bouncer_installed()).then(|| Server::start(""))
 }
 
 #[test]
 fn in_session_mode_a_thousand_agents_are_served() {
-    if !all_installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let bouncer = Bouncer::before(&server, "pool_mode=session");
     let pool = blocking(&bouncer.url(), 8).build().unwrap();
     assert_all_served(&server, &pool);
@@ -30,10 +30,9 @@ fn in_session_mode_a_thousand_agents_are_served() {
 
 #[test]
 fn in_session_mode_nothing_leaks() {
-    if !all_installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let bouncer = Bouncer::before(&server, "pool_mode=session");
     for leak in leaks::ALL {
         assert_no_leak(&bouncer.url(), *leak);
@@ -49,10 +48,9 @@ fn in_transaction_mode(server: &Server) -> Bouncer {
 /// its turn between the two.
 #[test]
 fn in_transaction_mode_agents_see_each_other() {
-    if !all_installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let bouncer = in_transaction_mode(&server);
     for (leave, seen) in [
         (
@@ -89,10 +87,9 @@ fn sees(client: &mut Client, what: &str) -> bool {
 /// They outlive the connection of their agent, too: where it was closed, nothing was closed on the server.
 #[test]
 fn in_transaction_mode_what_an_agent_leaves_outlives_its_connection() {
-    if !all_installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let bouncer = in_transaction_mode(&server);
     let pool = blocking(&bouncer.url(), 1).build().unwrap();
     let mut lease = pool.lease("a").unwrap();
@@ -169,10 +166,9 @@ fn server_process(client: &mut Client) -> Result<Option<u32>, postgres::Error> {
 
 #[test]
 fn on_open_refuses_transaction_mode() {
-    if !all_installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = |url: &str, wait: Duration| {
         Pool::managed(manager(url))
             .name("postgres")

@@ -12,8 +12,8 @@ use std::time::Duration;
 use leasepool::{Awaited, Builder, Lease, Pool};
 use tokio_postgres::{Client, Config, Error, NoTls};
 
-use crate::common::{RESET, assert_whole, awaited};
-use crate::server::{Server, installed};
+use crate::common::{RESET, a_server_awaited, assert_whole, awaited};
+use crate::server::Server;
 
 /// A manager whose connections are closed when their drop returns.
 struct Closing {
@@ -122,12 +122,9 @@ const SLOW: &str = "SELECT pg_sleep(30)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_whose_opening_is_given_up_is_gone() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let (pool, sockets) = closing(&server.url(), 1);
     let pool = pool
         .on_open(|client| Box::pin(client.batch_execute(SLOW)))
@@ -146,12 +143,9 @@ async fn a_connection_whose_opening_is_given_up_is_gone() {
 /// Why the manager above exists: with bb8's own, each of these leaves a socket behind. No pool can see that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bb8_postgres_leaves_sockets_behind() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = awaited(&server.url(), 1)
         .on_open(|client| Box::pin(client.batch_execute(SLOW)))
         .open_timeout(OPEN_TIMEOUT)
@@ -170,12 +164,9 @@ async fn bb8_postgres_leaves_sockets_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_replaced_count_until_they_are_gone() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let (pool, sockets) = closing(&server.url(), 2);
     let pool = pool
         // Now and then it fails, or panics, with a connection in hand.

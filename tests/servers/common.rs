@@ -1,9 +1,11 @@
 //! What the tests of several topics need.
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use bb8_postgres::PostgresConnectionManager as AsyncManager;
 use leasepool::{Awaited, Builder, Managed, Pool};
+use leasepool_postgres_server::{Server, installed};
 use postgres::NoTls;
 use r2d2_postgres::PostgresConnectionManager;
 
@@ -61,4 +63,23 @@ pub(crate) fn assert_whole<B: leasepool::Backend>(pool: &Pool<B>, connections: u
     eventually("all leases have ended", || pool.stats().lent == 0);
     let stats = pool.stats();
     assert!(stats.open <= connections && stats.stuck == 0, "{stats:?}");
+}
+
+/// A server of the test's own; `None` where PostgreSQL is not installed.
+pub(crate) fn a_server() -> Option<Server> {
+    installed().then(|| Server::start(""))
+}
+
+/// The same, for a test that is async.
+pub(crate) async fn a_server_awaited() -> Option<Server> {
+    tokio::task::spawn_blocking(a_server).await.unwrap()
+}
+
+/// Says that the work is done, also when it panics.
+pub(crate) struct Done<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }

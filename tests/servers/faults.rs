@@ -8,18 +8,17 @@ use std::time::Duration;
 
 use leasepool::{Error, Pool};
 
-use crate::common::{RESET, assert_whole, awaited, blocking, eventually, manager};
+use crate::common::{
+    RESET, a_server, a_server_awaited, assert_whole, awaited, blocking, eventually, manager,
+};
 use crate::server::{Server, installed};
 
 /// The blocking client panics where it is used or dropped on an async thread: the pool does neither.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_end_on_async_threads() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = blocking(&server.url(), 2).build().unwrap();
     for agent in ["a", "b", "c", "a"] {
         let lease = pool.lease_async(agent).await.unwrap();
@@ -47,10 +46,9 @@ async fn leases_end_on_async_threads() {
 
 #[test]
 fn a_lease_ends_while_unwinding() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 1).build().unwrap();
     let panic = catch_unwind(AssertUnwindSafe(|| {
         let mut lease = pool.lease("a").unwrap();
@@ -73,10 +71,9 @@ fn a_lease_ends_while_unwinding() {
 
 #[test]
 fn callbacks_that_panic_cost_nothing() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let panics = Arc::new(AtomicUsize::new(0));
     let now_and_then = |panics: &Arc<AtomicUsize>| {
         let panics = Arc::clone(panics);
@@ -131,12 +128,9 @@ fn callbacks_that_panic_cost_nothing() {
 /// A future that is dropped at any of its awaits leaves nothing behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_at_each_await() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = awaited(&server.url(), 2)
         .probe_after(Duration::ZERO)
         .build()
@@ -191,10 +185,9 @@ async fn cancelled_at_each_await() {
 /// The runtime ends before the pool and its leases do.
 #[test]
 fn leases_outlive_the_runtime() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let pool = runtime.block_on(async { awaited(&server.url(), 2).build().unwrap() });
     let lease = runtime.block_on(pool.lease_async("a")).unwrap();

@@ -1,6 +1,6 @@
 //! P5 over PostgreSQL: nothing of one agent is seen by another, one test for each thing that an agent may leave.
 
-use crate::common::{BlockingPool, awaited, blocking};
+use crate::common::{BlockingPool, a_server, awaited, blocking};
 use crate::server::{Server, installed};
 
 /// An agent does the first; another gets the same connection, and the second returns false there.
@@ -79,10 +79,9 @@ leaks! {
 
 #[test]
 fn the_last_value_of_a_sequence() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 1).build().unwrap();
     let sequence = "CREATE SEQUENCE s; SELECT nextval('s')";
     pool.lease("a").unwrap().batch_execute(sequence).unwrap();
@@ -104,10 +103,9 @@ fn the_last_value_of_a_sequence() {
 /// A transaction that an agent has left open is rolled back when its lease ends, not when another agent comes.
 #[test]
 fn a_parked_connection_holds_no_lock() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 2).build().unwrap();
     let mut lease = pool.lease("a").unwrap();
     lease.batch_execute("CREATE TABLE t (x int)").unwrap();
@@ -122,10 +120,9 @@ fn a_parked_connection_holds_no_lock() {
 /// Without `reset`, nobody can say what an agent has left: another agent gets a new connection.
 #[test]
 fn without_a_reset_another_agent_gets_a_new_connection() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = leasepool::Pool::managed(crate::common::manager(&server.url()))
         .max_connections(1)
         .fds_per_connection(5)

@@ -6,20 +6,13 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::common::{BlockingPool, assert_whole, awaited, blocking};
-use crate::server::{Server, installed};
+use crate::common::{
+    BlockingPool, Done, a_server, a_server_awaited, assert_whole, awaited, blocking,
+};
+use crate::server::Server;
 
 const AGENTS: usize = 1_000;
 const CONNECTIONS: usize = 8;
-
-/// Says that the work is done, also when it panics.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
-}
 
 /// Watches the number of backends while `work` runs. Returns the largest.
 fn watched(server: &Server, work: impl FnOnce()) -> i64 {
@@ -41,10 +34,9 @@ fn watched(server: &Server, work: impl FnOnce()) -> i64 {
 
 #[test]
 fn a_thousand_agents_on_eight_connections_of_32_threads() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), CONNECTIONS).build().unwrap();
     assert_all_served(&server, &pool);
     pool.close().unwrap();
@@ -90,12 +82,9 @@ pub(crate) fn assert_all_served(server: &Server, pool: &BlockingPool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_agents_on_eight_connections_of_32_tasks() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = awaited(&server.url(), CONNECTIONS).build().unwrap();
     let tasks: Vec<_> = (0..32)
         .map(|seed| {
@@ -143,10 +132,9 @@ async fn a_thousand_agents_on_eight_connections_of_32_tasks() {
 /// An agent finds its own connection again, as long as no other needs it.
 #[test]
 fn an_agent_finds_its_connection_as_it_left_it() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 2).build().unwrap();
     let pid = |pool: &crate::common::BlockingPool, agent: &str| -> i32 {
         let mut lease = pool.lease(agent).unwrap();
@@ -177,12 +165,9 @@ fn an_agent_finds_its_connection_as_it_left_it() {
 /// `run` puts the blocking client where it may block.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn run_uses_a_blocking_client_from_async_code() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = blocking(&server.url(), 2).build().unwrap();
     let one: i32 = pool
         .run(
@@ -213,12 +198,9 @@ async fn run_uses_a_blocking_client_from_async_code() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn run_awaits_an_async_client() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = awaited(&server.url(), 2).build().unwrap();
     type Fault = Box<dyn std::error::Error + Send + Sync>;
     let one: i32 = pool
@@ -254,10 +236,9 @@ async fn run_awaits_an_async_client() {
 /// Warm leases cost no more than r2d2's without its check, and far less than with it.
 #[test]
 fn a_warm_lease_asks_the_server_nothing() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 2).build().unwrap();
     drop(pool.lease("a").unwrap());
     let begun = Instant::now();

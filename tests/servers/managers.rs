@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc;
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use leasepool::{Error, Pool};
+use leasepool::{Builder, Error, Managed, Pool};
 use parking_lot::Mutex;
 
 use crate::common::{assert_whole, eventually};
@@ -76,6 +77,44 @@ impl leasepool::r2d2::ManageConnection for Manager {
     }
 }
 
+/// A pool of connections that are counted.
+fn counted(log: &Arc<Log>, connections: usize) -> Builder<Managed<Manager>> {
+    Pool::managed(Manager(Arc::clone(log)))
+        .max_connections(connections)
+        .fds_per_connection(0)
+}
+
+/// One whose agent "a" has had a lease. To end it hangs, until what is returned is dropped.
+fn hanging(log: &Arc<Log>, connections: usize) -> (Pool<Managed<Manager>>, mpsc::Sender<()>) {
+    let (hang, hangs) = mpsc::channel::<()>();
+    let hangs = Mutex::new(Some(hangs));
+    let pool = counted(log, connections)
+        .settle(move |_| {
+            if let Some(hangs) = hangs.lock().take() {
+                let _ = hangs.recv();
+            }
+            Ok::<_, io::Error>(())
+        })
+        .build()
+        .unwrap();
+    use_once(&pool, "a");
+    (pool, hang)
+}
+
+/// A lease whose borrower uses its connection.
+fn use_once(pool: &Pool<Managed<Manager>>, agent: impl std::fmt::Display) {
+    let mut lease = pool.lease(agent).unwrap();
+    let _ = &mut *lease;
+}
+
+/// Leases for this many agents, at the same time.
+fn lease_all(pool: &Pool<Managed<Manager>>, agents: usize) {
+    let leases: Vec<_> = (0..agents)
+        .map(|agent| pool.lease(agent).unwrap())
+        .collect();
+    drop(leases);
+}
+
 /// The manager and its connections are used and dropped on threads of the pool only, whatever async code does.
 #[test]
 fn nothing_is_touched_on_an_async_thread() {
@@ -89,9 +128,7 @@ fn nothing_is_touched_on_an_async_thread() {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let pool = Pool::managed(Manager(Arc::clone(&log)))
-                .max_connections(2)
-                .fds_per_connection(0)
+            let pool = counted(&log, 2)
                 .settle(|connection: &mut Connection| {
                     connection.0.here();
                     Ok::<_, io::Error>(())
@@ -127,9 +164,7 @@ fn nothing_is_touched_on_an_async_thread() {
 fn openings_that_were_given_up_count() {
     let log = Arc::new(Log::default());
     *log.connect.lock() = Duration::from_millis(800);
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(3)
-        .fds_per_connection(0)
+    let pool = counted(&log, 3)
         .open_timeout(Duration::from_millis(50))
         .lease_timeout(Duration::from_millis(300))
         .build()
@@ -162,9 +197,7 @@ fn openings_that_were_given_up_count() {
 fn a_connection_that_comes_back_serves_where_none_can_be_opened() {
     let log = Arc::new(Log::default());
     log.limit.store(1, SeqCst);
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(2)
-        .fds_per_connection(0)
+    let pool = counted(&log, 2)
         .lease_timeout(Duration::from_secs(5))
         .settle(|_: &mut Connection| {
             // A server that is slow.
@@ -174,9 +207,7 @@ fn a_connection_that_comes_back_serves_where_none_can_be_opened() {
         .reset(|_: &mut Connection| Ok::<_, io::Error>(()))
         .build()
         .unwrap();
-    let mut lease = pool.lease("a").unwrap();
-    let _ = &mut *lease;
-    drop(lease);
+    use_once(&pool, "a");
     let begun = Instant::now();
     drop(pool.lease("b").unwrap());
     // What is left of the settling, and one pause between two attempts.
@@ -192,9 +223,7 @@ fn a_connection_that_comes_back_serves_where_none_can_be_opened() {
 #[test]
 fn a_probe_that_hangs() {
     let log = Arc::new(Log::default());
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(2)
-        .fds_per_connection(0)
+    let pool = counted(&log, 2)
         .probe_after(Duration::ZERO)
         .probe_timeout(Duration::from_millis(50))
         .build()
@@ -219,9 +248,7 @@ fn a_probe_that_hangs() {
 fn a_has_broken_that_hangs() {
     for settles in [false, true] {
         let log = Arc::new(Log::default());
-        let mut pool = Pool::managed(Manager(Arc::clone(&log)))
-            .max_connections(2)
-            .fds_per_connection(0)
+        let mut pool = counted(&log, 2)
             .probe_after(Duration::from_secs(3600))
             .probe_timeout(Duration::from_millis(50));
         if settles {
@@ -229,9 +256,7 @@ fn a_has_broken_that_hangs() {
         }
         let pool = pool.build().unwrap();
         *log.has_broken.lock() = Duration::from_millis(600);
-        let mut lease = pool.lease("a").unwrap();
-        let _ = &mut *lease;
-        drop(lease);
+        use_once(&pool, "a");
         let begun = Instant::now();
         drop(pool.lease("a").unwrap());
         assert!(
@@ -250,14 +275,11 @@ fn a_has_broken_that_hangs() {
 #[test]
 fn a_broken_connection_makes_older_ones_suspect() {
     let log = Arc::new(Log::default());
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(4)
-        .fds_per_connection(0)
+    let pool = counted(&log, 4)
         .probe_after(Duration::from_secs(3600))
         .build()
         .unwrap();
-    let leases: Vec<_> = (0..3).map(|agent| pool.lease(agent).unwrap()).collect();
-    drop(leases);
+    lease_all(&pool, 3);
     assert_eq!(pool.stats().probes, 0);
     let lease = pool.lease(0).unwrap();
     leasepool::Lease::report(&lease, &io::Error::other("on purpose"));
@@ -307,37 +329,23 @@ fn options_are_checked() {
 #[test]
 fn lifetimes_differ() {
     let log = Arc::new(Log::default());
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(16)
-        .fds_per_connection(0)
+    let pool = counted(&log, 16)
         .max_lifetime(Duration::from_millis(1_000))
         .build()
         .unwrap();
     let opened = Instant::now();
-    drop(
-        (0..16)
-            .map(|agent| pool.lease(agent).unwrap())
-            .collect::<Vec<_>>(),
-    );
+    lease_all(&pool, 16);
     while opened.elapsed() < Duration::from_millis(950) {
         thread::sleep(Duration::from_millis(1));
     }
     let late = opened.elapsed() >= Duration::from_millis(1_000);
-    drop(
-        (0..16)
-            .map(|agent| pool.lease(agent).unwrap())
-            .collect::<Vec<_>>(),
-    );
+    lease_all(&pool, 16);
     let aged = pool.stats().discarded_by_age;
     assert!(late || (1..16).contains(&aged), "{aged}");
     while opened.elapsed() < Duration::from_millis(1_001) {
         thread::sleep(Duration::from_millis(1));
     }
-    drop(
-        (0..16)
-            .map(|agent| pool.lease(agent).unwrap())
-            .collect::<Vec<_>>(),
-    );
+    lease_all(&pool, 16);
     assert_eq!(pool.stats().discarded_by_age, 16);
 }
 
@@ -345,22 +353,7 @@ fn lifetimes_differ() {
 #[test]
 fn a_settling_that_hangs() {
     let log = Arc::new(Log::default());
-    let (hang, hangs) = std::sync::mpsc::channel::<()>();
-    let hangs = Mutex::new(Some(hangs));
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(3)
-        .fds_per_connection(0)
-        .settle(move |_| {
-            if let Some(hangs) = hangs.lock().take() {
-                let _ = hangs.recv();
-            }
-            Ok::<_, io::Error>(())
-        })
-        .build()
-        .unwrap();
-    let mut lease = pool.lease("a").unwrap();
-    let _ = &mut *lease;
-    drop(lease);
+    let (pool, hang) = hanging(&log, 3);
     for _ in 0..3 {
         let agent = pool.agent("a").within(Duration::from_millis(200));
         let begun = Instant::now();
@@ -379,22 +372,7 @@ fn a_settling_that_hangs() {
 #[test]
 fn an_ending_lease_is_no_deadlock() {
     let log = Arc::new(Log::default());
-    let (hang, hangs) = std::sync::mpsc::channel::<()>();
-    let hangs = Mutex::new(Some(hangs));
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(1)
-        .fds_per_connection(0)
-        .settle(move |_| {
-            if let Some(hangs) = hangs.lock().take() {
-                let _ = hangs.recv();
-            }
-            Ok::<_, io::Error>(())
-        })
-        .build()
-        .unwrap();
-    let mut lease = pool.lease("a").unwrap();
-    let _ = &mut *lease;
-    drop(lease);
+    let (pool, hang) = hanging(&log, 1);
     let error = pool.agent("b").within(Duration::from_millis(50)).lease();
     match error.unwrap_err() {
         Error::Exhausted {
@@ -419,9 +397,7 @@ fn panics_that_panic() {
     }
     let log = Arc::new(Log::default());
     let times = AtomicUsize::new(0);
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(2)
-        .fds_per_connection(0)
+    let pool = counted(&log, 2)
         .settle(move |_| -> io::Result<()> {
             if times.fetch_add(1, SeqCst) < 6 {
                 std::panic::panic_any(Bomb);
@@ -431,8 +407,7 @@ fn panics_that_panic() {
         .build()
         .unwrap();
     for turn in 0..8 {
-        let mut lease = pool.lease(turn % 3).unwrap();
-        let _ = &mut *lease;
+        use_once(&pool, turn % 3);
     }
     assert_whole(&pool, 2);
     pool.close().unwrap();
@@ -443,14 +418,11 @@ fn panics_that_panic() {
 #[test]
 fn reported_and_discarded() {
     let log = Arc::new(Log::default());
-    let pool = Pool::managed(Manager(Arc::clone(&log)))
-        .max_connections(2)
-        .fds_per_connection(0)
+    let pool = counted(&log, 2)
         .probe_after(Duration::from_secs(3600))
         .build()
         .unwrap();
-    let leases: Vec<_> = (0..2).map(|agent| pool.lease(agent).unwrap()).collect();
-    drop(leases);
+    lease_all(&pool, 2);
     let lease = pool.lease(0).unwrap();
     leasepool::Lease::report(&lease, &io::Error::other("on purpose"));
     leasepool::Lease::discard(lease);

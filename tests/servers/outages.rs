@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use leasepool::{Error, Lease};
 use parking_lot::Mutex;
 
-use crate::common::{BlockingPool, LONG, assert_whole, awaited, blocking, eventually};
+use crate::common::{
+    BlockingPool, Done, LONG, a_server, a_server_awaited, assert_whole, awaited, blocking,
+    eventually,
+};
 use crate::proxy::{Mode, Proxy};
 use crate::server::{Server, installed};
 
@@ -40,7 +43,7 @@ impl Seen {
 }
 
 /// Lets 32 threads query for 1,000 agents while `during` goes on.
-fn under_load(pool: &BlockingPool, query: &str, during: impl FnOnce(&Seen)) -> Seen {
+fn under_load(pool: &BlockingPool, during: impl FnOnce(&Seen)) -> Seen {
     let (seen, done) = (Seen::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         for worker in 0..32_usize {
@@ -60,7 +63,7 @@ fn under_load(pool: &BlockingPool, query: &str, during: impl FnOnce(&Seen)) -> S
                             continue;
                         }
                     };
-                    match lease.batch_execute(query) {
+                    match lease.batch_execute("SELECT 1") {
                         Ok(()) => seen.success(),
                         Err(error) => {
                             Lease::report(&lease, &error);
@@ -70,22 +73,21 @@ fn under_load(pool: &BlockingPool, query: &str, during: impl FnOnce(&Seen)) -> S
                 }
             });
         }
+        let _done = Done(&done);
         eventually("all have been served", || seen.served.load(SeqCst) > 200);
         during(&seen);
-        done.store(true, SeqCst);
     });
     seen
 }
 
 #[test]
 fn ten_restarts_under_load() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), CONNECTIONS).build().unwrap();
     let mut slowest = Duration::ZERO;
-    let seen = under_load(&pool, "SELECT 1", |seen| {
+    let seen = under_load(&pool, |seen| {
         for _ in 0..10 {
             server.restart();
             let up = Instant::now();
@@ -107,10 +109,9 @@ fn ten_restarts_under_load() {
 
 #[test]
 fn a_standby_is_promoted() {
-    if !installed() {
+    let Some(primary) = a_server() else {
         return;
-    }
-    let primary = Server::start("");
+    };
     let standby = primary.standby();
     let url = format!(
         "host=127.0.0.1,127.0.0.1 port={},{} user=postgres target_session_attrs=read-write",
@@ -118,7 +119,7 @@ fn a_standby_is_promoted() {
     );
     let pool = blocking(&url, CONNECTIONS).build().unwrap();
     let mut promotion = Duration::ZERO;
-    let seen = under_load(&pool, "SELECT 1", |seen| {
+    let seen = under_load(&pool, |seen| {
         let begun = Instant::now();
         primary.stop();
         standby.promote();
@@ -224,10 +225,9 @@ fn a_demoted_primary_still_answers() {
 /// A network that swallows everything costs a lease `probe_timeout` + `open_timeout` at most.
 #[test]
 fn a_black_hole() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let proxy = Proxy::before(server.port);
     let (probe, open) = (Duration::from_millis(300), Duration::from_millis(700));
     let pool = blocking(&proxy.url(), CONNECTIONS)
@@ -257,12 +257,9 @@ fn a_black_hole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole_for_tasks() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let proxy = Proxy::before(server.port);
     let (probe, open) = (Duration::from_millis(300), Duration::from_millis(700));
     let pool = awaited(&proxy.url(), 3)
@@ -301,10 +298,9 @@ async fn a_black_hole_for_tasks() {
 /// time.
 #[test]
 fn a_server_that_stands_still() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 4)
         .lease_timeout(Duration::from_millis(500))
         .build()
@@ -432,10 +428,9 @@ fn the_server_has_no_connection_left() {
 /// One backend is terminated: one caller at most learns of it.
 #[test]
 fn one_backend_is_terminated() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 4).build().unwrap();
     let pids: Vec<i32> = thread::scope(|scope| {
         let leases: Vec<_> = (0..4).map(|agent| pool.lease(agent).unwrap()).collect();
@@ -468,12 +463,9 @@ fn one_backend_is_terminated() {
 /// Restarts, for tasks: nobody blocks, and no permit is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_under_tasks() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = awaited(&server.url(), CONNECTIONS).build().unwrap();
     let done = std::sync::Arc::new(AtomicBool::new(false));
     let (served, failed) = (
@@ -534,10 +526,9 @@ async fn restarts_under_tasks() {
 /// One lease replaces what is suspect instead of asking every connection, each of which would hang.
 #[test]
 fn a_black_hole_for_all_connections() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let proxy = Proxy::before(server.port);
     let pool = blocking(&proxy.url(), CONNECTIONS)
         .probe_after(Duration::from_millis(200))
@@ -567,10 +558,9 @@ fn a_black_hole_for_all_connections() {
 /// What is closed is closed at once, with its transaction, although no place is free.
 #[test]
 fn a_connection_in_doubt_is_closed_at_once() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let pool = blocking(&server.url(), 2).build().unwrap();
     let _other = pool.lease("other").unwrap();
     let mut client = server.client();
@@ -597,12 +587,9 @@ fn a_connection_in_doubt_is_closed_at_once() {
 /// A query that nobody waits for any more runs on at the server, and so keeps its place in the pool.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queries_that_were_given_up() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = awaited(&server.url(), 3)
         .probe_timeout(Duration::from_millis(50))
         .lease_timeout(LONG)

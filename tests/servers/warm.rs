@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use bb8_postgres::PostgresConnectionManager as AsyncManager;
 use postgres::NoTls;
 
-use common::{awaited, blocking, manager};
-use leasepool_postgres_server::{Server, installed};
+use common::{a_server, awaited, blocking, manager};
 
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(300);
@@ -53,10 +52,9 @@ fn table(title: &str, mut rows: Vec<(&str, Vec<f64>)>) {
 }
 
 fn main() {
-    if !installed() {
+    let Some(server) = a_server() else {
         return;
-    }
-    let server = Server::start("");
+    };
     let url = server.url();
     let leasepool = blocking(&url, 8).build().unwrap();
     let r2d2 = |check| {

@@ -10,8 +10,7 @@ use leasepool::{Agent, Awaited, Lease, status};
 use postgres::NoTls;
 use tower::ServiceExt;
 
-use crate::common::awaited;
-use crate::server::{Server, installed};
+use crate::common::{a_server_awaited, awaited};
 
 type Postgres = Awaited<PostgresConnectionManager<NoTls>>;
 
@@ -39,12 +38,9 @@ async fn text(app: &Router, path: &str) -> (StatusCode, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extractors_and_the_status_page() {
-    if !installed() {
+    let Some(server) = a_server_awaited().await else {
         return;
-    }
-    let server = tokio::task::spawn_blocking(|| Server::start(""))
-        .await
-        .unwrap();
+    };
     let pool = awaited(&server.url(), 2)
         .lease_timeout(std::time::Duration::from_millis(500))
         .build()
