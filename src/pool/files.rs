@@ -102,8 +102,8 @@ impl Pool {
         vacuumed
     }
 
-    /// The ids of the agents that have a file on this machine, whoever [owns](crate::Database::owner) them, in no particular
-    /// order, read from the folder as you go.
+    /// The ids of the agents that have a file on this machine, whichever node [owns](crate::Database::owner) them, in no
+    /// particular order, read from the folder as you go.
     ///
     /// ```
     /// # use leasepool::{Database, Pool};
@@ -132,8 +132,8 @@ impl Pool {
 }
 
 impl Agent {
-    /// Whether the agent has a file on this machine, whoever [owns](crate::Database::owner) the agent. (A lease would
-    /// make one, or have it [brought](crate::Database::on_missing); this does not.)
+    /// Whether the agent has a file on this machine, whichever node [owns](crate::Database::owner) the agent. (A lease
+    /// would make one, or have it [brought](crate::Database::on_missing); this does not.)
     ///
     /// # Errors
     /// [`Error::Unsupported`] if agents have no files of their own.
@@ -213,7 +213,7 @@ impl Agent {
     }
 
     /// Moves the agent to another node: closes the agent's database, lets `work` copy it, and deletes it here, while
-    /// nobody can use it. Needs [`Database::owner`](crate::Database::owner).
+    /// no caller can use it. Needs [`Database::owner`](crate::Database::owner).
     ///
     /// 1. The pool waits until the agent's connection is returned and earlier callers have had it. If the agent has no
     ///    database, the pool makes it, or has it [brought](crate::Database::on_missing), as a lease would.

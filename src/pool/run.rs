@@ -157,11 +157,24 @@ impl Agent {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let place = Location::caller();
-        async move {
-            let (agent, within) = (self.borrower()?, self.asked_within());
-            self.pool().run_at(agent, within, place, work).await?
-        }
+        self.run_from(Location::caller(), work)
+    }
+}
+
+impl<B: Backend> Agent<B> {
+    /// [`Agent::run_and_then`], of every pool whose connections may block, called from this place.
+    pub(super) async fn run_from<T, E, F>(
+        &self,
+        place: &'static Location<'static>,
+        work: F,
+    ) -> Result<T, E>
+    where
+        F: FnOnce(&mut Target<B>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (agent, within) = (self.borrower()?, self.asked_within());
+        self.pool().run_at(agent, within, place, work).await?
     }
 }
 

@@ -76,7 +76,7 @@ fn lock(connection: &Connection, deadline: Instant) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::ZERO)?;
     let mut tries = 0;
     let patience = || {
-        // Those who wait leave the processor to the one that works: they try seldom, and more and more so.
+        // A process that waits leaves the processor to the one that works: it tries ever more seldom.
         tries += 1;
         (0..1 << tries.min(LONGEST)).for_each(|_| pause());
         Instant::now() < deadline

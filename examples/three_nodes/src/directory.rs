@@ -147,7 +147,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Declares a node dead: its agents are whoever's that is asked for them. Only for a node that has ended.
+    /// Declares a node dead: its agents belong to whichever node is asked for them. Only for a node that has ended.
     pub(crate) async fn bury(&self, node: String) -> Result<(), Error> {
         let sql = "UPDATE node SET alive = 0 WHERE name = ?1";
         self.table.anonymous().execute_async(sql, [node]).await?;

@@ -153,11 +153,7 @@ mod run {
             T: Send + 'static,
             E: From<Error> + Send + 'static,
         {
-            let place = Location::caller();
-            async move {
-                let (agent, within) = (self.borrower()?, self.asked_within());
-                self.pool().run_at(agent, within, place, work).await?
-            }
+            self.run_from(Location::caller(), work)
         }
     }
 }

@@ -76,7 +76,7 @@ impl<R: Remote> Builder<R> {
     }
 
     /// How long a caller that needs a new connection waits for it, within its `lease_timeout`; 1 ms to a year. Then it gets
-    /// an [`Error::Open`]. An opening that nobody waits for goes on, counts as open, and the connection is parked.
+    /// an [`Error::Open`]. An opening that its caller has given up goes on, counts as open, and the connection is parked.
     ///
     /// An opening that fails sooner is tried again within that time: after 20 ms at most, and then after twice as long each
     /// time, up to 400 ms. Meanwhile the caller holds no place among the `max_connections`.
