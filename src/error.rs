@@ -3,12 +3,14 @@
 
 use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rusqlite::ErrorCode;
 
 use crate::observe::stats::Holder;
+use crate::sync::unwind::drop_quietly;
 
 /// Everything that can go wrong between asking for a connection and returning it.
 ///
@@ -391,7 +393,7 @@ impl Error {
     }
 
     /// Makes an error from a panic in user code.
-    pub(crate) fn panicked(callback: &'static str, panic: &(dyn Any + Send)) -> Error {
+    pub(crate) fn panicked(callback: &'static str, panic: Box<dyn Any + Send>) -> Error {
         let message = if let Some(message) = panic.downcast_ref::<&str>() {
             (*message).to_owned()
         } else if let Some(message) = panic.downcast_ref::<String>() {
@@ -399,8 +401,14 @@ impl Error {
         } else {
             "no message".to_owned()
         };
+        drop_quietly(panic);
         Error::Panicked { callback, message }
     }
+}
+
+/// Runs code of the user's. A panic becomes an error.
+pub(crate) fn caught<T>(callback: &'static str, work: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Error::panicked(callback, panic))
 }
 
 /// Why no connection to a server could be opened. Several callers may get it.

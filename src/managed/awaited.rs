@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::remote::{Remote, Server};
 use super::session::Session;
-use super::{Fault, Hooks, NoAnswer, dropped, panicked};
+use super::{Fault, Hooks, NoAnswer, dropped};
 use crate::error::Error;
 use crate::sync::wait::{await_until, block_on};
 
@@ -47,7 +47,7 @@ impl<M: ManageConnection> Awaited<M> {
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Error> {
         block_on(self.runtime.spawn(work)).map_err(|error| match error.try_into_panic() {
-            Ok(panic) => panicked("the manager or a callback", panic),
+            Ok(panic) => Error::panicked("the manager or a callback", panic),
             Err(_) => Error::NoRuntime,
         })
     }
@@ -116,7 +116,7 @@ async fn caught<T>(what: &'static str, work: impl Future<Output = T>) -> Result<
         let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
         match polled {
             Ok(polled) => polled.map(Ok),
-            Err(panic) => Poll::Ready(Err(super::panicked(what, panic))),
+            Err(panic) => Poll::Ready(Err(Error::panicked(what, panic))),
         }
     })
     .await

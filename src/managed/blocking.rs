@@ -7,8 +7,8 @@ use r2d2::ManageConnection;
 use super::off_thread::OffThread;
 use super::remote::{Remote, Server};
 use super::session::Session;
-use super::{Fault, Hooks, attempt, dropped, quietly};
-use crate::error::Error;
+use super::{Fault, Hooks, dropped, quietly};
+use crate::error::{Error, caught};
 
 /// The kind of pool that lends the connections of an r2d2 manager: [`Pool::managed`](crate::Pool::managed).
 pub struct Managed<M: ManageConnection> {
@@ -62,9 +62,11 @@ where
 
     fn connect(&self) -> Result<M::Connection, Fault> {
         let Owned { manager, hooks } = &*self.owned;
-        let mut connection = attempt("the manager's connect", || Ok(manager.connect()?))?;
+        let mut connection = caught("the manager's connect", || manager.connect())??;
         if let Some(on_open) = &hooks.on_open
-            && let Err(fault) = attempt("on_open", || on_open(&mut connection))
+            && let Err(fault) = caught("on_open", || on_open(&mut connection))
+                .map_err(Fault::from)
+                .and_then(|done| done)
         {
             let _ = dropped(Some(connection));
             return Err(fault);

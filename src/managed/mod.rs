@@ -19,9 +19,7 @@ mod off_thread;
 mod remote;
 mod session;
 
-use std::any::Any;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 #[cfg(feature = "bb8")]
@@ -33,7 +31,7 @@ pub use blocking::Managed;
 pub use remote::Remote;
 pub(crate) use remote::{Server, reported, says_broken};
 
-use crate::error::Error;
+use crate::error::{Error, caught};
 
 /// Why the backend could not do something.
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -82,45 +80,14 @@ impl Default for Timing {
     }
 }
 
-/// Drops what another's panic carried, whatever that does.
-fn forget(panic: Box<dyn Any + Send>) {
-    // A payload that panics when it is dropped leaves another, which is never dropped.
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        std::mem::forget(panic);
-    }
-}
-
-/// The error for a panic in the user's code.
-fn panicked(what: &'static str, panic: Box<dyn Any + Send>) -> Error {
-    let error = Error::panicked(what, &*panic);
-    forget(panic);
-    error
-}
-
 /// Runs code of the user's. `None`: it panicked.
 fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => Some(done),
-        Err(panic) => {
-            forget(panic);
-            None
-        }
-    }
-}
-
-/// Runs code of the user's that opens a connection.
-#[cfg(feature = "managed")]
-fn attempt<T>(what: &'static str, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => done,
-        Err(panic) => Err(Box::new(panicked(what, panic))),
-    }
+    caught("a callback", work).ok()
 }
 
 /// Drops a connection, whatever that does.
 fn dropped<C>(connection: Option<C>) -> Result<(), Error> {
-    catch_unwind(AssertUnwindSafe(|| drop(connection)))
-        .map_err(|panic| panicked("the drop of a connection", panic))
+    caught("the drop of a connection", || drop(connection))
 }
 
 /// A server did not answer in time.

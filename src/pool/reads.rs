@@ -143,7 +143,7 @@ impl Pool {
         });
         let answer = answer.map_err(Error::no_thread)?;
         let outcome = self.shared().in_time(answer).await;
-        outcome.unwrap_or_else(|panic| Err(Error::panicked(READ, &*panic)))
+        outcome.unwrap_or_else(|panic| Err(Error::panicked(READ, panic)))
     }
 }
 
@@ -242,7 +242,7 @@ impl Lease {
             // Its own error says more: SQLite itself ends the transaction when the disk fails.
             Ok(result) if read.whole || result.is_err() => Ok(result),
             Ok(_) => Err(Error::SnapshotLost),
-            Err(panic) => Err(Error::panicked(READ, &*panic)),
+            Err(panic) => Err(Error::panicked(READ, panic)),
         }
     }
 }

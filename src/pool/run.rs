@@ -204,7 +204,7 @@ where
     running.call_off = None;
     match done {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(panic)) => Err(Error::panicked("the work given to run", &*panic)),
+        Ok(Err(panic)) => Err(Error::panicked("the work given to run", panic)),
         // `work_on` does not panic: the runtime dropped the work before it began.
         Err(_) => Err(Error::NoRuntime),
     }

@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -17,7 +16,7 @@ use super::identity::{BesidePaths, Claim, Identity, LOOK_EVERY, SHORTEST, beside
 use super::known::{Known, SetUpFiles};
 use super::open_files::{NoRoom, OpenFiles};
 use crate::core::backend::Patience;
-use crate::error::{Error, FileState};
+use crate::error::{Error, FileState, caught};
 
 pub(crate) struct Agents {
     place: Place,
@@ -100,10 +99,7 @@ impl Agents {
         match &self.place {
             Place::Folder(folder) => Ok(folder.join(id::encode(agent)?)),
             Place::Function(place) => {
-                let placed = catch_unwind(AssertUnwindSafe(|| place(agent)));
-                let path = placed.map_err(|panic| {
-                    Error::panicked("the function given to per_agent_with", &*panic)
-                })?;
+                let path = caught("the function given to per_agent_with", || place(agent))?;
                 if path.to_str().is_none() || path.as_os_str().as_encoded_bytes().contains(&0) {
                     return Err(Error::InvalidAgent {
                         reason: "its path is not UTF-8, or contains NUL",
@@ -348,6 +344,22 @@ pub(super) fn remove_files(path: &Path) -> io::Result<()> {
 pub(super) fn remove_logs(path: &Path) -> io::Result<()> {
     for suffix in ["-wal", "-journal", "-shm"] {
         remove_file(&beside(path, suffix))?;
+    }
+    Ok(())
+}
+
+/// Waits until a file that no connection has open is on the disk. (Closing a descriptor drops all of SQLite's locks on a
+/// file.)
+pub(super) fn sync_closed(path: &Path) -> io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
+}
+
+/// Renames a file within its folder, and waits until that is on the disk.
+pub(super) fn rename_synced(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    #[cfg(unix)]
+    if let Some(folder) = to.parent() {
+        std::fs::File::open(folder)?.sync_all()?;
     }
     Ok(())
 }

@@ -10,12 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rusqlite::Connection;
 use rusqlite::backup::StepResult;
 
-use super::agents::{make_private_file, no_descriptors, open_fault, remove_files};
+use super::agents::{
+    make_private_file, no_descriptors, open_fault, remove_files, rename_synced, sync_closed,
+};
 use super::connect::connect;
 use super::identity::{Identity, beside, is_claimed, resolve};
 use super::open::discard;
 use super::open_files::NoRoom;
 use super::opener::Opener;
+use super::retry::busy;
 use super::set_up_lock::SetUpLock;
 use super::versions;
 use super::{Fault, Source, Sqlite, attaching_one, budget, read};
@@ -216,7 +219,7 @@ impl Sqlite {
                 StepResult::Done => break,
                 StepResult::More => {}
                 // No other connection locks either database, unless the source has no write-ahead log.
-                _ => return Err(busy().into()),
+                _ => return Err(busy(None).into()),
             }
         }
         drop(backup);
@@ -251,11 +254,6 @@ fn stopped() -> Fault {
         io::ErrorKind::Interrupted,
         "the progress function ended it",
     ))
-}
-
-fn busy() -> rusqlite::Error {
-    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-    rusqlite::Error::SqliteFailure(code, None)
 }
 
 /// The path of the copy, and the path where it is made.
@@ -315,13 +313,9 @@ impl Target {
 
     /// Puts the finished copy at its path.
     fn keep(&self) -> Result<(), Fault> {
-        // No other connection has it open, so closing this descriptor drops no lock of SQLite.
-        std::fs::File::open(&self.partial)?.sync_all()?;
+        sync_closed(&self.partial)?;
         self.check()?;
-        std::fs::rename(&self.partial, &self.path)?;
-        #[cfg(unix)]
-        std::fs::File::open(&self.folder)?.sync_all()?;
-        Ok(())
+        Ok(rename_synced(&self.partial, &self.path)?)
     }
 
     fn error(&self, source: Fault) -> Error {

@@ -1,15 +1,13 @@
 //! Connect: the only way in which the backend opens a connection, for any purpose; and how a callback runs on one.
 //! It reads nothing from the file, and runs no pragma before `on_connect`. A manager's `with_init` runs before that.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use rusqlite::config::DbConfig;
 
 use super::connection::limit_attach;
 use super::open::discard;
 use super::opener::Opener;
 use super::{Callback, Fault, Settings, pragmas};
-use crate::error::Error;
+use crate::error::{Error, caught};
 
 /// Opens a connection: for leases, `setup`, a backup, or to keep a database in memory. ATTACH is limited
 /// first, then `on_connect` runs, and then the builder's pragmas for a key.
@@ -54,10 +52,7 @@ pub(super) fn call(
         return Ok(());
     };
     // If the callback does not return, the connection is closed, so nothing sees its broken state.
-    match catch_unwind(AssertUnwindSafe(|| callback(connection))) {
-        Ok(result) => result?,
-        Err(panic) => return Err(Box::new(Error::panicked(name, &*panic))),
-    }
+    caught(name, || callback(connection))??;
     if !connection.is_autocommit() {
         connection.execute_batch("COMMIT")?;
     }

@@ -403,10 +403,9 @@ fn write_ahead(connection: &rusqlite::Connection, patience: Duration) -> Result<
     )))
 }
 
-/// A number that changes when another connection has committed. `None` if the file cannot be read.
-pub(super) fn data_version(connection: &rusqlite::Connection) -> Option<i64> {
-    let version = connection.pragma_query_value(None, "data_version", |row| row.get(0));
-    version.ok()
+/// A number that changes when another connection has committed.
+pub(super) fn data_version(connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "data_version", |row| row.get(0))
 }
 
 /// Keeps ATTACH from opening files that the ceiling does not count.

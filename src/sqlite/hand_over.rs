@@ -1,23 +1,25 @@
 //! Hand-over: an agent's database is taken from its path, whole and closed, until another node has a copy.
 //! The caller has the agent's lock, and no connection of the pool to the database is open.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rusqlite::config::DbConfig;
 
-use super::agents::{make_private_file, no_descriptors, open_fault, remove_files, remove_logs};
+use super::agents::{
+    make_private_file, no_descriptors, open_fault, remove_files, remove_logs, sync_closed,
+};
 use super::backup::Backup;
 use super::budget::{SPARE, Sharing};
+use super::connection::data_version;
 use super::hosting::{Owner, RESTORE, arrive, leaving};
 use super::identity::{Claim, beside};
 use super::open::discard;
 use super::open_files::{NoRoom, Reserved};
-use super::retry::{is_busy, pause};
+use super::retry::{busy, is_busy, pause};
 use super::{Fault, Sqlite};
 use crate::core::backend::Patience;
-use crate::error::Error;
+use crate::error::{Error, caught};
 
 /// A database that lies beside its path, where no process opens it. Dropping this puts it back.
 struct Leaving {
@@ -64,14 +66,10 @@ impl Sqlite {
             agent: agent.to_owned(),
             source,
         };
-        let done = catch_unwind(AssertUnwindSafe(|| work(&leaving.file)));
-        let value = match done {
-            Ok(done) => done.map_err(failed)?,
-            Err(panic) => {
-                let panic = Error::panicked("the work given to hand_over", &*panic);
-                return Err(failed(panic.into()));
-            }
-        };
+        let done = caught("the work given to hand_over", || work(&leaving.file));
+        let value = done
+            .map_err(|panic| failed(panic.into()))?
+            .map_err(failed)?;
         match agents.hosting.owner(agent)? {
             Owner::Elsewhere(_) => {
                 agents.forget(&path);
@@ -170,7 +168,7 @@ impl Sqlite {
         remove_files(to)?;
         make_private_file(to)?;
         self.copied(connection, to, &mut Backup::new())?;
-        std::fs::File::open(to)?.sync_all()?;
+        sync_closed(to)?;
         connection.execute_batch("BEGIN IMMEDIATE")?;
         Ok(data_version(connection)? == version)
     }
@@ -190,13 +188,6 @@ impl Sqlite {
     }
 }
 
-/// It changes when another connection commits.
-fn data_version(connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
-    connection.pragma_query_value(None, "data_version", |row| row.get(0))
-}
-
 fn busy_log() -> Fault {
-    let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-    let what = "another process uses the database".to_owned();
-    rusqlite::Error::SqliteFailure(busy, Some(what)).into()
+    busy(Some("another process uses the database")).into()
 }

@@ -3,15 +3,14 @@
 
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::agents::{open_fault, remove_files, remove_logs};
+use super::agents::{open_fault, remove_files, remove_logs, rename_synced, sync_closed};
 use super::database::{Database, Kind};
 use super::identity::{SHORTEST, beside};
 use super::{Fault, Sqlite};
-use crate::error::Error;
+use crate::error::{Error, caught};
 
 /// Which process serves an agent: the answer of [`Database::owner`]'s function.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -227,8 +226,7 @@ impl Hosting {
         let Some(owner) = &self.owner else {
             return Ok(Owner::Here);
         };
-        catch_unwind(AssertUnwindSafe(|| owner(agent)))
-            .map_err(|panic| Error::panicked("the function given to owner", &*panic))
+        caught("the function given to owner", || owner(agent))
     }
 
     /// # Errors
@@ -276,10 +274,7 @@ impl Hosting {
             let restore = beside(path, RESTORE);
             let cleared = || remove_files(&restore).map_err(Fault::from);
             let brought = cleared().and_then(|()| {
-                match catch_unwind(AssertUnwindSafe(|| on_missing(agent, &restore))) {
-                    Ok(done) => done?,
-                    Err(panic) => return Err(Error::panicked("on_missing", &*panic).into()),
-                }
+                caught("on_missing", || on_missing(agent, &restore))??;
                 match restore.exists() {
                     true => arrive(&restore, path),
                     false => Ok(()),
@@ -331,17 +326,11 @@ pub(super) fn arrive(from: &Path, path: &Path) -> Result<(), Fault> {
         }
     }
     keep_private(from)?;
-    // No connection has it open, so closing this descriptor drops no lock of SQLite.
-    std::fs::File::open(from)?.sync_all()?;
+    sync_closed(from)?;
     // What lies beside a path without a database belongs to none, and SQLite would replay it into this one.
     remove_logs(path)?;
     remove_logs(from)?;
-    std::fs::rename(from, path)?;
-    #[cfg(unix)]
-    if let Some(folder) = path.parent() {
-        std::fs::File::open(folder)?.sync_all()?;
-    }
-    Ok(())
+    Ok(rename_synced(from, path)?)
 }
 
 #[cfg(unix)]

@@ -2,7 +2,6 @@
 //! It finds out which file the manager opens, and reads nothing from that file.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use rusqlite::{Connection, ErrorCode};
 use super::open::discard;
 use super::retry::{until, while_busy};
 use super::{Access, Fault, Settings};
-use crate::error::Error;
+use crate::error::{Error, caught};
 
 /// A manager, and the file that it opens.
 #[derive(Clone)]
@@ -118,12 +117,12 @@ impl Managed {
     fn connect(&self) -> Result<Connection, Fault> {
         let deadline = Instant::now() + self.busy_timeout;
         // If a callback panics, its connection is closed, and with it whatever the callback broke.
-        let connect = || catch_unwind(AssertUnwindSafe(|| self.manager.connect()));
+        let connect = || caught("with_init", || self.manager.connect());
         let connected = while_busy(until(deadline), || match connect() {
             Ok(connected) => connected.map(Ok),
             Err(panic) => Ok(Err(panic)),
         })?;
-        connected.map_err(|panic| Error::panicked("with_init", &*panic).into())
+        Ok(connected?)
     }
 
     /// Whether the connection is to the pool's file, and has no database attached that the pool does not

@@ -58,7 +58,7 @@ pub(crate) use database::{Kind, Place};
 pub(crate) use group::{Group, Member, begin_immediate, same, without_busy_timeout};
 pub use hosting::Owner;
 pub use life::AgentIds;
-pub(crate) use retry::until;
+pub(crate) use retry::{busy, until};
 pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint};
 
 use agents::Agents;

@@ -246,7 +246,7 @@ impl Sqlite {
                 self.settings.is_external(),
             )?;
             self.prepare(&connection, &watch)?;
-            version = connection::data_version(&connection);
+            version = connection::data_version(&connection).ok();
             opened = self.try_on_open(&mut connection);
             Ok(Baseline::of(&mut connection, &self.settings, watch)?)
         })();
@@ -276,7 +276,8 @@ impl Sqlite {
                 if !connection.is_autocommit() {
                     let _ = connection.execute_batch("ROLLBACK");
                 }
-                let changed = version.is_some() && connection::data_version(&connection) != version;
+                let changed =
+                    version.is_some() && connection::data_version(&connection).ok() != version;
                 plan.others.set(changed);
                 discard(connection);
                 Err(error)

@@ -34,6 +34,12 @@ pub(super) fn pause() {
     std::thread::sleep(PAUSE + JITTER.mul_f64(fraction()));
 }
 
+/// The error that SQLite returns where another connection holds a lock.
+pub(crate) fn busy(message: Option<&str>) -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+    rusqlite::Error::SqliteFailure(code, message.map(str::to_owned))
+}
+
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

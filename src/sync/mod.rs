@@ -10,6 +10,7 @@ pub(crate) mod prim;
 pub(crate) mod semaphore;
 pub(crate) mod thread;
 pub(crate) mod ticker;
+pub(crate) mod unwind;
 #[cfg(feature = "tokio")]
 pub(crate) mod virtual_time;
 pub(crate) mod wait;

@@ -15,6 +15,7 @@ use event_listener::{Event, EventListener};
 use parking_lot::{Condvar, Mutex};
 
 use super::oneshot::Oneshot;
+use super::unwind::drop_quietly;
 
 pub(crate) type Task = Box<dyn FnOnce() + Send>;
 
@@ -182,7 +183,7 @@ impl WorkerPool {
 fn run(task: Task) {
     // Dropping the panic's payload runs user code, which may panic, too.
     let outcome = catch_unwind(AssertUnwindSafe(task));
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(outcome)));
+    drop_quietly(outcome);
 }
 
 #[cfg(test)]

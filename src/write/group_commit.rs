@@ -17,7 +17,7 @@ use crate::core::request::Request;
 use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
 use crate::observe::stats::{add, count};
-use crate::sqlite::{Commits, Group, Member, Sqlite, same, until};
+use crate::sqlite::{Commits, Group, Member, Sqlite, busy, same, until};
 use crate::sync::semaphore::{Closed, Held};
 use crate::sync::wait::{await_until, block_until};
 
@@ -328,13 +328,9 @@ pub(super) enum Company {
 
 /// The error that SQLite returns to a connection that is locked out.
 fn locked_out() -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(
-        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
-        Some(
-            "another process, or a connection outside of the pool's queue, holds the write lock"
-                .to_owned(),
-        ),
-    )
+    busy(Some(
+        "another process, or a connection outside of the pool's queue, holds the write lock",
+    ))
 }
 
 /// Why no write of a group is kept.

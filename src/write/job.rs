@@ -8,7 +8,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use rusqlite::Savepoint;
 
-use crate::error::Error;
+use crate::error::{Error, caught};
 use crate::observe::claim::Claim;
 use crate::sync::oneshot::Oneshot;
 
@@ -136,10 +136,7 @@ where
             return false;
         };
         // A panic's half-done changes are rolled back, so no other code sees them.
-        let result = match catch_unwind(AssertUnwindSafe(|| work(savepoint))) {
-            Ok(result) => Ok(result),
-            Err(panic) => Err(Error::panicked("the work given to write", &*panic)),
-        };
+        let result = caught("the work given to write", || work(savepoint));
         let keep = matches!(result, Ok(Ok(_)));
         *self.result.lock() = Some(result);
         keep
