@@ -491,7 +491,8 @@ impl<B: Backend> Core<B> {
             Some(entry) if settling.is_none() => entry,
             _ => self.entry(request.agent),
         };
-        let own = match B::IS_REMOTE {
+        // Before what follows: `take` alone would prefer it only to a free slot.
+        let own = match settling.is_some() || self.backend.is_failing() {
             true => self.parking.lot.take_own(&entry, loan),
             false => None,
         };
