@@ -296,12 +296,12 @@ pub enum Error {
     #[error("the work was interrupted after {after:?}")]
     #[non_exhaustive]
     Interrupted {
-        /// How long it had been running.
+        /// How long ago it was called.
         after: Duration,
     },
 
-    /// This must be called within a tokio runtime that is not shutting down.
-    #[error("no tokio runtime is running here: call this within one")]
+    /// The tokio runtime that the pool's connections live on has ended: of [`Pool::awaited`](crate::Pool) alone.
+    #[error("the tokio runtime of the pool's connections has ended")]
     NoRuntime,
 
     /// An error from SQLite.

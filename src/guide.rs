@@ -38,8 +38,7 @@ pub mod rules {}
 #[cfg_attr(not(doctest), doc = include_str!("../docs/servers.md"))]
 pub mod servers {}
 
-#[cfg_attr(not(feature = "tokio"), doc = "Shown with the feature `tokio`.")]
-#[cfg_attr(feature = "tokio", doc = include_str!("../docs/async.md"))]
+#[doc = include_str!("../docs/async.md")]
 pub mod blocking_and_async {}
 
 // Its programs need all of axum: `tests/web/guide.rs` compiles them.

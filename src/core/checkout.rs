@@ -19,7 +19,7 @@ use super::guard::{Checkout, Handle};
 use super::lot::{From, Loan, Taken};
 use super::parking::Entry;
 use super::prepare::{Check, Checked, Need, Renewed};
-use super::request::Request;
+use super::request::{OWN_OPENING, Request};
 use super::slot::TakenSlot;
 use super::{Core, Permit};
 use crate::error::{Error, Wanted};
@@ -28,11 +28,8 @@ use crate::observe::events;
 use crate::observe::stats::count;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Held, Refusal};
-use crate::sync::wait::{await_until, block_until};
+use crate::sync::wait::{await_until, block_on, block_until};
 
-/// How long a caller at least waits for its own connection to be opened. A short timeout limits the wait for
-/// other borrowers, not for the disk.
-const OWN_OPENING: Duration = Duration::from_millis(40);
 /// How long a request waits at the limit around opening.
 const OPENING_PATIENCE: Duration = Duration::from_millis(10);
 
@@ -94,6 +91,67 @@ impl<B: Backend> Core<B> {
         self.ended(request, done)
     }
 
+    /// For a thread of the pool's, which may block, but waits for no other borrower. `None`: it would have to.
+    pub(crate) fn checkout_unless_busy<H: Handle<B>>(
+        &self,
+        handle: &H,
+        request: &Request<'_>,
+    ) -> Result<Option<Checkout<B, H>>, Error> {
+        let now = Instant::now();
+        let begun = match self.at_once(handle, request, now)? {
+            None if self.locks.is_some() => self.unparked_at_once(handle, request, now)?,
+            begun => begun,
+        };
+        let Some(step) = begun else {
+            return Ok(None);
+        };
+        // It has waited for this thread.
+        let waited = now.saturating_duration_since(request.asked_at);
+        let claim = || request.claim(Arc::from(request.agent));
+        self.slow_waits.record(waited, true, claim);
+        match step {
+            Step::Ready(checkout) => Ok(Some(checkout)),
+            step => self.checkout_slowly(handle, request, Some(step)).map(Some),
+        }
+    }
+
+    /// The error of a call that gives up while it waits for this.
+    pub(crate) fn given_up(&self, request: &Request<'_>, wanted: Wanted) -> Error {
+        request.set_stage(wanted);
+        match self.ended::<()>(request, None) {
+            Err(error) => error,
+            Ok(()) => Error::Closed,
+        }
+    }
+
+    /// Where each agent has its own database, and the agent's connection is not parked: what can be had without waiting
+    /// for other borrowers.
+    fn unparked_at_once<H: Handle<B>>(
+        &self,
+        handle: &H,
+        request: &Request<'_>,
+        now: Instant,
+    ) -> Result<Option<Step<B, H>>, Error> {
+        let found = block_on(self.entry_and_lock(request))?;
+        let Some((entry, lock)) = found else {
+            return Ok(None);
+        };
+        let guard = match AgentLockGuard::try_lock(&lock, now) {
+            Ok(guard) => guard,
+            Err(Refusal::Busy) => return Ok(None),
+            Err(Refusal::Closed) => return Err(Error::Closed),
+        };
+        self.admit(request)?;
+        let permit = match self.permits.try_acquire(now) {
+            Ok(()) => Permit(self),
+            Err(Refusal::Busy) => return Ok(None),
+            Err(Refusal::Closed) => return Err(Error::Closed),
+        };
+        let entry = self.parking.lot.find(request.agent).unwrap_or(entry);
+        self.begin(handle, permit, request, now, Some(entry), Some(guard))
+            .map(Some)
+    }
+
     /// For a caller that may not block.
     pub(crate) async fn checkout_async<H: Handle<B>>(
         &self,
@@ -129,8 +187,8 @@ impl<B: Backend> Core<B> {
             Err(self.timed_out(request, wanted))
         });
         if let Some(waited) = request.waited() {
-            let claim = request.claim(Arc::from(request.agent));
-            self.slow_waits.record(claim, waited, done.is_ok());
+            let claim = || request.claim(Arc::from(request.agent));
+            self.slow_waits.record(waited, done.is_ok(), claim);
         }
         done
     }
@@ -256,7 +314,7 @@ impl<B: Backend> Core<B> {
                 continue;
             }
             request.set_stage(Wanted::Opening);
-            let here = request.wait.is_none();
+            let here = request.wait.is_none() || request.opens_here;
             match self.renewed(checkout, mode, here, request.deadline()).await {
                 Ok(Renewed::Ready(checkout)) => return Ok(checkout),
                 Ok(Renewed::Stuck(entry, lock)) => target = Some((entry, lock)),

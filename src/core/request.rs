@@ -36,7 +36,13 @@ pub(crate) struct Request<'a> {
     has_waited_for_own: AtomicBool,
     /// It is about what is left here of an agent that another process serves.
     pub(super) of_stranger: bool,
+    /// Its thread is one of the pool's, which may block for as long as an opening takes.
+    pub(super) opens_here: bool,
 }
+
+/// How long a caller at least waits for its own connection to be opened. A short timeout limits the wait for
+/// other borrowers, not for the disk.
+pub(crate) const OWN_OPENING: Duration = Duration::from_millis(40);
 
 /// What a request can wait for.
 const STAGES: [Wanted; 3] = [Wanted::Connection, Wanted::Agent, Wanted::Opening];
@@ -60,6 +66,7 @@ impl<'a> Request<'a> {
             failure: Mutex::new(None),
             has_waited_for_own: AtomicBool::new(false),
             of_stranger: false,
+            opens_here: false,
         }
     }
 
@@ -77,6 +84,7 @@ impl<'a> Request<'a> {
             failure: Mutex::new(None),
             has_waited_for_own: AtomicBool::new(false),
             of_stranger: false,
+            opens_here: false,
         }
     }
 
@@ -89,6 +97,18 @@ impl<'a> Request<'a> {
     /// For a caller that does not block a thread.
     pub(crate) fn awaiting(mut self) -> Self {
         self.thread = None;
+        self
+    }
+
+    /// For a caller that asked earlier than now.
+    pub(crate) fn since(mut self, asked_at: Instant) -> Self {
+        self.asked_at = asked_at;
+        self
+    }
+
+    /// For a caller whose work a thread of the pool does.
+    pub(crate) fn handed_over(mut self) -> Self {
+        self.opens_here = true;
         self
     }
 

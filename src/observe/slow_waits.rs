@@ -60,7 +60,7 @@ impl SlowWaits {
         }
     }
 
-    pub(crate) fn record(&self, claim: Claim, waited: Duration, served: bool) {
+    pub(crate) fn record(&self, waited: Duration, served: bool, claim: impl FnOnce() -> Claim) {
         let ended = Instant::now();
         self.histogram.record(0, waited);
         if served {
@@ -70,6 +70,7 @@ impl SlowWaits {
         if nanos <= self.bar.load(Relaxed) {
             return;
         }
+        let claim = claim();
         let mut slowest = self.slowest.lock();
         slowest.retain(|wait| ended.saturating_duration_since(wait.ended) < REMEMBERED);
         let place = slowest.partition_point(|wait| wait.waited >= waited);

@@ -198,7 +198,6 @@ impl<B: Backend> Agent<B> {
     }
 
     /// What was asked for by [`Agent::within`].
-    #[cfg(feature = "tokio")]
     pub(super) fn asked_within(&self) -> Option<Duration> {
         self.within
     }

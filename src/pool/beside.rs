@@ -1,4 +1,4 @@
-//! What a pool of SQLite's connections has beside its core: the writer, and threads that read.
+//! What a pool of SQLite's connections has beside its core: the writer.
 //! It decides nothing itself.
 
 use std::pin::pin;
@@ -7,24 +7,18 @@ use std::time::Instant;
 
 use super::Shared;
 use super::builder::SqliteOptions;
-#[cfg(feature = "tokio")]
-use super::lease::Lease;
 use super::pooled::{Lent, Pooled};
 use crate::error::Error;
 use crate::observe::stats::{Stats, count};
+use crate::sqlite::{Cancel, Commits, Overlong, Sqlite};
 #[cfg(feature = "tokio")]
-use crate::sqlite::Cancel;
-use crate::sqlite::{Commits, Overlong, Sqlite};
+use crate::sync::virtual_time::Threads;
 use crate::sync::wait::await_until;
-use crate::sync::workers::WorkerPool;
 use crate::write::Writer;
 
 /// Beside the core of a pool of SQLite's connections.
 pub struct SqliteSide {
     pub(crate) writer: Arc<Writer>,
-    /// Threads that read for awaiting callers: one for each connection, since each read has a connection
-    /// already.
-    pub(super) readers: Arc<WorkerPool>,
 }
 
 impl Pooled for Sqlite {
@@ -32,8 +26,8 @@ impl Pooled for Sqlite {
     type Options = SqliteOptions;
 
     #[cfg(feature = "tokio")]
-    fn threads(beside: &SqliteSide) -> Vec<&WorkerPool> {
-        vec![beside.writer.workers(), &beside.readers]
+    fn threads(beside: &SqliteSide) -> Vec<&dyn Threads> {
+        vec![&**beside.writer.workers()]
     }
 
     fn check_anonymous(&self) -> Result<(), Error> {
@@ -69,11 +63,19 @@ impl Pooled for Sqlite {
         }
     }
 
-    #[cfg(feature = "tokio")]
     type Cancel = Cancel;
+    type Interrupt = (rusqlite::InterruptHandle, Cancel);
 
-    #[cfg(feature = "tokio")]
-    fn cancellable<R>(
+    fn interrupt_of(lent: &Lent<Self>, cancel: &Cancel) -> Self::Interrupt {
+        (lent.connection().get_interrupt_handle(), cancel.clone())
+    }
+
+    fn interrupt((handle, cancel): &Self::Interrupt) {
+        cancel.cancel();
+        handle.interrupt();
+    }
+
+    fn interruptible<R>(
         lent: &mut Lent<Self>,
         cancel: &Cancel,
         work: impl FnOnce(&mut rusqlite::Connection) -> R,
@@ -84,15 +86,6 @@ impl Pooled for Sqlite {
         // The lease may end on another thread.
         note_commits(lent);
         result
-    }
-
-    #[cfg(feature = "tokio")]
-    fn call_off(lease: &Lease, cancel: Cancel) -> Box<dyn FnOnce() + Send> {
-        let interrupt = lease.interrupter();
-        Box::new(move || {
-            cancel.cancel();
-            interrupt();
-        })
     }
 
     fn end(mut lent: Lent<Self>) {

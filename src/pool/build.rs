@@ -14,7 +14,6 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::observe::events;
 use crate::sqlite::{Access, Checkpoints, Kind, Passes, Place, Sharing, Sqlite};
-use crate::sync::workers::WorkerPool;
 use crate::write::{Limits, Writer};
 
 const STATEMENTS: RangeInclusive<usize> = 0..=10_000;
@@ -132,7 +131,6 @@ impl Builder {
         let core = Core::new(sqlite, common.options(name, max_connections))?;
         let beside = SqliteSide {
             writer: Writer::new(Arc::clone(&core), limits, threads),
-            readers: WorkerPool::new("leasepool-reader", max_connections),
         };
         Ok(Pool::new(Shared::start(core, beside)?))
     }

@@ -132,21 +132,6 @@ impl Lease {
     }
 }
 
-#[cfg(feature = "tokio")]
-impl Lease {
-    /// A function that interrupts the lease again and again until it ends.
-    pub(super) fn interrupter(&self) -> Box<dyn FnOnce() + Send> {
-        let (handle, shared) = (Lease::interrupt_handle(self), Arc::downgrade(self.shared()));
-        Box::new(move || {
-            if handle.try_interrupt()
-                && let Some(shared) = shared.upgrade()
-            {
-                shared.retry_interrupt(Box::new(move || handle.try_interrupt()));
-            }
-        })
-    }
-}
-
 impl<B: Backend> Drop for Lease<B> {
     fn drop(&mut self) {
         self.revoke_interrupt();
@@ -195,17 +180,8 @@ impl InterruptHandle {
     /// # Blocking
     /// For at most as long as another call of this function takes.
     pub fn interrupt(&self) {
-        self.try_interrupt();
-    }
-
-    /// Interrupts. Returns whether the lease still lives.
-    pub(super) fn try_interrupt(&self) -> bool {
-        match &*self.0.lock() {
-            Some(interrupt) => {
-                interrupt();
-                true
-            }
-            None => false,
+        if let Some(interrupt) = &*self.0.lock() {
+            interrupt();
         }
     }
 

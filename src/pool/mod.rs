@@ -6,6 +6,7 @@ pub(crate) mod builder;
 pub(crate) mod lease;
 pub(crate) mod pooled;
 mod shared;
+mod work;
 
 // What every builder has.
 mod common;
@@ -24,7 +25,6 @@ mod reads;
 
 mod writes;
 
-#[cfg(feature = "tokio")]
 mod run;
 
 mod files;
@@ -58,7 +58,7 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// | use the agent's connection | [`lease`](Pool::lease), [`lease_async`](Pool::lease_async) |
 /// | read one snapshot | [`read`](Pool::read), [`read_async`](Pool::read_async) |
 /// | write | [`write`](Pool::write), [`write_async`](Pool::write_async), [`execute`](Pool::execute) |
-/// | run long SQL outside async threads | `run` (feature `tokio`) |
+/// | run long SQL outside async threads | `run` |
 /// | set a deadline, or do more with one agent | [`agent`](Pool::agent) |
 ///
 /// ```
@@ -86,7 +86,7 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// All futures are `Send` and borrow the pool: to spawn one, move a clone of the pool into the task. Each may be
 /// dropped at any moment without leaking a connection, a permit or a place in a queue; the method says what happens
-/// to work that has begun. They need no particular runtime, except `run`, which needs tokio.
+/// to work that has begun. They need no particular runtime.
 ///
 /// # Fork
 /// A pool does not survive a fork: in the child, every call fails with [`Error::Forked`](crate::Error::Forked), and

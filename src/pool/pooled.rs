@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Shared;
-#[cfg(feature = "tokio")]
-use super::lease::Lease;
 use crate::core::backend::Backend as CoreBackend;
 use crate::core::guard::Checkout;
 use crate::error::Error;
@@ -15,7 +13,7 @@ use crate::observe::stats::Stats;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub(crate) use crate::sqlite::Sqlite;
 #[cfg(feature = "tokio")]
-use crate::sync::workers::WorkerPool;
+use crate::sync::virtual_time::Threads;
 
 /// The kind of connections that a pool lends: [`Sqlite`](crate::Sqlite), or those of another pool's manager. It is
 /// sealed: what users bring is a manager.
@@ -36,9 +34,9 @@ pub trait Pooled: CoreBackend + Sized {
     /// The options of a builder that only this kind of connection has.
     type Options;
 
-    /// The pools whose threads complete what async callers wait for, apart from the core's.
+    /// The threads that complete what async callers wait for, apart from the core's and those of `run`.
     #[cfg(feature = "tokio")]
-    fn threads(_: &Self::Beside) -> Vec<&WorkerPool> {
+    fn threads(_: &Self::Beside) -> Vec<&dyn Threads> {
         Vec::new()
     }
 
@@ -66,24 +64,23 @@ pub trait Pooled: CoreBackend + Sized {
     #[inline]
     fn used(_: &Lent<Self>) {}
 
-    /// What ends waits of work that [`cancellable`](Pooled::cancellable) runs.
-    #[cfg(feature = "tokio")]
-    type Cancel: Clone + Default + Send + 'static;
+    /// Says that work is no longer wanted.
+    type Cancel: Clone + Default + Send + Sync + 'static;
+    /// What interrupts work.
+    type Interrupt: Send + 'static;
+
+    fn interrupt_of(_: &Lent<Self>, _: &Self::Cancel) -> Self::Interrupt;
+
+    /// Interrupts the statement that runs now, as far as that is possible.
+    fn interrupt(_: &Self::Interrupt) {}
 
     /// Runs work on a connection, on a thread that may block.
-    #[cfg(feature = "tokio")]
-    fn cancellable<R>(
+    fn interruptible<R>(
         lent: &mut Lent<Self>,
         _cancel: &Self::Cancel,
         work: impl FnOnce(&mut Target<Self>) -> R,
     ) -> R {
         work(lent.connection_mut())
-    }
-
-    /// Calls work off that runs on this lease, as far as that is possible.
-    #[cfg(feature = "tokio")]
-    fn call_off(_: &Lease<Self>, _: Self::Cancel) -> Box<dyn FnOnce() + Send> {
-        Box::new(|| ())
     }
 
     /// Ends a lease.

@@ -5,18 +5,18 @@ use std::fmt::Display;
 use std::future::Future;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rusqlite::Transaction;
 
 use super::Pool;
 use super::agent::Agent;
-use super::lease::Lease;
+use super::pooled::Lent;
+use super::work::Order;
 use crate::core::agent_name::AgentName;
 use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
-use crate::sqlite::until;
+use crate::sqlite::{Cancel, Sqlite, until};
 
 impl Pool {
     /// Leases a connection, runs `work` in one read transaction on it, and returns what `work` returned. All statements of
@@ -82,8 +82,8 @@ impl Pool {
     /// ```
     ///
     /// # Cancel safety
-    /// If the future is dropped before `work` has begun, `work` never begins. Once it has begun, it goes on, and keeps its
-    /// connection until it ends.
+    /// If the future is dropped before `work` has begun, `work` never begins. Once it has begun, dropping the future
+    /// interrupts its statements, as [`Lease::run`](crate::Lease::run) does.
     ///
     /// # Errors
     /// Those of [`Pool::read`], and [`Error::NoThread`] if no thread can be started.
@@ -114,7 +114,7 @@ impl Pool {
     ) -> Result<Result<T, E>, Error> {
         let deadline = Instant::now() + wait;
         let mut lease = self.lease_within(agent, Some(wait), place)?;
-        lease.read(deadline, work)
+        read(lease.checkout_mut(), deadline, work)
     }
 
     /// The errors are two, so that the user's `From` runs on the caller's thread.
@@ -130,20 +130,17 @@ impl Pool {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let deadline = Instant::now() + wait;
-        let mut lease = self.lease_async_within(agent, wait, place).await?;
-        let wanted = Wanted(Arc::new(AtomicBool::new(true)));
-        let still_wanted = Arc::clone(&wanted.0);
-        let answer = self.shared().beside.readers.hand_over(move || {
-            // No caller gets this error.
-            if !still_wanted.load(Relaxed) {
-                return Err(Error::Closed);
-            }
-            lease.read(deadline, work)
-        });
-        let answer = answer.map_err(Error::no_thread)?;
-        let outcome = self.shared().in_time(answer).await;
-        outcome.unwrap_or_else(|panic| Err(Error::panicked(READ, panic)))
+        let asked_at = Instant::now();
+        let order = Order {
+            call: READ,
+            agent: Arc::from(agent),
+            place,
+            asked_at,
+            wait,
+            within: None,
+        };
+        let work = move |lent: &mut Lent<Sqlite>, _: &Cancel| read(lent, asked_at + wait, work);
+        self.hand_over(order, work).await?
     }
 }
 
@@ -217,32 +214,20 @@ impl Agent {
 
 const READ: &str = "the work given to read";
 
-/// A caller that awaits the answer. Work that has not begun when it is dropped never will.
-struct Wanted(Arc<AtomicBool>);
-
-impl Drop for Wanted {
-    fn drop(&mut self) {
-        self.0.store(false, Relaxed);
+fn read<T, E>(
+    lent: &mut Lent<Sqlite>,
+    deadline: Instant,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+) -> Result<Result<T, E>, Error> {
+    let _within = Within::enter(lent.handle().core.address(), reentrancy::READ);
+    let read = lent.connection_mut().read(until(deadline), work)?;
+    if !read.clean || read.result.is_err() {
+        lent.free_at_end();
     }
-}
-
-impl Lease {
-    fn read<T, E>(
-        &mut self,
-        deadline: Instant,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
-    ) -> Result<Result<T, E>, Error> {
-        let _within = Within::enter(self.shared().core.address(), reentrancy::READ);
-        let checkout = self.checkout_mut();
-        let read = checkout.connection_mut().read(until(deadline), work)?;
-        if !read.clean || read.result.is_err() {
-            checkout.free_at_end();
-        }
-        match read.result {
-            // Its own error says more: SQLite itself ends the transaction when the disk fails.
-            Ok(result) if read.whole || result.is_err() => Ok(result),
-            Ok(_) => Err(Error::SnapshotLost),
-            Err(panic) => Err(Error::panicked(READ, panic)),
-        }
+    match read.result {
+        // Its own error says more: SQLite itself ends the transaction when the disk fails.
+        Ok(result) if read.whole || result.is_err() => Ok(result),
+        Ok(_) => Err(Error::SnapshotLost),
+        Err(panic) => Err(Error::panicked(READ, panic)),
     }
 }

@@ -1,36 +1,27 @@
-//! SQL that may take long, off the async threads: the feature `tokio`.
-//! It moves a lease to a blocking thread and back, and interrupts it; it decides nothing else.
+//! SQL that may take long, off the async threads: the calls that users make. `work` does it.
+//! Nothing is begun here.
 
-use std::any::Any;
 use std::fmt::Display;
-use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::pin::Pin;
-use std::task::Poll;
+use std::future::Future;
+use std::panic::Location;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
 use super::Pool;
 use super::agent::Agent;
 use super::lease::Lease;
 use super::pooled::{Backend, Pooled, Target};
+use super::work::Order;
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
-use crate::sync::alarm::Alarm;
+use crate::sqlite::Sqlite;
 
-type Done<B, R> = Result<(Lease<B>, R), Box<dyn Any + Send>>;
-
-/// Work on its way. Dropping it calls the work off.
-struct Running<B: Pooled, R> {
-    task: JoinHandle<Done<B, R>>,
-    call_off: Option<Box<dyn FnOnce() + Send>>,
-}
+const RUN: &str = "the work given to run";
 
 impl Lease {
-    /// Runs `work` on the lease's connection on one of tokio's blocking threads, and gives the lease
+    /// Runs `work` on the lease's connection on a thread of the pool, and gives the lease
     /// back with what `work` returned.
     ///
     /// For SQL that may take long or wait for a lock. Short indexed reads are better done directly:
@@ -59,19 +50,24 @@ impl Lease {
     /// # Errors
     /// - [`Error::Panicked`] if `work` panics. The lease has then ended, and the connection is reset before
     ///   any agent gets it, including the same one.
-    /// - [`Error::NoRuntime`] outside of a tokio runtime, or if that is shutting down.
+    /// - [`Error::NoThread`] if no thread can be started.
     pub fn run<F, R>(lease: Self, work: F) -> impl Future<Output = Result<(Self, R), Error>>
     where
         F: FnOnce(&mut Connection) -> R + Send + 'static,
         R: Send + 'static,
     {
-        run_until(lease, None, work)
+        lease.hand_over(RUN, |lent, cancel| {
+            Sqlite::interruptible(lent, cancel, work)
+        })
     }
 }
 
 impl Pool {
-    /// Leases a connection as [`Pool::lease_async`] does, runs `work` on it on one of tokio's blocking threads, and ends
-    /// the lease. For SQL that may take long or wait for a lock.
+    /// Leases a connection, runs `work` on it, and ends the lease, all on a thread of the pool; for SQL that may take long
+    /// or wait for a lock. It awaits on any executor.
+    ///
+    /// The wait for a thread and for a connection takes at most `lease_timeout`. As many calls run at the same time as
+    /// there are connections.
     ///
     /// ```
     /// # use leasepool::{Error, Pool};
@@ -120,12 +116,16 @@ impl<B: Backend> Pool<B> {
         F: FnOnce(&mut Target<B>) -> R + Send + 'static,
         R: Send + 'static,
     {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let wait = timeout.unwrap_or(self.lease_timeout());
-        let lease = self.lease_async_within(agent, wait, place).await?;
-        let (lease, result) = run_until(lease, deadline, work).await?;
-        drop(lease);
-        Ok(result)
+        let order = Order {
+            call: RUN,
+            agent: Arc::from(agent),
+            place,
+            asked_at: Instant::now(),
+            wait: timeout.unwrap_or(self.lease_timeout()),
+            within: timeout,
+        };
+        self.hand_over(order, |lent, cancel| B::interruptible(lent, cancel, work))
+            .await
     }
 }
 
@@ -175,84 +175,5 @@ impl<B: Backend> Agent<B> {
     {
         let (agent, within) = (self.borrower()?, self.asked_within());
         self.pool().run_at(agent, within, place, work).await?
-    }
-}
-
-async fn run_until<B, F, R>(
-    lease: Lease<B>,
-    deadline: Option<Instant>,
-    work: F,
-) -> Result<(Lease<B>, R), Error>
-where
-    B: Backend,
-    F: FnOnce(&mut Target<B>) -> R + Send + 'static,
-    R: Send + 'static,
-{
-    let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
-    let started = Instant::now();
-    let cancel = B::Cancel::default();
-    let call_off = B::call_off(&lease, cancel.clone());
-    let mut running = Running {
-        task: runtime.spawn_blocking(move || work_on(lease, &cancel, work)),
-        call_off: Some(call_off),
-    };
-    let Some(done) = running.finished_by(deadline).await else {
-        return Err(Error::Interrupted {
-            after: started.elapsed(),
-        });
-    };
-    running.call_off = None;
-    match done {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(panic)) => Err(Error::panicked("the work given to run", panic)),
-        // `work_on` does not panic: the runtime dropped the work before it began.
-        Err(_) => Err(Error::NoRuntime),
-    }
-}
-
-fn work_on<B, F, R>(mut lease: Lease<B>, cancel: &B::Cancel, work: F) -> Done<B, R>
-where
-    B: Backend,
-    F: FnOnce(&mut Target<B>) -> R,
-{
-    // The lease ends with a panic, and no agent gets the connection without a reset.
-    let lent = lease.checkout_mut();
-    match catch_unwind(AssertUnwindSafe(|| B::cancellable(lent, cancel, work))) {
-        Ok(result) => Ok((lease, result)),
-        Err(panic) => {
-            lease.checkout_mut().free_at_end();
-            drop(lease);
-            Err(panic)
-        }
-    }
-}
-
-impl<B: Pooled, R> Running<B, R> {
-    /// What the task returned, or `None` if the deadline came first.
-    async fn finished_by(
-        &mut self,
-        deadline: Option<Instant>,
-    ) -> Option<Result<Done<B, R>, tokio::task::JoinError>> {
-        let mut alarm = deadline.map(Alarm::at);
-        poll_fn(|cx| {
-            if let Poll::Ready(done) = Pin::new(&mut self.task).poll(cx) {
-                return Poll::Ready(Some(done));
-            }
-            match &mut alarm {
-                Some(alarm) => alarm.poll(cx).map(|()| None),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-}
-
-impl<B: Pooled, R> Drop for Running<B, R> {
-    fn drop(&mut self) {
-        if let Some(call_off) = self.call_off.take() {
-            // Work that has not begun never will; the runtime drops it, and so the lease.
-            self.task.abort();
-            call_off();
-        }
     }
 }

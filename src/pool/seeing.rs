@@ -18,9 +18,10 @@ impl<B: Backend> Pool<B> {
         self.shared.core.holders()
     }
 
-    /// The callers that wait for a connection now, in the order in which the pool will serve them.
+    /// The callers that wait for a connection now, in the order in which the pool will serve them. Those of `run` and
+    /// `read_async` whose work no thread has taken yet come first.
     pub fn waiting(&self) -> Vec<Waiting> {
-        self.shared.core.waiting()
+        self.shared.waiting()
     }
 
     /// The slowest waits that ended in the last ten minutes: at most ten, the slowest first.

@@ -10,30 +10,32 @@ use std::time::{Duration, Instant};
 
 use super::lease::Lease;
 use super::pooled::Pooled;
+use super::work::HandedOver;
 use crate::core::Core;
 use crate::core::guard::Handle;
 use crate::core::request::Request;
 use crate::error::Error;
+use crate::observe::claim::Claim;
 #[cfg(feature = "metrics")]
 use crate::observe::metrics::Published;
-use crate::observe::stats::Stats;
+use crate::observe::stats::{Stats, Waiting};
 use crate::sqlite::Sqlite;
 use crate::sync::oneshot::Oneshot;
+use crate::sync::runners::Runners;
 use crate::sync::ticker::Ticker;
 #[cfg(feature = "tokio")]
-use crate::sync::virtual_time;
+use crate::sync::virtual_time::{self, Threads};
 use crate::sync::wait::block_on;
-#[cfg(feature = "tokio")]
-use crate::sync::workers::WorkerPool;
 
 /// The state that all handles and leases of a pool share.
 pub struct Shared<B: Pooled> {
     pub(crate) core: Arc<Core<B>>,
     pub(crate) beside: B::Beside,
+    /// The threads that do the work of `run` and `read_async`.
+    pub(super) runners: Arc<Runners<dyn HandedOver>>,
     #[cfg(feature = "metrics")]
     published: parking_lot::Mutex<Published>,
     /// Work that must be interrupted until it ends.
-    #[cfg(feature = "tokio")]
     interrupts: parking_lot::Mutex<Vec<RetryInterrupt>>,
     /// When maintenance was last done.
     maintained: parking_lot::Mutex<Instant>,
@@ -48,20 +50,19 @@ impl<B: Pooled> Handle<B> for Arc<Shared<B>> {
 }
 
 /// Interrupts some work; returns whether that work still exists.
-#[cfg(feature = "tokio")]
 pub(super) type RetryInterrupt = Box<dyn Fn() -> bool + Send>;
 
 /// How often such work is interrupted.
-#[cfg(feature = "tokio")]
 const INTERRUPTING: Duration = Duration::from_millis(1);
 
 impl<B: Pooled> Shared<B> {
     /// Makes the shared state and starts the maintenance thread.
     pub(super) fn start(core: Arc<Core<B>>, beside: B::Beside) -> Result<Arc<Self>, Error> {
+        let runners = Runners::new("leasepool-run", core.options.max_connections);
         let shared = Arc::new(Shared {
+            runners,
             #[cfg(feature = "metrics")]
             published: parking_lot::Mutex::default(),
-            #[cfg(feature = "tokio")]
             interrupts: parking_lot::Mutex::default(),
             maintained: parking_lot::Mutex::new(Instant::now()),
             ticker: Ticker::default(),
@@ -84,6 +85,15 @@ impl<B: Pooled> Shared<B> {
         Ok(Lease::new(self.core.checkout(self, request)?))
     }
 
+    /// `None`: the caller would have to wait for another borrower.
+    pub(super) fn lease_unless_busy(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+    ) -> Result<Option<Lease<B>>, Error> {
+        let checkout = self.core.checkout_unless_busy(self, request)?;
+        Ok(checkout.map(Lease::new))
+    }
+
     pub(super) async fn lease_async(
         self: &Arc<Self>,
         request: Request<'_>,
@@ -95,12 +105,12 @@ impl<B: Pooled> Shared<B> {
     /// Awaits a future that the pool's threads complete. Every wait of an async caller goes through here.
     #[cfg(feature = "tokio")]
     pub(super) async fn in_time<F: Future>(&self, future: F) -> F::Output {
-        let pools = || {
-            let mut pools: Vec<&WorkerPool> = B::threads(&self.beside);
-            pools.push(self.core.workers());
-            pools
+        let threads = || {
+            let mut threads: Vec<&dyn Threads> = B::threads(&self.beside);
+            threads.extend([&**self.core.workers() as &dyn Threads, &*self.runners]);
+            threads
         };
-        virtual_time::await_threads(future, pools).await
+        virtual_time::await_threads(future, threads).await
     }
 
     #[cfg(not(feature = "tokio"))]
@@ -157,20 +167,16 @@ impl<B: Pooled> Shared<B> {
             #[cfg(feature = "metrics")]
             self.publish();
         }
-        #[cfg(feature = "tokio")]
-        {
-            let mut interrupts = self.interrupts.lock();
-            interrupts.retain(|interrupt| interrupt());
-            if !interrupts.is_empty() {
-                return INTERRUPTING;
-            }
+        let mut interrupts = self.interrupts.lock();
+        interrupts.retain(|interrupt| interrupt());
+        match interrupts.is_empty() {
+            true => period,
+            false => INTERRUPTING,
         }
-        period
     }
 
     /// Interrupts again and again until the work has ended: SQLite forgets an interrupt as soon as the
     /// statement has ended, and the work may run more statements.
-    #[cfg(feature = "tokio")]
     pub(super) fn retry_interrupt(&self, interrupt: RetryInterrupt) {
         self.interrupts.lock().push(interrupt);
         self.ticker.call();
@@ -181,8 +187,26 @@ impl<B: Pooled> Shared<B> {
             return Stats::default();
         }
         let mut stats = self.core.stats();
+        stats.waiting += self.queued().len();
         B::add_to(&self.beside, &mut stats);
         stats
+    }
+
+    /// The callers that wait for a thread which leases a connection for them.
+    fn queued(&self) -> Vec<Claim> {
+        let queued = self.runners.queued();
+        queued.iter().filter_map(|call| call.claim()).collect()
+    }
+
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
+        if self.core.is_forked() {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let queued = self.queued();
+        let mut waiting: Vec<_> = queued.iter().map(|claim| claim.waiting(now)).collect();
+        waiting.extend(self.core.waiting());
+        waiting
     }
 
     #[cfg(any(feature = "metrics", feature = "status"))]

@@ -6,7 +6,6 @@ mod absent;
 mod agents;
 mod backup;
 mod budget;
-#[cfg(feature = "tokio")]
 mod busy;
 mod connect;
 mod connection;
@@ -50,7 +49,6 @@ use crate::observe::stats::Stats;
 
 pub use backup::{Backup, BackupProgress};
 pub(crate) use budget::{Budget, Sharing};
-#[cfg(feature = "tokio")]
 pub(crate) use busy::Cancel;
 pub(crate) use connection::Connection;
 pub use database::{Database, Synchronous};
@@ -274,7 +272,6 @@ impl Sqlite {
     }
 
     /// Runs `work` on a connection. `cancel` ends its waits for locks.
-    #[cfg(feature = "tokio")]
     pub(crate) fn cancellable<R>(
         &self,
         connection: &mut rusqlite::Connection,

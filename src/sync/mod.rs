@@ -1,4 +1,4 @@
-//! Waiting, and work on other threads: a semaphore, a map of values in use, worker threads, a oneshot.
+//! Waiting, and work on other threads: a semaphore, a map of values in use, two kinds of worker threads, a oneshot.
 //! Nothing here knows a pool or a connection.
 
 pub(crate) mod alarm;
@@ -7,6 +7,7 @@ pub(crate) mod keyed_map;
 pub(crate) mod oneshot;
 pub(crate) mod origin;
 pub(crate) mod prim;
+pub(crate) mod runners;
 pub(crate) mod semaphore;
 pub(crate) mod thread;
 pub(crate) mod ticker;

@@ -24,7 +24,6 @@ enum Call {
     #[default]
     None,
     /// There is work now.
-    #[cfg(feature = "tokio")]
     Now,
     End,
 }
@@ -58,7 +57,6 @@ impl Ticker {
     }
 
     /// Makes the thread call `work` now.
-    #[cfg(feature = "tokio")]
     pub(crate) fn call(&self) {
         self.0.say(Call::Now);
     }

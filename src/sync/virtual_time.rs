@@ -15,30 +15,60 @@ use std::time::Instant;
 use event_listener::EventListener;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
+use super::runners::{Job, Runners};
 use super::workers::WorkerPool;
 
-/// Awaits a future that the threads of these pools, or other tasks, complete.
+/// Threads that complete what tasks wait for.
+pub trait Threads {
+    /// Becomes ready when they get more to do.
+    fn listen(&self) -> EventListener;
+
+    /// Whether one of them is at work, or is about to be.
+    fn is_at_work(&self) -> bool;
+}
+
+impl Threads for WorkerPool {
+    fn listen(&self) -> EventListener {
+        self.listen()
+    }
+
+    fn is_at_work(&self) -> bool {
+        self.is_at_work()
+    }
+}
+
+impl<J: Job + ?Sized + 'static> Threads for Runners<J> {
+    fn listen(&self) -> EventListener {
+        self.listen()
+    }
+
+    fn is_at_work(&self) -> bool {
+        self.is_at_work()
+    }
+}
+
+/// Awaits a future that these threads, or other tasks, complete.
 pub(crate) async fn await_threads<'a, F: Future>(
     future: F,
-    pools: impl Fn() -> Vec<&'a WorkerPool>,
+    threads: impl Fn() -> Vec<&'a dyn Threads>,
 ) -> F::Output {
     let mut future = pin!(future);
     let mut work: Vec<EventListener> = Vec::new();
     poll_fn(|cx| {
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() && is_paused() {
-            work = stay_ready(&pools(), cx);
+            work = stay_ready(&threads(), cx);
         }
         polled
     })
     .await
 }
 
-/// Makes sure that the task is polled again: at once, or when the pools get work, as long as the listeners live.
-fn stay_ready(pools: &[&WorkerPool], cx: &mut Context<'_>) -> Vec<EventListener> {
+/// Makes sure that the task is polled again: at once, or when the threads get work, as long as the listeners live.
+fn stay_ready(threads: &[&dyn Threads], cx: &mut Context<'_>) -> Vec<EventListener> {
     // It listens before it looks, so that it misses no work.
-    let mut listening: Vec<_> = pools.iter().map(|pool| pool.listen()).collect();
-    let are_at_work = pools.iter().any(|pool| pool.is_at_work());
+    let mut listening: Vec<_> = threads.iter().map(|threads| threads.listen()).collect();
+    let are_at_work = threads.iter().any(|threads| threads.is_at_work());
     let mut told = false;
     // Each listener is polled, so that each knows which task to wake.
     for listener in &mut listening {

@@ -22,14 +22,7 @@ pub(crate) type Task = Box<dyn FnOnce() + Send>;
 /// How long a thread waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(5);
 
-#[cfg_attr(
-    not(feature = "tokio"),
-    allow(
-        unreachable_pub,
-        reason = "a sealed trait names it, with the feature `tokio`"
-    )
-)]
-pub struct WorkerPool {
+pub(crate) struct WorkerPool {
     /// The name of the threads.
     name: &'static str,
     /// The largest number of threads.

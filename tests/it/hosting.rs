@@ -84,6 +84,7 @@ fn every_call_for_an_agent_of_another_node_is_refused_before_anything_is_made() 
     assert!(is_elsewhere(smol::block_on(bob.lease_async())));
     assert!(is_elsewhere(bob.read(|_| Ok(()))));
     assert!(is_elsewhere(smol::block_on(bob.read_async(|_| Ok(())))));
+    assert!(is_elsewhere(smol::block_on(bob.run(|_| Ok(())))));
     assert!(is_elsewhere(bob.write(|_| Ok(()))));
     assert!(is_elsewhere(smol::block_on(bob.write_async(|_| Ok(())))));
     assert!(is_elsewhere(bob.execute("SELECT 1", ())));
@@ -100,20 +101,6 @@ fn every_call_for_an_agent_of_another_node_is_refused_before_anything_is_made() 
     let before = asked.load(SeqCst);
     drop(pool.lease("alice").unwrap());
     assert_eq!(asked.load(SeqCst), before + 1);
-}
-
-#[cfg(feature = "tokio")]
-#[test]
-fn run_asks_too() {
-    let node = Node::new();
-    let pool = node.pool(
-        node.database()
-            .owner(|_| Owner::Elsewhere("node-2".to_owned())),
-    );
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    assert!(is_elsewhere(
-        runtime.block_on(pool.agent("bob").run(|_| Ok(())))
-    ));
 }
 
 #[test]

@@ -31,7 +31,6 @@ mod reads;
 mod recorder;
 mod regression;
 mod replaced;
-#[cfg(feature = "tokio")]
 mod run;
 mod seeing;
 #[cfg(feature = "sqlcipher")]

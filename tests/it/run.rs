@@ -1,9 +1,10 @@
-//! The feature `tokio`: work off the async threads, and called off.
+//! Work off the async threads: done by threads of the pool, called off, in time.
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use leasepool::rusqlite::{self, Connection, ErrorCode, TransactionBehavior};
@@ -231,11 +232,284 @@ fn the_deadline_covers_the_wait_and_the_work() {
 }
 
 #[test]
-fn without_a_runtime_it_is_an_error_and_costs_nothing() {
+fn it_needs_no_runtime() {
     let fixture = Fixture::new();
     let pool = fixture.pool(1);
-    let failed = smol::block_on(pool.run("a", |_| Ok(())));
-    assert!(matches!(failed, Err(Error::NoRuntime)), "{failed:?}");
+    let me = thread::current().id();
+    let there = smol::block_on(pool.run("a", |_| Ok(thread::current().id())));
+    assert_ne!(there.unwrap(), me);
+    let lease = pool.lease("a").unwrap();
+    let (lease, five) = smol::block_on(Lease::run(lease, |_| 5)).unwrap();
+    assert_eq!((Lease::agent(&lease), five), ("a", 5));
+    drop(lease);
+    assert_whole(&pool);
+}
+
+#[test]
+fn blocking_threads_of_the_runtime_are_not_needed() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let (release, wait) = mpsc::channel::<()>();
+    runtime.spawn_blocking(move || wait.recv());
+    runtime.block_on(async {
+        pool.run("a", |_| Ok(())).await.unwrap();
+        pool.read_async("a", |_| Ok(())).await.unwrap();
+    });
+    drop(release);
+    assert_whole(&pool);
+}
+
+/// Polls calls until all of them are done.
+fn all<T>(calls: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    smol::block_on(async {
+        let mut calls: Vec<_> = calls
+            .into_iter()
+            .map(|call| (Box::pin(call), None))
+            .collect();
+        std::future::poll_fn(|cx| {
+            for (call, done) in &mut calls {
+                if done.is_none()
+                    && let std::task::Poll::Ready(result) = call.as_mut().poll(cx)
+                {
+                    *done = Some(result);
+                }
+            }
+            match calls.iter().all(|(_, done)| done.is_some()) {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
+        calls.into_iter().filter_map(|(_, done)| done).collect()
+    })
+}
+
+#[test]
+fn as_many_run_at_the_same_time_as_there_are_connections() {
+    let fixture = Fixture::new();
+    for (connections, calls) in [(1, 3), (2, 2), (8, 8), (20, 50)] {
+        let pool = fixture.pool(connections);
+        let together = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+        let begun = Instant::now();
+        let done = all((0..calls).map(|i| {
+            let together = Arc::clone(&together);
+            pool.run(i % 7, move |_| {
+                let now = together.0.fetch_add(1, SeqCst) + 1;
+                together.1.fetch_max(now, SeqCst);
+                // Until all threads that there may be are here.
+                while together.1.load(SeqCst) < connections.min(calls) {
+                    assert!(begun.elapsed() < LONG, "{together:?} of {connections}");
+                    thread::yield_now();
+                }
+                together.0.fetch_sub(1, SeqCst);
+                Ok(())
+            })
+        }));
+        assert!(done.into_iter().all(|done| done.is_ok()));
+        assert_eq!(together.1.load(SeqCst), connections.min(calls));
+        assert_whole(&pool);
+        pool.close().unwrap();
+    }
+}
+
+#[test]
+fn a_short_call_waits_for_no_long_one_while_a_connection_is_free() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(8);
+    let (tell, begun) = mpsc::channel();
+    let (release, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let long: Vec<_> = (0..7)
+        .map(|i| {
+            let (pool, tell, wait) = (pool.clone(), tell.clone(), Arc::clone(&wait));
+            thread::spawn(move || {
+                smol::block_on(pool.run(i, move |_| {
+                    tell.send(()).unwrap();
+                    let _ = wait.lock().unwrap().recv();
+                    Ok(())
+                }))
+            })
+        })
+        .collect();
+    (0..7).for_each(|_| begun.recv_timeout(LONG).unwrap());
+    for _ in 0..20 {
+        let asked = Instant::now();
+        smol::block_on(pool.run("short", |_| Ok(()))).unwrap();
+        assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+    }
+    assert_eq!(pool.stats().lent, 7);
+    drop(release);
+    for call in long {
+        call.join().unwrap().unwrap();
+    }
+    assert_whole(&pool);
+}
+
+#[test]
+fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let (tell, begun) = mpsc::channel();
+    let (release, wait) = mpsc::channel::<()>();
+    let mut long = Box::pin(pool.run("long", move |_| {
+        tell.send(()).unwrap();
+        let _ = wait.recv();
+        Ok(())
+    }));
+    runtime().block_on(begin(long.as_mut(), &begun));
+    let patience = Duration::from_millis(100);
+    let waiter = pool.agent("waiter").within(patience);
+    let asked = Instant::now();
+    let mut waiting =
+        Box::pin(waiter.run(|_| -> rusqlite::Result<()> { panic!("it never begins") }));
+    assert!(smol::block_on(smol::future::poll_once(&mut waiting)).is_none());
+    let seen = pool.waiting();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(
+        (&*seen[0].agent, seen[0].asked_at.file()),
+        ("waiter", file!())
+    );
+    assert_eq!(pool.stats().waiting, 1);
+    let error = smol::block_on(waiting).unwrap_err();
+    let took = asked.elapsed();
+    assert!(took >= patience && took < patience + SOON, "{took:?}");
+    let Error::Exhausted { holders, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(holders[0].agent, "long");
+    assert!(pool.waiting().is_empty());
+    assert_eq!(pool.slowest_waits()[0].agent, "waiter");
+    assert_eq!(pool.stats().timeouts, 1);
+    drop(release);
+    smol::block_on(long).unwrap();
+    assert_whole(&pool);
+}
+
+#[test]
+fn calls_that_are_dropped_in_the_queue_leave_it() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let (tell, begun) = mpsc::channel();
+    let (release, wait) = mpsc::channel::<()>();
+    let mut long = Box::pin(pool.run("long", move |_| {
+        tell.send(()).unwrap();
+        let _ = wait.recv();
+        Ok(())
+    }));
+    runtime().block_on(begin(long.as_mut(), &begun));
+    let work = Arc::new(());
+    for i in 0..10_000 {
+        let work = Arc::clone(&work);
+        let mut call = Box::pin(pool.run(i, move |_| {
+            drop(work);
+            Ok(())
+        }));
+        assert!(smol::block_on(smol::future::poll_once(&mut call)).is_none());
+    }
+    assert_eq!((pool.waiting().len(), Arc::strong_count(&work)), (0, 1));
+    drop(release);
+    smol::block_on(long).unwrap();
+    assert_whole(&pool);
+}
+
+/// Leases that are held elsewhere: the calls wait in the same queue as everybody.
+#[test]
+fn calls_that_find_no_connection_wait_for_one() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let held: Vec<_> = (0..2).map(|i| pool.lease(i).unwrap()).collect();
+    let mut calls: Vec<_> = (0..5)
+        .map(|i| Box::pin(pool.run(i, move |_| Ok(i))))
+        .collect();
+    until("all are seen", || {
+        for call in &mut calls {
+            assert!(smol::block_on(smol::future::poll_once(call)).is_none());
+        }
+        pool.waiting().len() == 5
+    });
+    drop(held);
+    let done = all(calls);
+    let done: Vec<_> = done.into_iter().map(Result::unwrap).collect();
+    assert_eq!(done, [0, 1, 2, 3, 4]);
+    assert_whole(&pool);
+}
+
+#[test]
+fn closing_refuses_what_waits_for_a_thread() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    let (tell, begun) = mpsc::channel();
+    let (release, wait) = mpsc::channel::<()>();
+    let mut long = Box::pin(pool.run("long", move |_| {
+        tell.send(()).unwrap();
+        let _ = wait.recv();
+        Ok(())
+    }));
+    runtime().block_on(begin(long.as_mut(), &begun));
+    let mut queued = Box::pin(pool.run("queued", |_| Ok(())));
+    assert!(smol::block_on(smol::future::poll_once(&mut queued)).is_none());
+    let mut closing = Box::pin(pool.close_async());
+    assert!(smol::block_on(smol::future::poll_once(&mut closing)).is_none());
+    until("it is closed", || {
+        matches!(pool.try_lease("b"), Err(Error::Closed))
+    });
+    drop(release);
+    smol::block_on(long).unwrap();
+    assert!(matches!(smol::block_on(queued), Err(Error::Closed)));
+    smol::block_on(closing).unwrap();
+    assert_eq!(fixture.descriptors().all(), 0);
+}
+
+/// A task's waker is foreign code, and so are the values that work returns and carries.
+#[test]
+fn what_panics_around_a_call_costs_no_thread_and_no_connection() {
+    struct Panics;
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            if !thread::panicking() {
+                panic!("as the test wants it");
+            }
+        }
+    }
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            std::mem::forget(self);
+            panic!("as the test wants it");
+        }
+    }
+    let fixture = Fixture::new();
+    let pool = fixture.pool(1);
+    for _ in 0..20 {
+        let (tell, begun) = mpsc::channel();
+        let (release, wait) = mpsc::channel::<()>();
+        let mut call = Box::pin(pool.run("a", move |_| {
+            tell.send(()).unwrap();
+            let _ = wait.recv();
+            Ok(Panics)
+        }));
+        let waker = std::task::Waker::from(Arc::new(Panics));
+        let polled = call
+            .as_mut()
+            .poll(&mut std::task::Context::from_waker(&waker));
+        std::mem::forget(waker);
+        assert!(polled.is_pending());
+        begun.recv_timeout(LONG).unwrap();
+        let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(call)));
+        drop(dropped);
+        drop(release);
+        let carried = smol::block_on(pool.run("b", |_| -> rusqlite::Result<()> {
+            std::panic::panic_any(Panics)
+        }));
+        let Err(Error::Panicked { .. }) = carried else {
+            panic!("{carried:?}");
+        };
+    }
+    smol::block_on(pool.run("a", |_| Ok(()))).unwrap();
     assert_whole(&pool);
 }
 

@@ -327,7 +327,6 @@ fn handles_and_futures_may_move_to_other_threads() {
     drop(may_move(agent.read_async(|_| Ok(()))));
     drop(may_move(agent.write_async(|_| Ok(()))));
     drop(may_move(agent.write_and_then_async(|_| Ok::<_, Error>(()))));
-    #[cfg(feature = "tokio")]
     drop(may_move(pool.run("alice", |_| Ok(()))));
     drop(may_move(pool.lease("alice").unwrap()));
 }

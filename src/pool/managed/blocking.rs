@@ -94,7 +94,6 @@ where
     }
 }
 
-#[cfg(feature = "tokio")]
 mod run {
     use std::fmt::Display;
     use std::future::Future;
@@ -109,8 +108,7 @@ mod run {
     where
         M: ManageConnection<Error: Send + Sync>,
     {
-        /// Leases a connection as [`Pool::lease_async`] does, runs `work` on it on one of tokio's blocking threads, and
-        /// ends the lease. This is how an async program uses a blocking client: its calls would block an async thread,
+        /// Leases a connection, runs `work` on it, and ends the lease, all on a thread of the pool. This is how an async program uses a blocking client: its calls would block an async thread,
         /// or panic there.
         ///
         /// # Cancel safety
@@ -118,7 +116,7 @@ mod run {
         /// lease: give the client a time-out of its own for statements.
         ///
         /// # Errors
-        /// What `work` returns; those of [`Pool::lease`], [`Error::Panicked`] and [`Error::NoRuntime`], as its error type.
+        /// What `work` returns; those of [`Pool::lease`], [`Error::Panicked`] and [`Error::NoThread`], as its error type.
         #[track_caller]
         pub fn run<T, E, F>(
             &self,

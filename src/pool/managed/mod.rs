@@ -30,8 +30,10 @@ pub struct RemoteOptions<R: Remote> {
 impl<R: Remote> Pooled for R {
     type Beside = ();
     type Options = RemoteOptions<R>;
-    #[cfg(feature = "tokio")]
     type Cancel = ();
+    type Interrupt = ();
+
+    fn interrupt_of(_: &Lent<Self>, (): &()) {}
 
     /// What a panic interrupted is reset before any agent gets it.
     fn end(mut lent: Lent<Self>) {

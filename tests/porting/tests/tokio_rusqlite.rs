@@ -86,7 +86,7 @@ mod after {
     }
 
     /// A read that looks at every row runs elsewhere. `run` is the nearest to `call`: the connection itself, which
-    /// the work may use as it likes, on one of tokio's blocking threads.
+    /// the work may use as it likes, on a thread of the pool's.
     pub async fn report(db: &Agent) -> Result<Report> {
         let read = db.run(|conn| {
             let tx = conn.transaction()?;

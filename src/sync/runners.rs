@@ -1,0 +1,488 @@
+//! Runners: threads for many short jobs, each of which a task awaits.
+//! They know no pool. A job that panics costs no thread.
+//!
+//! What makes a short job expensive is that threads sleep and are woken for it, twice: the one that does it, and the
+//! one that awaits it. So a thread that is awake takes one job after the other, and the tasks that wait are woken
+//! together, when a few jobs are done or none is left.
+//!
+//! As many threads are *active* as do useful work at the same time: one for each processor. A job may take long, or
+//! wait. So while jobs are queued, one more thread is the *lookout*: if a whole tick passes in which none of them was
+//! taken, it becomes active, and another thread is the lookout. It also wakes tasks whose jobs are done, if the thread
+//! that did them is at work on a long one. A surplus thread stays active while its jobs take long.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, PoisonError};
+use std::task::Waker;
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[cfg(feature = "tokio")]
+use event_listener::{Event, EventListener};
+
+use super::prim::{Guard, Mutex};
+use super::unwind::drop_quietly;
+
+/// What a thread does for a task.
+pub(crate) trait Job: Send + Sync {
+    /// Does it, on this thread. Returns what wakes the task.
+    fn run(self: Arc<Self>) -> Option<Waker>;
+}
+
+/// How long a thread waits for work before it ends.
+const IDLE: Duration = Duration::from_secs(5);
+/// How long a queued job waits, in which none was taken, before another thread becomes active.
+const TICK: Duration = Duration::from_micros(500);
+/// So many tasks are woken together at most,
+const TOGETHER: usize = 16;
+/// and so long at most does the first of them wait for the others.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+pub(crate) struct Runners<J: Job + ?Sized> {
+    /// The name of the threads.
+    name: &'static str,
+    /// How many threads are active while no job takes long.
+    useful: usize,
+    /// The largest number of active threads.
+    most: usize,
+    state: Mutex<State<J>>,
+    summons: Condvar,
+    /// Notified of each job, for tasks of a runtime whose clock is paused.
+    #[cfg(feature = "tokio")]
+    submitted: Event,
+}
+
+struct State<J: Job + ?Sized> {
+    /// By ticket: in the order of their calls.
+    queued: BTreeMap<u64, Arc<J>>,
+    next_ticket: u64,
+    /// How many jobs were taken from the queue.
+    taken: u64,
+    threads: usize,
+    active: usize,
+    has_lookout: bool,
+    /// Threads that rest and are not summoned.
+    resting: usize,
+    /// What threads that rest are to become.
+    summoned: Vec<Role>,
+    done: Done,
+}
+
+/// Wakes the tasks whose jobs are done.
+#[derive(Default)]
+struct Done {
+    wakers: Vec<Waker>,
+    since: Option<Instant>,
+}
+
+#[derive(Clone, Copy)]
+enum Role {
+    Active,
+    Lookout,
+}
+
+type Locked<'a, J> = Guard<'a, State<J>>;
+
+impl<J: Job + ?Sized + 'static> Runners<J> {
+    /// `most`: how many jobs are done at the same time at most.
+    pub(crate) fn new(name: &'static str, most: usize) -> Arc<Self> {
+        let processors = thread::available_parallelism().map_or(2, usize::from);
+        Arc::new(Runners {
+            name,
+            useful: processors.min(most),
+            most,
+            state: Mutex::new(State {
+                queued: BTreeMap::new(),
+                next_ticket: 0,
+                taken: 0,
+                threads: 0,
+                active: 0,
+                has_lookout: false,
+                resting: 0,
+                summoned: Vec::new(),
+                done: Done::default(),
+            }),
+            summons: Condvar::new(),
+            #[cfg(feature = "tokio")]
+            submitted: Event::new(),
+        })
+    }
+
+    /// Lets a thread do a job, after earlier jobs. Returns its ticket.
+    ///
+    /// # Errors
+    /// If no thread can be started and none exists.
+    pub(crate) fn submit(self: &Arc<Self>, job: Arc<J>) -> io::Result<u64> {
+        let ticket = self.queue(job)?;
+        #[cfg(feature = "tokio")]
+        self.submitted.notify(usize::MAX);
+        Ok(ticket)
+    }
+
+    fn queue(self: &Arc<Self>, job: Arc<J>) -> io::Result<u64> {
+        let mut state = self.state.lock();
+        if state.active < self.useful {
+            let summoned = self.summon(&mut state, Role::Active);
+            if state.threads == 0 {
+                drop(state);
+                drop_quietly(job);
+                return summoned.map(|()| 0);
+            }
+        } else if !state.has_lookout {
+            // Without one, it works as well, a little slower.
+            let _ = self.summon(&mut state, Role::Lookout);
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.queued.insert(ticket, job);
+        Ok(ticket)
+    }
+
+    /// Takes a job back. Returns whether no thread had taken it.
+    pub(crate) fn withdraw(&self, ticket: u64) -> bool {
+        let job = self.state.lock().queued.remove(&ticket);
+        // Dropped without the lock: it may hold the user's values.
+        job.is_some()
+    }
+
+    /// The jobs that no thread has taken yet, in the order of their calls.
+    pub(crate) fn queued(&self) -> Vec<Arc<J>> {
+        self.state.lock().queued.values().cloned().collect()
+    }
+
+    /// Becomes ready when a job is submitted.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn listen(&self) -> EventListener {
+        self.submitted.listen()
+    }
+
+    /// Whether a thread is at work, or is about to be.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_at_work(&self) -> bool {
+        let state = self.state.lock();
+        state.active > 0 || !state.queued.is_empty() || !state.done.wakers.is_empty()
+    }
+
+    /// Makes one more thread active, or the lookout.
+    fn summon(self: &Arc<Self>, state: &mut State<J>, role: Role) -> io::Result<()> {
+        if state.resting > 0 {
+            state.resting -= 1;
+            state.summoned.push(role);
+            self.summons.notify_one();
+        } else {
+            // Under the lock, so that every counted thread exists. Threads are started rarely.
+            let runners = Arc::clone(self);
+            let thread = thread::Builder::new().name(self.name.to_owned());
+            thread.spawn(move || runners.live(role))?;
+            state.threads += 1;
+        }
+        match role {
+            Role::Active => state.active += 1,
+            Role::Lookout => state.has_lookout = true,
+        }
+        Ok(())
+    }
+
+    /// The life of a thread.
+    fn live(self: &Arc<Self>, role: Role) {
+        let mut role = Some(role);
+        let mut state = self.state.lock();
+        while let Some(current) = role {
+            (state, role) = match current {
+                Role::Active => self.work(state),
+                Role::Lookout => self.look_out(state),
+            };
+            if role.is_none() {
+                (state, role) = self.rest(state);
+            }
+        }
+        state.threads -= 1;
+    }
+
+    fn rest<'a>(&'a self, mut state: Locked<'a, J>) -> (Locked<'a, J>, Option<Role>) {
+        state.resting += 1;
+        loop {
+            if let Some(role) = state.summoned.pop() {
+                return (state, Some(role));
+            }
+            let waited = self.summons.wait_timeout(state, IDLE);
+            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if timeout.timed_out() && state.summoned.is_empty() {
+                state.resting -= 1;
+                return (state, None);
+            }
+        }
+    }
+
+    /// Does one job after the other.
+    fn work<'a>(&'a self, mut state: Locked<'a, J>) -> (Locked<'a, J>, Option<Role>) {
+        let mut spare = Vec::new();
+        let mut now = Instant::now();
+        while let Some((_, job)) = state.queued.pop_first() {
+            state.taken += 1;
+            drop(state);
+            let begun = now;
+            let done = catch_unwind(AssertUnwindSafe(|| job.run()));
+            now = Instant::now();
+            state = self.state.lock();
+            match done {
+                Ok(Some(waker)) => state.done.push(waker, now),
+                Ok(None) => {}
+                Err(panic) => {
+                    drop(state);
+                    drop_quietly(panic);
+                    state = self.state.lock();
+                }
+            }
+            let is_surplus =
+                state.active > self.useful && now.saturating_duration_since(begun) < TICK;
+            if is_surplus
+                || state.queued.is_empty()
+                || !state.has_lookout
+                || state.done.wakers.len() >= TOGETHER
+                || state.done.is_late(now, PATIENCE)
+            {
+                (state, spare) = self.wake(state, spare);
+            }
+            if is_surplus && state.active > self.useful {
+                break;
+            }
+        }
+        state.active -= 1;
+        (state, None)
+    }
+
+    /// Wakes the tasks whose jobs are done.
+    fn wake<'a>(
+        &'a self,
+        mut state: Locked<'a, J>,
+        spare: Vec<Waker>,
+    ) -> (Locked<'a, J>, Vec<Waker>) {
+        if state.done.wakers.is_empty() {
+            return (state, spare);
+        }
+        let mut wakers = std::mem::replace(&mut state.done.wakers, spare);
+        state.done.since = None;
+        drop(state);
+        for waker in wakers.drain(..) {
+            // Foreign code.
+            drop_quietly(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+        }
+        (self.state.lock(), wakers)
+    }
+
+    /// Looks now and then whether queued jobs are taken, and whether tasks are woken whose jobs are done.
+    fn look_out<'a>(
+        self: &'a Arc<Self>,
+        mut state: Locked<'a, J>,
+    ) -> (Locked<'a, J>, Option<Role>) {
+        loop {
+            let taken = state.taken;
+            drop(state);
+            thread::sleep(TICK);
+            state = self.state.lock();
+            if state.done.is_late(Instant::now(), TICK) {
+                (state, _) = self.wake(state, Vec::new());
+            }
+            if state.queued.is_empty() && state.done.wakers.is_empty() {
+                state.has_lookout = false;
+                return (state, None);
+            }
+            if !state.queued.is_empty() && state.taken == taken && state.active < self.most {
+                state.has_lookout = false;
+                state.active += 1;
+                let _ = self.summon(&mut state, Role::Lookout);
+                return (state, Some(Role::Active));
+            }
+        }
+    }
+}
+
+impl Done {
+    fn push(&mut self, waker: Waker, now: Instant) {
+        self.wakers.push(waker);
+        self.since.get_or_insert(now);
+    }
+
+    fn is_late(&self, now: Instant, patience: Duration) -> bool {
+        self.since
+            .is_some_and(|since| now.saturating_duration_since(since) >= patience)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::task::Wake;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// Does what it is given, and then has this task woken.
+    struct Task {
+        work: Box<dyn Fn() + Send + Sync>,
+        waker: Option<Waker>,
+    }
+
+    impl Job for Task {
+        fn run(self: Arc<Self>) -> Option<Waker> {
+            (self.work)();
+            self.waker.clone()
+        }
+    }
+
+    struct Woken(Mutex<Sender<()>>);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.lock().send(());
+        }
+    }
+
+    fn woken() -> (Waker, Receiver<()>) {
+        let (sender, receiver) = channel();
+        (Waker::from(Arc::new(Woken(Mutex::new(sender)))), receiver)
+    }
+
+    fn task(waker: &Waker, work: impl Fn() + Send + Sync + 'static) -> Arc<Task> {
+        Arc::new(Task {
+            work: Box::new(work),
+            waker: Some(waker.clone()),
+        })
+    }
+
+    /// A job that goes on until the sender is dropped, and says when it begins.
+    fn gate(waker: &Waker) -> (Arc<Task>, Receiver<()>, Sender<()>) {
+        let ((tell, begun), (release, wait)) = (channel(), channel());
+        let (tell, wait) = (Mutex::new(tell), Mutex::new(wait));
+        let gate = task(waker, move || {
+            let _ = tell.lock().send(());
+            let _ = wait.lock().recv();
+        });
+        (gate, begun, release)
+    }
+
+    #[test]
+    fn a_task_is_woken_though_its_thread_goes_on_with_long_work() {
+        let (waker, done) = woken();
+        let runners = Runners::new("test", 1);
+        let (first, begun, release) = gate(&waker);
+        runners.submit(first).unwrap();
+        begun.recv_timeout(LONG).unwrap();
+        // Both are queued behind it.
+        let (short, woken_short) = woken();
+        runners.submit(task(&short, || ())).unwrap();
+        let (long, _begun, long_release) = gate(&waker);
+        runners.submit(long).unwrap();
+        drop(release);
+        woken_short.recv_timeout(LONG).unwrap();
+        drop(long_release);
+        (0..2).for_each(|_| done.recv_timeout(LONG).unwrap());
+    }
+
+    #[test]
+    fn all_threads_become_active_for_jobs_that_wait_and_only_a_few_stay_for_short_ones() {
+        let (waker, done) = woken();
+        let runners = Runners::new("test", 6);
+        let gates: Vec<_> = (0..6).map(|_| gate(&waker)).collect();
+        let mut open = Vec::new();
+        for (job, begun, release) in gates {
+            runners.submit(job).unwrap();
+            open.push((begun, release));
+        }
+        for (begun, _) in &open {
+            begun.recv_timeout(LONG).unwrap();
+        }
+        assert_eq!(runners.state.lock().active, 6);
+        // What is queued now is taken when one of them ends, and not before.
+        let (short, woken_short) = woken();
+        for _ in 0..1_000 {
+            runners.submit(task(&short, || ())).unwrap();
+        }
+        thread::sleep(TICK * 4);
+        assert_eq!(runners.queued().len(), 1_000);
+        assert!(woken_short.try_recv().is_err());
+        drop(open);
+        (0..6).for_each(|_| done.recv_timeout(LONG).unwrap());
+        (0..1_000).for_each(|_| woken_short.recv_timeout(LONG).unwrap());
+        let begun = Instant::now();
+        while runners.state.lock().active > 0 {
+            assert!(begun.elapsed() < LONG, "they never rest");
+            thread::yield_now();
+        }
+        let state = runners.state.lock();
+        assert!(state.threads <= 7, "{}", state.threads);
+    }
+
+    #[test]
+    fn jobs_are_taken_in_their_order_and_not_once_they_are_withdrawn() {
+        let (waker, done) = woken();
+        let runners = Runners::new("test", 1);
+        let (first, begun, release) = gate(&waker);
+        runners.submit(first).unwrap();
+        begun.recv_timeout(LONG).unwrap();
+        let (note, noted) = channel();
+        let note = Arc::new(Mutex::new(note));
+        let tickets: Vec<_> = (0..10)
+            .map(|i| {
+                let note = Arc::clone(&note);
+                let job = task(&waker, move || _ = note.lock().send(i));
+                runners.submit(job).unwrap()
+            })
+            .collect();
+        assert!(runners.withdraw(tickets[3]) && !runners.withdraw(tickets[3]));
+        drop(release);
+        (0..10).for_each(|_| done.recv_timeout(LONG).unwrap());
+        let order: Vec<i32> = noted.try_iter().collect();
+        assert_eq!(order, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
+        assert!(!runners.withdraw(tickets[0]));
+    }
+
+    #[test]
+    fn a_job_that_panics_costs_no_thread() {
+        let (waker, done) = woken();
+        let runners = Runners::new("test", 1);
+        for _ in 0..3 {
+            runners
+                .submit(task(&waker, || panic!("on purpose")))
+                .unwrap();
+        }
+        runners.submit(task(&waker, || ())).unwrap();
+        done.recv_timeout(LONG).unwrap();
+        assert_eq!(runners.state.lock().taken, 4);
+    }
+
+    /// Many callers, short and long jobs, and each is done once.
+    #[test]
+    fn every_job_is_done_and_every_task_woken() {
+        let runners = Runners::new("test", 4);
+        let callers: Vec<_> = (0..8)
+            .map(|caller| {
+                let runners = Arc::clone(&runners);
+                thread::spawn(move || {
+                    let (waker, done) = woken();
+                    for i in 0..500_u64 {
+                        let nap = (i + caller).is_multiple_of(50);
+                        let work = move || {
+                            if nap {
+                                thread::sleep(TICK * 2);
+                            }
+                        };
+                        runners.submit(task(&waker, work)).unwrap();
+                        if i % 3 == 0 {
+                            done.recv_timeout(LONG).unwrap();
+                        }
+                    }
+                    (0..333).for_each(|_| done.recv_timeout(LONG).unwrap());
+                })
+            })
+            .collect();
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        assert_eq!(runners.state.lock().taken, 4_000);
+    }
+}
