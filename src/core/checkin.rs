@@ -3,7 +3,7 @@
 //! permit holder that may block closes it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -14,7 +14,10 @@ use super::parking::Entry;
 use super::slot::TakenSlot;
 use super::{Core, Stuck};
 use crate::observe::events;
-use crate::observe::stats::count;
+use crate::observe::stats::{Holder, count};
+
+/// How often slow holds are logged at most.
+const SELDOM: Duration = Duration::from_secs(1);
 
 impl<B: Backend> Core<B> {
     pub(super) fn check_in(&self, entry: Arc<Entry>, mut slot: TakenSlot<B>, verdict: Verdict) {
@@ -127,9 +130,11 @@ impl<B: Backend> Core<B> {
         // Borrowers that name no agent do not count among the cached agents.
         let may_park = may_park && (self.parking.parks() || entry.is_anonymous());
         let ended = |loan: &Loan| {
+            let age = loan.age(now);
             if lease {
-                self.counters.hold.record_of_slot(index, loan.age(now));
+                self.counters.hold.record_of_slot(index, age);
             }
+            loan.reported || (loan.awaited && self.options.slow_hold.is_some_and(|most| age > most))
         };
         let returned = self
             .parking
@@ -139,10 +144,32 @@ impl<B: Backend> Core<B> {
         if B::IS_REMOTE && self.backend.is_failing() {
             self.came_back.notify(1);
         }
-        if let Some((loan, entry)) = &returned.overdue {
-            let holder = loan.holder(&entry.agent, now);
-            events::overdue_returned(&self.options.name, &holder);
+        if let Some((loan, entry)) = &returned.noted {
+            self.note(loan, &loan.holder(&entry.agent, now), now);
         }
         self.parking.note(&returned);
+    }
+
+    /// Reports a loan that has ended and lasted too long.
+    #[cold]
+    fn note(&self, loan: &Loan, holder: &Holder, now: Instant) {
+        if loan.reported {
+            events::overdue_returned(&self.options.name, holder);
+        }
+        if loan.awaited
+            && self
+                .options
+                .slow_hold
+                .is_some_and(|most| loan.age(now) > most)
+        {
+            count(&self.counters.slow_holds);
+            let mut last = self.slow_hold_reported.lock();
+            let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= SELDOM);
+            if is_due {
+                *last = Some(now);
+                drop(last);
+                events::slow_hold(&self.options.name, holder);
+            }
+        }
     }
 }

@@ -99,6 +99,7 @@ pub(crate) struct Options {
     pub(crate) overtaking: Duration,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) overdue_after: Option<Duration>,
+    pub(crate) slow_hold: Option<Duration>,
 }
 
 /// The state that all handles and leases of a pool share.
@@ -135,6 +136,8 @@ pub struct Core<B: Backend> {
     workers: Arc<WorkerPool>,
     /// Whether the current deadlock has been logged.
     deadlock_reported: AtomicBool,
+    /// When a slow hold was last logged.
+    slow_hold_reported: Mutex<Option<Instant>>,
     this: Weak<Core<B>>,
 }
 
@@ -187,6 +190,7 @@ impl<B: Backend> Core<B> {
             // Each task has a permit, except one that tidies or winds up.
             workers: WorkerPool::new("leasepool-work", options.max_connections + 1),
             deadlock_reported: AtomicBool::new(false),
+            slow_hold_reported: Mutex::new(None),
             this: Weak::clone(this),
             backend,
             options,

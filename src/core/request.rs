@@ -38,6 +38,8 @@ pub(crate) struct Request<'a> {
     pub(super) of_stranger: bool,
     /// Its thread is one of the pool's, which may block for as long as an opening takes.
     pub(super) opens_here: bool,
+    /// An async task asks, and has the connection where it runs.
+    is_awaited: bool,
 }
 
 /// How long a caller at least waits for its own connection to be opened. A short timeout limits the wait for
@@ -67,6 +69,7 @@ impl<'a> Request<'a> {
             has_waited_for_own: AtomicBool::new(false),
             of_stranger: false,
             opens_here: false,
+            is_awaited: false,
         }
     }
 
@@ -85,6 +88,7 @@ impl<'a> Request<'a> {
             has_waited_for_own: AtomicBool::new(false),
             of_stranger: false,
             opens_here: false,
+            is_awaited: false,
         }
     }
 
@@ -96,6 +100,13 @@ impl<'a> Request<'a> {
 
     /// For a caller that does not block a thread.
     pub(crate) fn awaiting(mut self) -> Self {
+        self.thread = None;
+        self.is_awaited = true;
+        self
+    }
+
+    /// For a caller that does not block a thread, and hands the connection to one of the pool's threads.
+    pub(crate) fn awaiting_for_a_thread(mut self) -> Self {
         self.thread = None;
         self
     }
@@ -185,6 +196,9 @@ impl<'a> Request<'a> {
     }
 
     pub(super) fn loan(&self, now: Instant) -> Loan {
-        Loan::new(now, self.place)
+        Loan {
+            awaited: self.is_awaited,
+            ..Loan::new(now, self.place)
+        }
     }
 }

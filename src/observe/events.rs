@@ -90,6 +90,21 @@ pub(crate) fn overdue_returned(pool: &str, holder: &Holder) {
     });
 }
 
+/// An async task held a lease for long, and perhaps a thread of its executor with it.
+pub(crate) fn slow_hold(pool: &str, holder: &Holder) {
+    #[cfg(feature = "tracing")]
+    tell(|| {
+        tracing::warn!(
+            pool,
+            agent = holder.agent,
+            borrowed_at = %holder.borrowed_at,
+            age = ?holder.age,
+            "slow hold: an async task held its lease for long; let `run` do SQL that takes long, and hold no lease across \
+             an await"
+        )
+    });
+}
+
 /// A connection was closed before its time.
 pub(crate) fn discarded(pool: &str, reason: &'static str) {
     #[cfg(feature = "tracing")]

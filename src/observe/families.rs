@@ -175,6 +175,11 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
             "Leases held longer than overdue_after.",
             stats.overdue,
         ),
+        plain_counter(
+            "leasepool_slow_holds_total",
+            "Leases of async tasks held longer than slow_hold.",
+            stats.slow_holds,
+        ),
     ];
     if let Some(descriptors) = descriptors {
         families.push(gauge(

@@ -74,6 +74,8 @@ pub struct Stats {
     pub discarded_by_probe: u64,
     /// Leases held longer than `overdue_after`.
     pub overdue: u64,
+    /// Leases of async tasks held longer than `slow_hold`.
+    pub slow_holds: u64,
 
     /// Writes that wait for their turn. A level.
     pub writes_waiting: usize,
@@ -179,6 +181,7 @@ pub(crate) struct Counters {
     pub(crate) discarded_by_lease: AtomicU64,
     pub(crate) discarded_by_probe: AtomicU64,
     pub(crate) overdue: AtomicU64,
+    pub(crate) slow_holds: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) write_failures: AtomicU64,
     pub(crate) write_groups: AtomicU64,
@@ -251,6 +254,7 @@ impl Counters {
             discarded_by_lease: AtomicU64::default(),
             discarded_by_probe: AtomicU64::default(),
             overdue: AtomicU64::default(),
+            slow_holds: AtomicU64::default(),
             writes: AtomicU64::default(),
             write_failures: AtomicU64::default(),
             write_groups: AtomicU64::default(),
@@ -299,6 +303,7 @@ impl Counters {
             probes: 0,
             discarded_by_probe: self.discarded_by_probe.load(Relaxed),
             overdue: self.overdue.load(Relaxed),
+            slow_holds: self.slow_holds.load(Relaxed),
             writes: self.writes.load(Relaxed),
             write_failures: self.write_failures.load(Relaxed),
             write_groups: self.write_groups.load(Relaxed),

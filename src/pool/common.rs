@@ -34,6 +34,7 @@ pub(super) struct Common {
     overtaking: Duration,
     max_lifetime: Option<Duration>,
     overdue_after: Option<Duration>,
+    slow_hold: Option<Duration>,
 }
 
 impl Default for Common {
@@ -48,6 +49,7 @@ impl Default for Common {
             overtaking: OVERTAKING,
             max_lifetime: None,
             overdue_after: Some(Duration::from_secs(60)),
+            slow_hold: Some(Duration::from_millis(10)),
         }
     }
 }
@@ -62,6 +64,7 @@ impl Common {
             ("idle_timeout", self.idle_timeout),
             ("max_lifetime", self.max_lifetime),
             ("overdue_after", self.overdue_after),
+            ("slow_hold", self.slow_hold),
         ] {
             if let Some(timeout) = timeout {
                 within(option, timeout, &TIMEOUTS)?;
@@ -86,6 +89,7 @@ impl Common {
             overtaking: self.overtaking,
             max_lifetime: self.max_lifetime,
             overdue_after: self.overdue_after,
+            slow_hold: self.slow_hold,
         }
     }
 }
@@ -213,6 +217,20 @@ impl<B: Backend> Builder<B> {
     /// Defaults to 60 seconds.
     pub fn overdue_after(mut self, age: impl Into<Option<Duration>>) -> Self {
         self.common.overdue_after = age.into();
+        self
+    }
+
+    /// How long an async task may hold a lease of its own before the pool reports it; 1 ms to a year, or `None`: any time.
+    /// It applies to [`lease_async`](crate::Pool::lease_async) and [`get_async`](crate::Pool::get_async): SQL on such a lease
+    /// runs on a thread of the executor, where all other tasks of that thread wait for it. What takes longer belongs in `run`,
+    /// and a lease should not be held across an `.await` of something else.
+    ///
+    /// [`Stats::slow_holds`](crate::Stats::slow_holds) counts all such leases. At most once a second, a `tracing` event (with
+    /// the feature of that name) names agent and source line.
+    ///
+    /// Defaults to 10 milliseconds.
+    pub fn slow_hold(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.common.slow_hold = time.into();
         self
     }
 }

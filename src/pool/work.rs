@@ -101,8 +101,8 @@ impl<B: Backend> Pool<B> {
             Done::Busy(work) => work,
         };
         let request = Request::new(&order.agent, Some(order.wait), order.place);
-        let lease = shared.lease_async(request.since(order.asked_at).awaiting());
-        let lease = lease.await?;
+        let request = request.since(order.asked_at).awaiting_for_a_thread();
+        let lease = shared.lease_async(request).await?;
         match done(shared, order, Some(lease), work).await? {
             Done::Worked(_, result) => Ok(result),
             Done::Busy(_) => Err(Error::Closed),

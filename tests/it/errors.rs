@@ -459,7 +459,52 @@ fn hostile_agent_ids() {
 mod overdue {
     use super::*;
 
-    in_both_modes!(overdue_leases_are_reported_twice);
+    in_both_modes!(
+        overdue_leases_are_reported_twice,
+        slow_holds_of_async_tasks_are_told_and_counted
+    );
+
+    /// Only a lease that a task has where it runs may keep other tasks waiting.
+    fn slow_holds_of_async_tasks_are_told_and_counted(mode: Mode) {
+        let agent = mode.either("slow-of-shared", "slow-of-per-agent");
+        let limit = Duration::from_millis(20);
+        let events = tracing_events::capture(|| {
+            let fixture = mode.fixture();
+            let pool = fixture.builder(2).slow_hold(limit).build().unwrap();
+            let hold = |time: Duration| {
+                let lease = smol::block_on(pool.lease_async(agent)).unwrap();
+                thread::sleep(time);
+                drop(lease);
+            };
+            let blocking = pool.lease(agent).unwrap();
+            thread::sleep(limit * 2);
+            drop(blocking);
+            let slow = move |_: &mut rusqlite::Connection| {
+                thread::sleep(limit * 2);
+                Ok(())
+            };
+            smol::block_on(pool.run(agent, slow)).unwrap();
+            assert_eq!(pool.stats().slow_holds, 0);
+            // Also if the work had to wait for a connection.
+            let held = ["x", "y"].map(|agent| pool.lease(agent).unwrap());
+            let mut waiting = Box::pin(pool.run(agent, slow));
+            while pool.waiting().is_empty() || pool.waiting()[0].agent != agent {
+                assert!(smol::block_on(smol::future::poll_once(&mut waiting)).is_none());
+            }
+            drop(held);
+            smol::block_on(waiting).unwrap();
+            assert_eq!(pool.stats().slow_holds, 0);
+            (0..3).for_each(|_| hold(limit + Duration::from_millis(1)));
+            assert_eq!(pool.stats().slow_holds, 3);
+        });
+        let slow: Vec<_> = events
+            .iter()
+            .filter(|event| event.contains("slow hold") && event.contains(agent))
+            .collect();
+        assert_eq!(slow.len(), 1, "at most one in a second: {events:?}");
+        assert!(slow[0].starts_with("WARN slow hold"), "{slow:?}");
+        assert!(slow[0].contains("errors.rs:"), "{slow:?}");
+    }
 
     /// An overdue lease is reported once while it is held, and once when it comes back.
     fn overdue_leases_are_reported_twice(mode: Mode) {

@@ -32,6 +32,7 @@ fn an_option_out_of_range_is_named() {
         ("idle_timeout", memory().idle_timeout(Duration::MAX)),
         ("max_lifetime", memory().max_lifetime(Duration::ZERO)),
         ("overdue_after", memory().overdue_after(Duration::MAX)),
+        ("slow_hold", memory().slow_hold(Duration::ZERO)),
         ("lease_timeout", memory().lease_timeout(day * 2)),
         ("busy_timeout", memory().busy_timeout(Duration::MAX)),
         ("statement_cache", memory().statement_cache(10_001)),
@@ -65,6 +66,7 @@ proptest! {
         idle in prop::option::of(any::<Duration>()),
         lifetime in prop::option::of(any::<Duration>()),
         overdue in prop::option::of(any::<Duration>()),
+        slow in prop::option::of(any::<Duration>()),
         lease in any::<Duration>(),
         busy in any::<Duration>(),
         statements in any::<usize>(),
@@ -78,6 +80,7 @@ proptest! {
             .idle_timeout(idle)
             .max_lifetime(lifetime)
             .overdue_after(overdue)
+            .slow_hold(slow)
             .lease_timeout(lease)
             .busy_timeout(busy)
             .statement_cache(statements)

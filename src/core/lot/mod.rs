@@ -53,6 +53,8 @@ pub(crate) struct Loan {
     pub(crate) thread: u64,
     /// Whether it was reported as overdue.
     pub(crate) reported: bool,
+    /// Whether an async task has it, which may keep a thread of its executor from other tasks.
+    pub(crate) awaited: bool,
 }
 
 pub(crate) struct Lot<S, F, L> {
@@ -87,8 +89,8 @@ pub(crate) enum From<L> {
 
 /// What happened to a slot that came back.
 pub(crate) struct Returned<L> {
-    /// The loan and its agent, if the loan was reported as overdue.
-    pub(crate) overdue: Option<(Loan, Arc<Entry<L>>)>,
+    /// The loan and its agent, if the caller wants to report it.
+    pub(crate) noted: Option<(Loan, Arc<Entry<L>>)>,
     /// The agent has just become known: moka must be told.
     pub(crate) new: Option<Arc<Entry<L>>>,
 }
@@ -343,7 +345,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
 
     /// A lent slot comes back from its borrower: it is parked if it may be, and becomes free otherwise. The
     /// caller returns its permit afterwards. `ended` is called with the loan, under the slot's lock: never
-    /// twice at once for one slot.
+    /// twice at once for one slot. It says whether the loan is noted.
     #[inline]
     pub(crate) fn give_back(
         &self,
@@ -351,7 +353,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         borrower: Arc<Entry<L>>,
         may_park: bool,
         now: Instant,
-        ended: impl FnOnce(&Loan),
+        ended: impl FnOnce(&Loan) -> bool,
     ) -> Returned<L> {
         let index = slot.index();
         let Some(cell) = self.cells.get(index) else {
@@ -364,11 +366,9 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             drop(state);
             return self.give_back_slowly(slot, borrower, may_park, now, ended);
         }
-        let loan = state.end_loan();
-        loan.inspect(ended);
-        let overdue = loan.filter(|loan| loan.reported);
+        let noted = state.end_loan().filter(ended);
         let returned = Returned {
-            overdue: overdue.map(|loan| (loan, Arc::clone(&borrower))),
+            noted: noted.map(|loan| (loan, Arc::clone(&borrower))),
             new: None,
         };
         self.park(cell, &mut state, slot, borrower, now);
@@ -381,7 +381,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         mut borrower: Arc<Entry<L>>,
         may_park: bool,
         now: Instant,
-        ended: impl FnOnce(&Loan),
+        ended: impl FnOnce(&Loan) -> bool,
     ) -> Returned<L> {
         let mut returned = Returned::default();
         let index = slot.index();
@@ -390,10 +390,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             return returned;
         };
         let mut state = cell.lock();
-        let loan = state.end_loan();
-        loan.inspect(ended);
-        let overdue = loan.filter(|loan| loan.reported);
-        returned.overdue = overdue.map(|loan| (loan, Arc::clone(&borrower)));
+        let noted = state.end_loan().filter(ended);
+        returned.noted = noted.map(|loan| (loan, Arc::clone(&borrower)));
         if !may_park || borrower.is(Standing::Evicted) {
             state.owner = None;
             moves.unlink(index, &borrower);
@@ -564,7 +562,7 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
 impl<L> Default for Returned<L> {
     fn default() -> Self {
         Returned {
-            overdue: None,
+            noted: None,
             new: None,
         }
     }
@@ -577,6 +575,7 @@ impl Loan {
             borrowed_at,
             thread: thread::number(),
             reported: false,
+            awaited: false,
         }
     }
 

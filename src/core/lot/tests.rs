@@ -51,7 +51,7 @@ fn take(lot: &SlotLot, agent: &str, busy: bool) -> (Lent, String) {
 }
 
 fn give_back(lot: &SlotLot, (slot, entry): Lent) -> bool {
-    let returned = lot.give_back(slot, entry, true, Instant::now(), |_| ());
+    let returned = lot.give_back(slot, entry, true, Instant::now(), |_| false);
     returned.new.is_some()
 }
 
@@ -151,9 +151,9 @@ fn only_what_has_been_parked_for_as_long_is_idle() {
     let start = Instant::now();
     let later = start + Duration::from_secs(1);
     for (slot, entry) in old {
-        lot.give_back(slot, entry, true, start, |_| ());
+        lot.give_back(slot, entry, true, start, |_| false);
     }
-    lot.give_back(young.0, young.1, true, later, |_| ());
+    lot.give_back(young.0, young.1, true, later, |_| false);
     let (freed, idle) = lot.idle_since(start);
     let idle: Vec<_> = idle.iter().map(|entry| &*entry.agent).collect();
     // One slot of a is young, so a stays known, and its old slot becomes free.

@@ -107,7 +107,7 @@ impl Pool {
 
     /// Slot, permit, everything else.
     fn give_back(&self, (slot, entry): (Slot, Arc<Entry<()>>), fit: bool) {
-        self.lot.give_back(slot, entry, fit, self.now, |_| ());
+        self.lot.give_back(slot, entry, fit, self.now, |_| false);
         self.return_permit();
     }
 
