@@ -5,6 +5,7 @@
 //! ```sh
 //! cargo bench -p leasepool-benches --bench tenants
 //! cargo bench -p leasepool-benches --bench tenants -- --caps 64 --draw zipf
+//! cargo bench -p leasepool-benches --bench tenants -- --parts               # what a turn on a closed file is made of
 //! cargo bench -p leasepool-benches --bench tenants -- --touch 100000        # each of so many new tenants once
 //! ```
 
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use contest::{Round, table};
+use leasepool::rusqlite::config::DbConfig;
 use leasepool::rusqlite::{self, Connection, TransactionBehavior};
 use leasepool::{Database, Pool, Synchronous};
 use r2d2_sqlite::SqliteConnectionManager;
@@ -47,6 +49,9 @@ struct Args {
     /// Instead: touch so many new tenants once, and say what that costs in memory and time
     #[arg(long)]
     touch: Option<usize>,
+    /// Instead: what a turn on a file that is not open is made of, on one thread
+    #[arg(long)]
+    parts: bool,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -197,6 +202,103 @@ fn round(act: &Act, args: &Args, draw: Draw, length: Duration, seed: u64) -> Rou
     Round::new(latencies, start.elapsed(), None)
 }
 
+/// The processor time of this process so far.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// What SQLite alone takes for each part of a turn on a file that is not open, and what leasepool takes for the whole.
+/// One thread takes one tenant after the other.
+fn parts(folder: &Path, args: &Args) {
+    const PARTS: [&str; 4] = [
+        "open",
+        "first statement (makes the -shm)",
+        "a write and a read",
+        "close, without a checkpoint",
+    ];
+    let cap = args.caps.first().copied().unwrap_or(64);
+    for exclusive in [false, true] {
+        let folder = folder.join(exclusive.to_string());
+        let (bare, ours) = (folder.join("bare"), folder.join("leasepool"));
+        create(&bare, args.tenants);
+        create(&ours, args.tenants);
+        // Each in time and in processor time of all threads.
+        let mut rounds: Vec<[(f64, f64); PARTS.len() + 1]> = Vec::new();
+        let pool = leasepool(&ours, cap, exclusive);
+        // In the first round, all files are new to the pool.
+        for round in 0..=args.rounds {
+            let mut took = [(Duration::ZERO, Duration::ZERO); PARTS.len() + 1];
+            for tenant in 0..args.tenants {
+                let path = bare.join(name(tenant)).with_extension("db");
+                let mut at = (Instant::now(), processor_time());
+                let mut lap = |part: usize| {
+                    let now = (Instant::now(), processor_time());
+                    let before = std::mem::replace(&mut at, now);
+                    took[part].0 += now.0 - before.0;
+                    took[part].1 += now.1 - before.1;
+                };
+                let mut connection = Connection::open(path).unwrap();
+                connection.busy_timeout(BUSY_TIMEOUT).unwrap();
+                lap(0);
+                if exclusive {
+                    let mode = "PRAGMA locking_mode = EXCLUSIVE";
+                    connection.query_row(mode, [], |_| Ok(())).unwrap();
+                }
+                connection
+                    .execute_batch("PRAGMA synchronous = NORMAL; SELECT 1 FROM sqlite_schema")
+                    .unwrap();
+                lap(1);
+                turn(&mut connection).unwrap();
+                lap(2);
+                let no_checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+                connection.set_db_config(no_checkpoint, true).unwrap();
+                connection.close().unwrap();
+                lap(3);
+                turn(&mut pool.lease(name(tenant)).unwrap()).unwrap();
+                lap(4);
+            }
+            if round > 0 {
+                let each = |took: Duration| took.as_secs_f64() * 1e6 / args.tenants as f64;
+                rounds.push(took.map(|(time, cpu)| (each(time), each(cpu))));
+            }
+        }
+        let median = |value: &dyn Fn(&[(f64, f64); PARTS.len() + 1]) -> f64| {
+            let mut values: Vec<f64> = rounds.iter().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let mode = if exclusive { ", exclusive locking" } else { "" };
+        println!(
+            "\n{} tenants in turn, cap {cap}, one thread{mode}; medians of {} rounds\n{:<36} {:>8} {:>8}",
+            args.tenants, args.rounds, "", "µs", "CPU µs"
+        );
+        let mut sum = (0.0, 0.0);
+        for (part, what) in PARTS.iter().enumerate() {
+            let (time, cpu) = (
+                median(&|round| round[part].0),
+                median(&|round| round[part].1),
+            );
+            sum = (sum.0 + time, sum.1 + cpu);
+            println!("{what:<36} {time:>8.1} {cpu:>8.1}");
+        }
+        println!("{:<36} {:>8.1} {:>8.1}", "sum", sum.0, sum.1);
+        let whole = (
+            median(&|round| round[PARTS.len()].0),
+            median(&|round| round[PARTS.len()].1),
+        );
+        println!(
+            "{:<36} {:>8.1} {:>8.1}   {:.2} and {:.2} times the sum",
+            "leasepool, a turn that misses",
+            whole.0,
+            whole.1,
+            whole.0 / sum.0,
+            whole.1 / sum.1
+        );
+        pool.close().unwrap();
+    }
+}
+
 /// Resident memory in kB, where the kernel tells.
 fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -246,6 +348,9 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     if let Some(tenants) = args.touch {
         return touch(&folder.path().join("touched"), &args, tenants);
+    }
+    if args.parts {
+        return parts(folder.path(), &args);
     }
     println!(
         "\n{} tenants, {THREADS} threads; medians of {} rounds of {} s, in turn",

@@ -576,7 +576,7 @@ impl<B: Backend> Core<B> {
         if let From::Other(loser) = &from {
             events::reclaimed(&self.options.name, &loser.agent);
         }
-        if !hit && self.lacks_room() {
+        if !hit && self.runs_out_of_room() {
             self.tidy_soon();
         }
         Ok(checkout.inspected(now, hit))

@@ -141,6 +141,9 @@ pub struct Core<B: Backend> {
     this: Weak<Core<B>>,
 }
 
+/// Where each agent has its own database, one slot in this many is kept vacant.
+const SPARE: usize = 8;
+
 /// The slots that are out of circulation.
 struct Out<B: Backend> {
     /// Slots whose connection cannot be closed. It stays in the count of open connections as long as the pool
@@ -418,12 +421,20 @@ impl<B: Backend> Core<B> {
         stats
     }
 
-    /// Whether too few slots are vacant.
+    /// Whether fewer slots are vacant than a worker keeps vacant.
     fn lacks_room(&self) -> bool {
-        /// One slot in this many is kept vacant.
-        const SPARE: usize = 8;
+        self.is_vacant_below(self.options.max_connections / SPARE)
+    }
+
+    /// Whether so few slots are vacant that a worker must close some. Only half as many as it keeps vacant: so it
+    /// closes several at a time.
+    fn runs_out_of_room(&self) -> bool {
+        self.is_vacant_below((self.options.max_connections / SPARE).div_ceil(2))
+    }
+
+    fn is_vacant_below(&self, wanted: usize) -> bool {
         let max = self.options.max_connections;
-        self.backend.is_per_agent() && max - self.counters.open.load(Acquire).min(max) < max / SPARE
+        self.backend.is_per_agent() && max - self.counters.open.load(Acquire).min(max) < wanted
     }
 }
 

@@ -205,7 +205,10 @@ where
         poll_fn(|cx| {
             loop {
                 let phase = match self.work.poll(cx) {
-                    Poll::Ready(ended) => return Poll::Ready(Ok(ended)),
+                    Poll::Ready(ended) => {
+                        self.work.shared.runners.wake_others();
+                        return Poll::Ready(Ok(ended));
+                    }
                     Poll::Pending => self.work.phase(),
                 };
                 let Some(limit) = self.work.limit(phase) else {

@@ -120,6 +120,12 @@ impl Settings {
         matches!(self.checkpoints, Checkpoints::External { .. })
     }
 
+    /// Whether more has happened to a new connection than what the pool itself did.
+    pub(crate) fn is_customised(&self) -> bool {
+        let callbacks = self.on_connect.is_some() || self.on_open.is_some() || self.with_init;
+        callbacks || !self.pragmas.is_empty()
+    }
+
     /// How many descriptors `n` connections can need, see [`budget::ceiling`].
     pub(crate) fn fd_ceiling(&self, sharing: Sharing, n: usize) -> usize {
         budget::ceiling(sharing, n, self.attach_limit)

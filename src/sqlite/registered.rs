@@ -24,34 +24,38 @@ const SENTINEL: &str = "SELECT 'leasepool'";
 
 impl Registered {
     pub(super) fn on(connection: &Connection) -> rusqlite::Result<Registered> {
-        let (_, prepared_again) = sentinel(connection)?;
+        let prepared_again = match can_register(connection) {
+            true => sentinel(connection)?.1,
+            false => 0,
+        };
         Ok(Registered {
             functions: list_if(has_functions(connection), connection, "function_list")?,
             collations: list_if(has_collations(connection), connection, "collation_list")?,
-            modules: list_if(cfg!(feature = "vtab"), connection, "module_list")?,
+            modules: list_if(HAS_MODULES, connection, "module_list")?,
             prepared_again,
         })
     }
 
     /// Expects that SQLite invalidates prepared statements because of the pool's own action.
     pub(super) fn expect_invalidation(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        (_, self.prepared_again) = sentinel(connection)?;
+        if can_register(connection) {
+            (_, self.prepared_again) = sentinel(connection)?;
+        }
         Ok(())
     }
 
     /// `Fate::Discard` if something was registered since, or if that cannot be known.
     pub(super) fn check(&mut self, connection: &Connection) -> rusqlite::Result<Fate> {
-        let (functions, collations) = (has_functions(connection), has_collations(connection));
-        let modules = cfg!(feature = "vtab");
-        if !(functions || collations || modules) {
+        if !can_register(connection) {
             return Ok(Fate::Reuse);
         }
+        let (functions, collations) = (has_functions(connection), has_collations(connection));
         let (run_before, prepared_again) = sentinel(connection)?;
         let same = run_before
             && prepared_again == self.prepared_again
             && self.functions == list_if(functions, connection, "function_list")?
             && self.collations == list_if(collations, connection, "collation_list")?
-            && self.modules == list_if(modules, connection, "module_list")?;
+            && self.modules == list_if(HAS_MODULES, connection, "module_list")?;
         Ok(if same { Fate::Reuse } else { Fate::Discard })
     }
 }
@@ -89,6 +93,13 @@ fn list_if(wanted: bool, connection: &Connection, pragma: &str) -> rusqlite::Res
         listed.1 = listed.1.wrapping_add(hasher.finish());
     }
     Ok(listed)
+}
+
+const HAS_MODULES: bool = cfg!(feature = "vtab");
+
+/// Whether safe code of this program can register anything.
+fn can_register(connection: &Connection) -> bool {
+    HAS_MODULES || has_functions(connection) || has_collations(connection)
 }
 
 fn has_functions(connection: &Connection) -> bool {

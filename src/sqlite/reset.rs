@@ -144,8 +144,11 @@ impl Baseline {
         }
         let _quiet = watch.quiet();
         let asked = watch.autocheckpoint();
-        let now: i32 =
-            connection.pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?;
+        let is_customised = settings.is_customised();
+        let now: i32 = match is_customised {
+            true => connection.pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?,
+            false => AUTOCHECKPOINT,
+        };
         let autocheckpoint = match (settings.checkpoints, asked, now) {
             (Checkpoints::External { .. }, _, _) => AutoCheckpoint::Pool,
             (Checkpoints::Pool, Some(pages), _) => AutoCheckpoint::Sqlite(pages),
@@ -166,9 +169,9 @@ impl Baseline {
         let baseline = Baseline {
             hooked_by_on_open,
             busy_timeout: settings.busy_timeout,
-            transaction_behavior: match (&settings.on_connect, &settings.on_open) {
-                (None, None) if !settings.with_init => TransactionBehavior::Deferred,
-                _ => transaction_behavior(connection, &watch),
+            transaction_behavior: match is_customised {
+                true => transaction_behavior(connection, &watch),
+                false => TransactionBehavior::Deferred,
             },
             statement_cache: settings.statement_cache,
             limits: LIMITS
@@ -188,7 +191,7 @@ impl Baseline {
             registered: Registered::on(connection)?,
             temporary: Temporary::on(connection)?,
             has_rowid_table: false,
-            query_only: read::query_only(connection)?,
+            query_only: is_customised && read::query_only(connection)?,
             watch: Arc::clone(&watch),
         };
         // Replaces a WAL hook of `on_open`.

@@ -26,6 +26,13 @@ const SCHEMA: &str = "SELECT type, name, rootpage, sql FROM sqlite_temp_master";
 impl Temporary {
     /// The present state.
     pub(super) fn on(connection: &Connection) -> rusqlite::Result<Self> {
+        if !is_there(connection) {
+            return Ok(Temporary {
+                schema: FixedState::default().build_hasher().finish(),
+                tables: Vec::new(),
+                is_empty: true,
+            });
+        }
         let named = "SELECT name FROM sqlite_temp_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'";
         let mut named = connection.prepare(named)?;
         let names = named.query_map([], |row| row.get::<_, String>(0))?;
@@ -35,11 +42,10 @@ impl Temporary {
             let rows = digest(connection, &sql)?;
             tables.push((sql, rows));
         }
-        let is_empty = !connection.prepare(SCHEMA)?.exists([])?;
         Ok(Temporary {
             schema: digest(connection, SCHEMA)?,
             tables,
-            is_empty,
+            is_empty: !connection.prepare(SCHEMA)?.exists([])?,
         })
     }
 
@@ -58,7 +64,7 @@ impl Temporary {
         borrowed_mutably: bool,
     ) -> rusqlite::Result<Fate> {
         let blobs = !self.is_empty && absent::has_blobs(connection);
-        if !borrowed_mutably && !blobs {
+        if (!borrowed_mutably && !blobs) || (self.is_empty && !is_there(connection)) {
             return Ok(Fate::Reuse);
         }
         if digest(connection, SCHEMA)? != self.schema {
@@ -71,6 +77,11 @@ impl Temporary {
         }
         Ok(Fate::Reuse)
     }
+}
+
+/// Whether the connection has a temporary database. SQLite makes one when something reads or writes it first.
+fn is_there(connection: &Connection) -> bool {
+    connection.is_readonly("temp").is_ok()
 }
 
 /// A digest of all rows that a statement returns.

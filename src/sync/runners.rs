@@ -2,17 +2,19 @@
 //! They know no pool. A job that panics costs no thread.
 //!
 //! What makes a short job expensive is that threads sleep and are woken for it, twice: the one that does it, and the
-//! one that awaits it. So a thread that is awake takes one job after the other, and the tasks that wait are woken
-//! together, when a few jobs are done or none is left.
+//! one that awaits it. So a thread that is awake takes one job after the other. When a few jobs are done or none is
+//! left, it wakes one of the tasks that wait; and that task wakes the others, since an executor wakes its own tasks
+//! without a switch of threads.
 //!
 //! As many threads are *active* as do useful work at the same time: one for each processor. A job may take long, or
 //! wait. So while jobs are queued, one more thread is the *lookout*: if a whole tick passes in which none of them was
 //! taken, it becomes active, and another thread is the lookout. It also wakes tasks whose jobs are done, if the thread
-//! that did them is at work on a long one. A surplus thread stays active while its jobs take long.
+//! that did them is at work on a long one, or the task that was to wake them does not run. A surplus thread stays active while its jobs take long.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, PoisonError};
 use std::task::Waker;
 use std::thread;
@@ -35,7 +37,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How long a queued job waits, in which none was taken, before another thread becomes active.
 const TICK: Duration = Duration::from_micros(500);
 /// So many tasks are woken together at most,
-const TOGETHER: usize = 16;
+const TOGETHER: usize = 32;
 /// and so long at most does the first of them wait for the others.
 const PATIENCE: Duration = Duration::from_micros(100);
 
@@ -48,6 +50,8 @@ pub(crate) struct Runners<J: Job + ?Sized> {
     most: usize,
     state: Mutex<State<J>>,
     summons: Condvar,
+    /// Whether a task that was woken is to wake others.
+    has_done: AtomicBool,
     /// Notified of each job, for tasks of a runtime whose clock is paused.
     #[cfg(feature = "tokio")]
     submitted: Event,
@@ -69,11 +73,14 @@ struct State<J: Job + ?Sized> {
     done: Done,
 }
 
-/// Wakes the tasks whose jobs are done.
+/// The tasks whose jobs are done and that are not awake yet.
 #[derive(Default)]
 struct Done {
     wakers: Vec<Waker>,
+    /// When the first of them was done, if none was woken since.
     since: Option<Instant>,
+    /// When one was woken that is to wake the others.
+    told: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -104,6 +111,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 done: Done::default(),
             }),
             summons: Condvar::new(),
+            has_done: AtomicBool::new(false),
             #[cfg(feature = "tokio")]
             submitted: Event::new(),
         })
@@ -242,9 +250,9 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 || state.queued.is_empty()
                 || !state.has_lookout
                 || state.done.wakers.len() >= TOGETHER
-                || state.done.is_late(now, PATIENCE)
+                || state.done.is_late(now)
             {
-                (state, spare) = self.wake(state, spare);
+                (state, spare) = self.wake(state, spare, now);
             }
             if is_surplus && state.active > self.useful {
                 break;
@@ -254,23 +262,49 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         (state, None)
     }
 
-    /// Wakes the tasks whose jobs are done.
+    /// Wakes the tasks whose jobs are done: one of them, which wakes the others, if the lookout sees to it that
+    /// they are woken.
     fn wake<'a>(
         &'a self,
         mut state: Locked<'a, J>,
         spare: Vec<Waker>,
+        now: Instant,
     ) -> (Locked<'a, J>, Vec<Waker>) {
-        if state.done.wakers.is_empty() {
-            return (state, spare);
+        if !state.has_lookout || state.done.wakers.len() < 2 {
+            return self.wake_all(state, spare);
         }
-        let mut wakers = std::mem::replace(&mut state.done.wakers, spare);
+        let first = state.done.wakers.pop();
         state.done.since = None;
+        state.done.told.get_or_insert(now);
+        self.has_done.store(true, Relaxed);
         drop(state);
-        for waker in wakers.drain(..) {
-            // Foreign code.
-            drop_quietly(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+        if let Some(first) = first {
+            wake(first);
         }
+        (self.state.lock(), spare)
+    }
+
+    fn wake_all<'a>(
+        &'a self,
+        mut state: Locked<'a, J>,
+        spare: Vec<Waker>,
+    ) -> (Locked<'a, J>, Vec<Waker>) {
+        let none = Done {
+            wakers: spare,
+            ..Done::default()
+        };
+        let mut wakers = std::mem::replace(&mut state.done, none).wakers;
+        self.has_done.store(false, Relaxed);
+        drop(state);
+        wakers.drain(..).for_each(wake);
         (self.state.lock(), wakers)
+    }
+
+    /// Called by a task that was woken. An executor wakes its own tasks for less than another thread does.
+    pub(crate) fn wake_others(&self) {
+        if self.has_done.load(Relaxed) {
+            drop(self.wake_all(self.state.lock(), Vec::new()));
+        }
     }
 
     /// Looks now and then whether queued jobs are taken, and whether tasks are woken whose jobs are done.
@@ -283,8 +317,8 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             drop(state);
             thread::sleep(TICK);
             state = self.state.lock();
-            if state.done.is_late(Instant::now(), TICK) {
-                (state, _) = self.wake(state, Vec::new());
+            if state.done.is_stuck(Instant::now()) {
+                (state, _) = self.wake_all(state, Vec::new());
             }
             if state.queued.is_empty() && state.done.wakers.is_empty() {
                 state.has_lookout = false;
@@ -306,10 +340,24 @@ impl Done {
         self.since.get_or_insert(now);
     }
 
-    fn is_late(&self, now: Instant, patience: Duration) -> bool {
-        self.since
-            .is_some_and(|since| now.saturating_duration_since(since) >= patience)
+    /// Whether the first of them waits for the others too long.
+    fn is_late(&self, now: Instant) -> bool {
+        is_past(self.since, now, PATIENCE)
     }
+
+    /// Whether the threads and tasks that were to wake them do not come to it.
+    fn is_stuck(&self, now: Instant) -> bool {
+        is_past(self.since, now, TICK) || is_past(self.told, now, TICK)
+    }
+}
+
+fn is_past(since: Option<Instant>, now: Instant, patience: Duration) -> bool {
+    since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
+}
+
+fn wake(waker: Waker) {
+    // Foreign code.
+    drop_quietly(catch_unwind(AssertUnwindSafe(|| waker.wake())));
 }
 
 #[cfg(test)]
