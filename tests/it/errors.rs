@@ -468,6 +468,7 @@ mod overdue {
     fn slow_holds_of_async_tasks_are_told_and_counted(mode: Mode) {
         let agent = mode.either("slow-of-shared", "slow-of-per-agent");
         let limit = Duration::from_millis(20);
+        let begun = Instant::now();
         let events = tracing_events::capture(|| {
             let fixture = mode.fixture();
             let pool = fixture.builder(2).slow_hold(limit).build().unwrap();
@@ -501,7 +502,8 @@ mod overdue {
             .iter()
             .filter(|event| event.contains("slow hold") && event.contains(agent))
             .collect();
-        assert_eq!(slow.len(), 1, "at most one in a second: {events:?}");
+        let seconds = begun.elapsed().as_secs() as usize;
+        assert!((1..=1 + seconds).contains(&slow.len()), "{events:?}");
         assert!(slow[0].starts_with("WARN slow hold"), "{slow:?}");
         assert!(slow[0].contains("errors.rs:"), "{slow:?}");
     }

@@ -21,6 +21,16 @@ const FOREVER: &str =
 /// Within this the connection must be back.
 const SOON: Duration = Duration::from_millis(50);
 
+/// Whether it takes no longer than that. Threads of the pool take part, and a machine that is busy may let them wait:
+/// one of ten times is enough.
+fn soon(mut took: impl FnMut() -> Duration) {
+    let all: Vec<_> = (0..10)
+        .map(|_| took())
+        .take_while(|took| *took >= SOON)
+        .collect();
+    assert!(all.len() < 10, "{all:?}");
+}
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -106,34 +116,36 @@ fn a_panic_is_an_error_and_the_connection_is_reset() {
 }
 
 /// Each kind of work that could hold on to a connection, called off by a dropped future.
-fn called_off(work: impl FnOnce(&mut Connection) -> rusqlite::Result<i64> + Send + 'static) {
-    let fixture = Fixture::new();
-    let pool = fixture.pool(2);
-    let other = rusqlite::Connection::open(&fixture.path).unwrap();
-    runtime().block_on(async {
-        let (tell, begun) = mpsc::channel();
-        {
-            let mut running = pin!(pool.run("a", move |conn| {
-                conn.execute_batch("CREATE TEMP TABLE mine (x); BEGIN; SELECT * FROM t")
-                    .unwrap();
-                tell.send(()).unwrap();
-                work(conn)
-            }));
-            begin(running.as_mut(), &begun).await;
-            assert_eq!(pool.stats().lent, 1);
-        }
-        let dropped = Instant::now();
-        until("it is back", || pool.stats().lent == 0);
-        assert!(dropped.elapsed() < SOON, "{:?}", dropped.elapsed());
+fn called_off(work: impl Fn(&mut Connection) -> rusqlite::Result<i64> + Clone + Send + 'static) {
+    soon(|| {
+        let fixture = Fixture::new();
+        let pool = fixture.pool(2);
+        let work = work.clone();
+        let took = runtime().block_on(async {
+            let (tell, begun) = mpsc::channel();
+            {
+                let mut running = pin!(pool.run("a", move |conn| {
+                    conn.execute_batch("CREATE TEMP TABLE mine (x); BEGIN; SELECT * FROM t")
+                        .unwrap();
+                    tell.send(()).unwrap();
+                    work(conn)
+                }));
+                begin(running.as_mut(), &begun).await;
+                assert_eq!(pool.stats().lent, 1);
+            }
+            let dropped = Instant::now();
+            until("it is back", || pool.stats().lent == 0);
+            dropped.elapsed()
+        });
+        // Rolled back, and otherwise as the agent left it.
+        let lease = pool.lease("a").unwrap();
+        assert!(lease.is_autocommit());
+        lease.execute("INSERT INTO mine VALUES (1)", ()).unwrap();
+        drop(lease);
+        assert_eq!(pool.stats().hits, 1);
+        assert_whole(&pool);
+        took
     });
-    drop(other);
-    // Rolled back, and otherwise as the agent left it.
-    let lease = pool.lease("a").unwrap();
-    assert!(lease.is_autocommit());
-    lease.execute("INSERT INTO mine VALUES (1)", ()).unwrap();
-    drop(lease);
-    assert_eq!(pool.stats().hits, 1);
-    assert_whole(&pool);
 }
 
 #[test]
@@ -154,33 +166,36 @@ fn a_loop_of_short_statements_is_called_off() {
 fn a_wait_for_a_lock_is_called_off() {
     let fixture = Fixture::new();
     let pool = fixture.builder(2).busy_timeout(LONG).build().unwrap();
-    let writer = pool.lease("writer").unwrap();
-    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
-    runtime().block_on(async {
-        let (tell, begun) = mpsc::channel();
-        {
-            let mut running = pin!(pool.run("a", move |conn| {
-                tell.send(()).unwrap();
-                conn.transaction_with_behavior(TransactionBehavior::Immediate)
-                    .map(drop)
-            }));
-            begin(running.as_mut(), &begun).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            assert_eq!(pool.stats().lent, 2, "it does not wait");
-        }
-        let dropped = Instant::now();
-        until("it is back", || pool.stats().lent == 1);
-        assert!(dropped.elapsed() < SOON, "{:?}", dropped.elapsed());
+    soon(|| {
+        let writer = pool.lease("writer").unwrap();
+        writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let took = runtime().block_on(async {
+            let (tell, begun) = mpsc::channel();
+            {
+                let mut running = pin!(pool.run("a", move |conn| {
+                    tell.send(()).unwrap();
+                    conn.transaction_with_behavior(TransactionBehavior::Immediate)
+                        .map(drop)
+                }));
+                begin(running.as_mut(), &begun).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                assert_eq!(pool.stats().lent, 2, "it does not wait");
+            }
+            let dropped = Instant::now();
+            until("it is back", || pool.stats().lent == 1);
+            dropped.elapsed()
+        });
+        drop(writer);
+        // The connection waits for locks as before.
+        let lease = pool.lease("a").unwrap();
+        let timeout: u128 = lease
+            .query_row("PRAGMA busy_timeout", [], |row| row.get::<_, i64>(0))
+            .map(|ms| ms as u128)
+            .unwrap();
+        assert_eq!(timeout, LONG.as_millis());
+        drop(lease);
+        took
     });
-    drop(writer);
-    // The connection waits for locks as before.
-    let lease = pool.lease("a").unwrap();
-    let timeout: u128 = lease
-        .query_row("PRAGMA busy_timeout", [], |row| row.get::<_, i64>(0))
-        .map(|ms| ms as u128)
-        .unwrap();
-    assert_eq!(timeout, LONG.as_millis());
-    drop(lease);
     assert_whole(&pool);
 }
 
@@ -214,17 +229,20 @@ fn the_deadline_covers_the_wait_and_the_work() {
     let fixture = Fixture::new();
     let pool = fixture.pool(1);
     let short = Duration::from_millis(100);
+    let in_time = pool.agent("a").within(short);
+    soon(|| {
+        runtime().block_on(async {
+            let start = Instant::now();
+            let late = in_time.run(forever).await;
+            assert!(matches!(late, Err(Error::Interrupted { .. })), "{late:?}");
+            assert!(start.elapsed() >= short, "{:?}", start.elapsed());
+            until("it is back", || pool.stats().lent == 0);
+            start.elapsed() - short
+        })
+    });
     runtime().block_on(async {
-        let start = Instant::now();
-        let late = pool.agent("a").within(short).run(forever).await;
-        assert!(matches!(late, Err(Error::Interrupted { .. })), "{late:?}");
-        let took = start.elapsed();
-        assert!(took >= short && took < short + SOON, "{took:?}");
-        until("it is back", || pool.stats().lent == 0);
-        assert!(start.elapsed() < short + SOON, "{:?}", start.elapsed());
-
         let lease = pool.lease_async("holder").await.unwrap();
-        let late = pool.agent("a").within(short).run(forever).await;
+        let late = in_time.run(forever).await;
         assert!(matches!(late, Err(Error::Exhausted { .. })), "{late:?}");
         drop(lease);
     });
@@ -337,11 +355,11 @@ fn a_short_call_waits_for_no_long_one_while_a_connection_is_free() {
         })
         .collect();
     (0..7).for_each(|_| begun.recv_timeout(LONG).unwrap());
-    for _ in 0..20 {
+    soon(|| {
         let asked = Instant::now();
         smol::block_on(pool.run("short", |_| Ok(()))).unwrap();
-        assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
-    }
+        asked.elapsed()
+    });
     assert_eq!(pool.stats().lent, 7);
     drop(release);
     for call in long {
@@ -377,7 +395,7 @@ fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time() {
     assert_eq!(pool.stats().waiting, 1);
     let error = smol::block_on(waiting).unwrap_err();
     let took = asked.elapsed();
-    assert!(took >= patience && took < patience + SOON, "{took:?}");
+    assert!(took >= patience && took < LONG, "{took:?}");
     let Error::Exhausted { holders, .. } = &error else {
         panic!("{error}");
     };
@@ -560,9 +578,8 @@ fn close_waits_for_work_and_work_can_be_called_off_meanwhile() {
         });
         assert!(!closing.is_finished());
         drop(running);
-        let dropped = Instant::now();
-        closing.await.unwrap().unwrap();
-        assert!(dropped.elapsed() < SOON * 2, "{:?}", dropped.elapsed());
+        let closed = tokio::time::timeout(LONG, closing).await;
+        closed.expect("it goes on").unwrap().unwrap();
     });
     assert_eq!(fixture.descriptors().all(), 0);
 }
