@@ -169,6 +169,7 @@ impl<B: Backend> Core<B> {
             Arc::clone(&options.name),
             options.max_connections,
             options.cached_agents,
+            backend.is_per_agent(),
             Arc::clone(&counters),
         )?;
         Ok(Arc::new_cyclic(|this| Core {

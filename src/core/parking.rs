@@ -57,9 +57,14 @@ impl<B: Backend> Parking<B> {
         name: Arc<str>,
         slots: usize,
         cached_agents: usize,
+        dear_misses: bool,
         counters: Arc<Counters>,
     ) -> Result<Self, Error> {
-        let lot = Arc::new(Lot::new(slots, FreeSlots::new(slots)?));
+        let lot = Lot::new(slots, FreeSlots::new(slots)?);
+        let lot = Arc::new(match dear_misses {
+            true => lot.with_dear_misses(),
+            false => lot,
+        });
         let evictions = Arc::new(Evictions {
             counters,
             unreported: Mutex::default(),

@@ -88,7 +88,8 @@ enum Phase {
 }
 
 impl<B: Backend> Pool<B> {
-    /// Lets a thread lease a connection, do `work` on it, and end the lease.
+    /// Lets a thread lease a connection, do `work` on it, and end the lease. Over a server, the caller leases: that may
+    /// take as long as the server does, and a thread would wait with it.
     pub(super) async fn hand_over<F, R>(&self, order: Order, work: F) -> Result<R, Error>
     where
         F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
@@ -96,9 +97,12 @@ impl<B: Backend> Pool<B> {
     {
         let shared = self.shared();
         shared.core.check_origin()?;
-        let work = match done(shared, order.clone(), None, work).await? {
-            Done::Worked(_, result) => return Ok(result),
-            Done::Busy(work) => work,
+        let work = match B::IS_REMOTE {
+            true => work,
+            false => match done(shared, order.clone(), None, work).await? {
+                Done::Worked(_, result) => return Ok(result),
+                Done::Busy(work) => work,
+            },
         };
         let request = Request::new(&order.agent, Some(order.wait), order.place);
         let request = request.since(order.asked_at).awaiting_for_a_thread();

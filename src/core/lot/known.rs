@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use foldhash::quality::{FixedState, RandomState};
 
+use super::uses::Uses;
 use crate::sync::prim::{self, Mutex};
 use crate::sync::thread;
 
@@ -21,6 +22,8 @@ pub(crate) struct Entry<L> {
     pub(super) first: AtomicUsize,
     /// Written under the lot's lock.
     standing: prim::AtomicU8,
+    /// Counted only where each agent has its own database.
+    pub(super) uses: Uses,
     /// When moka was last told that the agent is in use, counted in insertions. Used by the parking.
     pub(in crate::core) touched: AtomicU64,
     /// Why the agent is being evicted, for the count; moka itself only reports "explicitly". Used by the
@@ -82,6 +85,7 @@ impl<L> Entry<L> {
             lock,
             first: AtomicUsize::new(NONE),
             standing: prim::AtomicU8::new(Standing::New as u8),
+            uses: Uses::default(),
             touched: AtomicU64::new(0),
             leaving: AtomicU8::new(0),
         })

@@ -18,11 +18,12 @@ mod known;
 mod moves;
 #[cfg(test)]
 mod tests;
+mod uses;
 
 use std::collections::HashSet;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::sync::prim::{Guard, Mutex};
@@ -31,6 +32,7 @@ use cell::{CREDIT, Cell, Place, State};
 pub(crate) use known::{ANONYMOUS, Entry};
 use known::{Hints, Known, Mark, Recent, Standing};
 use moves::Moves;
+use uses::{PERIOD, SAMPLE};
 
 /// A slot, as the lot sees it.
 pub(crate) trait Token {
@@ -65,6 +67,8 @@ pub(crate) struct Lot<S, F, L> {
     known: Known<L>,
     hints: Hints,
     recent: Recent,
+    /// Where a miss costs much: the present period, see [`uses`]. Written under the lot's lock.
+    period: Option<AtomicU64>,
 }
 
 /// Keeps data that many threads write on cache lines of its own, apart from data that they only read.
@@ -118,7 +122,14 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             known,
             hints: Hints::new(slots),
             recent: Recent::default(),
+            period: None,
         }
+    }
+
+    /// The same, for slots that are much dearer to change than to keep.
+    pub(crate) fn with_dear_misses(mut self) -> Self {
+        self.period = Some(AtomicU64::new(0));
+        self
     }
 
     /// The agent's entry, if it is known.
@@ -279,6 +290,11 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     /// The hand goes round the cells and takes the first slot whose agent has not come back to it since the
     /// hand was last there (the clock algorithm, with a count).
     fn unpark_victim(&self, moves: &mut Moves, busy: bool) -> Option<(S, Arc<Entry<L>>)> {
+        if let Some(period) = &self.period
+            && let Some(victim) = self.unpark_least_used(moves, period)
+        {
+            return Some(victim);
+        }
         let warm = busy && moves.prefers_warm();
         if warm && let Some(victim) = self.unpark_warm(moves) {
             return Some(victim);
@@ -303,6 +319,40 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             }
         }
         self.unpark_any(moves)
+    }
+
+    /// Of a few parked slots, that of the agent that was served least of late. `None` if its agent took it just now.
+    fn unpark_least_used(
+        &self,
+        moves: &mut Moves,
+        period: &AtomicU64,
+    ) -> Option<(S, Arc<Entry<L>>)> {
+        let slots = u32::try_from(self.cells.len()).unwrap_or(u32::MAX);
+        if moves.search().is_multiple_of(slots.saturating_mul(PERIOD)) {
+            period.fetch_add(1, Relaxed);
+        }
+        let now = period.load(Relaxed);
+        let mut compared = 0;
+        let mut least: Option<(u64, usize)> = None;
+        for _ in 0..self.cells.len() {
+            let index = moves.turn();
+            let Some(cell) = self.cells.get(index).filter(|cell| cell.looks_parked()) else {
+                continue;
+            };
+            let Place::Parked(_, owner) = &cell.lock().place else {
+                continue;
+            };
+            let uses = owner.uses.of_late(now);
+            if least.is_none_or(|(fewest, _)| uses < fewest) {
+                least = Some((uses, index));
+            }
+            compared += 1;
+            if compared == SAMPLE {
+                break;
+            }
+        }
+        let (_, index) = least?;
+        self.unpark(moves, index, self.cells.get(index)?.lock())
     }
 
     /// A slot that was parked just now and to which its agent has not come back: its pages are still in the
@@ -359,6 +409,9 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         let Some(cell) = self.cells.get(index) else {
             return Returned::default();
         };
+        if let Some(period) = &self.period {
+            borrower.uses.count(period.load(Relaxed));
+        }
         let mut state = cell.lock();
         // An eviction first marks the agent as evicted and then looks here: one of the two threads sees the
         // other's change.

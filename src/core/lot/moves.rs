@@ -10,7 +10,7 @@ pub(super) struct Moves {
     pub(super) free: usize,
     /// The slot that the search for a victim looked at last.
     hand: usize,
-    /// How many searches ran while other slots were lent.
+    /// How many searches ran: while other slots were lent, or, where a miss costs much, all.
     searches: u32,
     /// By slot: its place in the list of its owner's slots, parked and lent.
     links: Box<[Links]>,
@@ -49,8 +49,13 @@ impl Moves {
     /// Whether a search, while other slots are lent, takes a slot that was parked last. Not every time: an
     /// agent that came back often and then stopped must not keep its slot for ever.
     pub(super) fn prefers_warm(&mut self) -> bool {
+        !self.search().is_multiple_of(4)
+    }
+
+    /// Counts a search.
+    pub(super) fn search(&mut self) -> u32 {
         self.searches = self.searches.wrapping_add(1);
-        !self.searches.is_multiple_of(4)
+        self.searches
     }
 
     /// The slot belongs to the agent from now on.

@@ -26,6 +26,30 @@ impl FreeList<Slot> for FreeSlots {
 
 type SlotLot = Lot<Slot, FreeSlots, ()>;
 
+/// An agent that is served often keeps its slot, whoever comes once meanwhile; when it stops, it loses it.
+#[test]
+fn where_misses_are_dear_the_agents_served_seldom_lose_their_slots() {
+    let lot = lot(4).with_dear_misses();
+    let mut visitor = 0;
+    let mut visit = |lot: &SlotLot| {
+        visitor += 1;
+        lease(lot, &format!("visitor-{visitor}"))
+    };
+    for _ in 0..4 {
+        lease(&lot, "regular");
+    }
+    for _ in 0..100 {
+        assert_ne!(visit(&lot), "regular");
+        assert_ne!(visit(&lot), "regular");
+        assert_eq!(lease(&lot, "regular"), "hit");
+    }
+    let visits = (1..).find(|_| visit(&lot) == "regular");
+    assert!(
+        visits.is_some_and(|visits| visits < 5 * 4 * 32),
+        "{visits:?}"
+    );
+}
+
 fn lot(slots: usize) -> SlotLot {
     let free = (0..slots).map(Slot).collect();
     Lot::new(slots, FreeSlots(Mutex::new(free)))
