@@ -10,6 +10,7 @@ pub(crate) const CONNECTIONS: usize = 8;
 #[allow(dead_code, reason = "not every bench has async workers")]
 pub(crate) const WORKERS: usize = 2;
 
+#[allow(dead_code, reason = "not every bench reads messages")]
 pub(crate) type Messages = Vec<(i64, String)>;
 
 pub(crate) fn name(agent: usize) -> String {
@@ -17,6 +18,7 @@ pub(crate) fn name(agent: usize) -> String {
 }
 
 /// The work, the same for everybody: an agent's last messages.
+#[allow(dead_code, reason = "not every bench reads messages")]
 pub(crate) fn last_messages(
     connection: &Connection,
     agent: &str,

@@ -257,6 +257,8 @@ where
             (over, before)
         };
         work.shared.runners.withdraw(self.ticket);
+        // It may have been woken to do that.
+        work.shared.runners.wake_others();
         // Without the lock: these are the user's values.
         drop(before);
         if !over && work.interrupt() {

@@ -8,8 +8,9 @@
 //!
 //! As many threads are *active* as do useful work at the same time: one for each processor. A job may take long, or
 //! wait. So while jobs are queued, one more thread is the *lookout*: if a whole tick passes in which none of them was
-//! taken, it becomes active, and another thread is the lookout. It also wakes tasks whose jobs are done, if the thread
-//! that did them is at work on a long one, or the task that was to wake them does not run. A surplus thread stays active while its jobs take long.
+//! taken, all active threads are at work on long jobs. Then as many others may be active, and the lookout is the first
+//! of them. It also wakes tasks whose jobs are done, if the thread that did them is at work on a long one, or the task
+//! that was to wake them does not run. A surplus thread stays active while its own jobs take long.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -65,6 +66,10 @@ struct State<J: Job + ?Sized> {
     taken: u64,
     threads: usize,
     active: usize,
+    /// How many of these are at work on long jobs: those that have not ended a job since the last epoch began.
+    long: usize,
+    /// How often no job was taken for a whole tick.
+    epoch: u64,
     has_lookout: bool,
     /// Threads that rest and are not summoned.
     resting: usize,
@@ -85,7 +90,8 @@ struct Done {
 
 #[derive(Clone, Copy)]
 enum Role {
-    Active,
+    /// In this epoch it became active.
+    Active(u64),
     Lookout,
 }
 
@@ -105,6 +111,8 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 taken: 0,
                 threads: 0,
                 active: 0,
+                long: 0,
+                epoch: 0,
                 has_lookout: false,
                 resting: 0,
                 summoned: Vec::new(),
@@ -130,8 +138,9 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
 
     fn queue(self: &Arc<Self>, job: Arc<J>) -> io::Result<u64> {
         let mut state = self.state.lock();
-        if state.active < self.useful {
-            let summoned = self.summon(&mut state, Role::Active);
+        if state.lacks_threads(self.useful) && state.active < self.most {
+            let role = Role::Active(state.epoch);
+            let summoned = self.summon(&mut state, role);
             if state.threads == 0 {
                 drop(state);
                 drop_quietly(job);
@@ -186,7 +195,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             state.threads += 1;
         }
         match role {
-            Role::Active => state.active += 1,
+            Role::Active(_) => state.active += 1,
             Role::Lookout => state.has_lookout = true,
         }
         Ok(())
@@ -198,7 +207,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         let mut state = self.state.lock();
         while let Some(current) = role {
             (state, role) = match current {
-                Role::Active => self.work(state),
+                Role::Active(epoch) => self.work(state, epoch),
                 Role::Lookout => self.look_out(state),
             };
             if role.is_none() {
@@ -225,7 +234,11 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     }
 
     /// Does one job after the other.
-    fn work<'a>(&'a self, mut state: Locked<'a, J>) -> (Locked<'a, J>, Option<Role>) {
+    fn work<'a>(
+        &'a self,
+        mut state: Locked<'a, J>,
+        mut epoch: u64,
+    ) -> (Locked<'a, J>, Option<Role>) {
         let mut spare = Vec::new();
         let mut now = Instant::now();
         while let Some((_, job)) = state.queued.pop_first() {
@@ -244,8 +257,9 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                     state = self.state.lock();
                 }
             }
-            let is_surplus =
-                state.active > self.useful && now.saturating_duration_since(begun) < TICK;
+            state.count_as_short(&mut epoch);
+            let was_short = now.saturating_duration_since(begun) < TICK;
+            let is_surplus = was_short && state.has_surplus(self.useful);
             if is_surplus
                 || state.queued.is_empty()
                 || !state.has_lookout
@@ -254,10 +268,11 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             {
                 (state, spare) = self.wake(state, spare, now);
             }
-            if is_surplus && state.active > self.useful {
+            if is_surplus && state.has_surplus(self.useful) {
                 break;
             }
         }
+        state.count_as_short(&mut epoch);
         state.active -= 1;
         (state, None)
     }
@@ -325,11 +340,36 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 return (state, None);
             }
             if !state.queued.is_empty() && state.taken == taken && state.active < self.most {
-                state.has_lookout = false;
+                // All that are active are at work on long jobs.
+                state.epoch += 1;
+                state.long = state.active;
                 state.active += 1;
-                let _ = self.summon(&mut state, Role::Lookout);
-                return (state, Some(Role::Active));
+                state.has_lookout = false;
+                if self.summon(&mut state, Role::Lookout).is_err() {
+                    (state, _) = self.wake_all(state, Vec::new());
+                }
+                let role = Role::Active(state.epoch);
+                return (state, Some(role));
             }
+        }
+    }
+}
+
+impl<J: Job + ?Sized> State<J> {
+    /// Whether fewer threads than that do jobs that are not long.
+    fn lacks_threads(&self, useful: usize) -> bool {
+        self.active.saturating_sub(self.long) < useful
+    }
+
+    fn has_surplus(&self, useful: usize) -> bool {
+        self.active.saturating_sub(self.long) > useful
+    }
+
+    /// Called by an active thread between two jobs.
+    fn count_as_short(&mut self, epoch: &mut u64) {
+        if *epoch < self.epoch {
+            *epoch = self.epoch;
+            self.long = self.long.saturating_sub(1);
         }
     }
 }
@@ -501,6 +541,41 @@ mod tests {
         runners.submit(task(&waker, || ())).unwrap();
         done.recv_timeout(LONG).unwrap();
         assert_eq!(runners.state.lock().taken, 4);
+    }
+
+    /// One tick is enough to see that the active threads are at work on long jobs.
+    #[test]
+    fn short_jobs_beside_long_ones_need_no_tick_each() {
+        const JOBS: u32 = 200;
+        let runners = Runners::new("test", 1_000);
+        let (waker, done) = woken();
+        let gates: Vec<_> = (0..runners.useful).map(|_| gate(&waker)).collect();
+        let mut open = Vec::new();
+        for (job, begun, release) in gates {
+            runners.submit(job).unwrap();
+            begun.recv_timeout(LONG).unwrap();
+            open.push(release);
+        }
+        let (short, woken_short) = woken();
+        let one = || {
+            runners.submit(task(&short, || ())).unwrap();
+            woken_short.recv_timeout(LONG).unwrap();
+        };
+        // A machine that is busy may be slow: one of ten times is enough.
+        let in_time = (0..10).any(|_| {
+            let begun = Instant::now();
+            (0..JOBS).for_each(|_| one());
+            begun.elapsed() < TICK * JOBS / 2
+        });
+        assert!(in_time);
+        drop(open);
+        (0..runners.useful).for_each(|_| done.recv_timeout(LONG).unwrap());
+        let begun = Instant::now();
+        while runners.state.lock().active > 0 {
+            assert!(begun.elapsed() < LONG, "they never rest");
+            thread::yield_now();
+        }
+        assert_eq!(runners.state.lock().long, 0);
     }
 
     /// Many callers, short and long jobs, and each is done once.

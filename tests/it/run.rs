@@ -14,7 +14,20 @@ use rand::{Rng, SeedableRng};
 use tokio::runtime::Runtime;
 
 use crate::awaiting::{assert_whole, until};
-use crate::common::{Fixture, LONG};
+use crate::common::{Fixture, LONG, Mode, in_both_modes};
+
+in_both_modes! {
+    it_needs_no_runtime,
+    as_many_run_at_the_same_time_as_there_are_connections,
+    a_short_call_waits_for_no_long_one_while_a_connection_is_free,
+    a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time,
+    calls_that_are_dropped_in_the_queue_leave_it,
+    calls_that_find_no_connection_wait_for_one,
+    closing_refuses_what_waits_for_a_thread,
+    what_panics_around_a_call_costs_no_thread_and_no_connection,
+    blocking_threads_of_the_runtime_are_not_needed,
+    one_agents_calls_wait_for_its_connection_and_no_others_do,
+}
 
 const FOREVER: &str =
     "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c";
@@ -249,9 +262,8 @@ fn the_deadline_covers_the_wait_and_the_work() {
     assert_whole(&pool);
 }
 
-#[test]
-fn it_needs_no_runtime() {
-    let fixture = Fixture::new();
+fn it_needs_no_runtime(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(1);
     let me = thread::current().id();
     let there = smol::block_on(pool.run("a", |_| Ok(thread::current().id())));
@@ -263,9 +275,8 @@ fn it_needs_no_runtime() {
     assert_whole(&pool);
 }
 
-#[test]
-fn blocking_threads_of_the_runtime_are_not_needed() {
-    let fixture = Fixture::new();
+fn blocking_threads_of_the_runtime_are_not_needed(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(1);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -307,16 +318,15 @@ fn all<T>(calls: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
     })
 }
 
-#[test]
-fn as_many_run_at_the_same_time_as_there_are_connections() {
-    let fixture = Fixture::new();
+fn as_many_run_at_the_same_time_as_there_are_connections(mode: Mode) {
+    let fixture = mode.fixture();
     for (connections, calls) in [(1, 3), (2, 2), (8, 8), (20, 50)] {
         let pool = fixture.pool(connections);
         let together = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
         let begun = Instant::now();
         let done = all((0..calls).map(|i| {
             let together = Arc::clone(&together);
-            pool.run(i % 7, move |_| {
+            pool.run(mode.either(i % 7, i), move |_| {
                 let now = together.0.fetch_add(1, SeqCst) + 1;
                 together.1.fetch_max(now, SeqCst);
                 // Until all threads that there may be are here.
@@ -335,9 +345,8 @@ fn as_many_run_at_the_same_time_as_there_are_connections() {
     }
 }
 
-#[test]
-fn a_short_call_waits_for_no_long_one_while_a_connection_is_free() {
-    let fixture = Fixture::new();
+fn a_short_call_waits_for_no_long_one_while_a_connection_is_free(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(8);
     let (tell, begun) = mpsc::channel();
     let (release, wait) = mpsc::channel::<()>();
@@ -368,9 +377,8 @@ fn a_short_call_waits_for_no_long_one_while_a_connection_is_free() {
     assert_whole(&pool);
 }
 
-#[test]
-fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time() {
-    let fixture = Fixture::new();
+fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(1);
     let (tell, begun) = mpsc::channel();
     let (release, wait) = mpsc::channel::<()>();
@@ -408,9 +416,8 @@ fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time() {
     assert_whole(&pool);
 }
 
-#[test]
-fn calls_that_are_dropped_in_the_queue_leave_it() {
-    let fixture = Fixture::new();
+fn calls_that_are_dropped_in_the_queue_leave_it(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(1);
     let (tell, begun) = mpsc::channel();
     let (release, wait) = mpsc::channel::<()>();
@@ -436,9 +443,8 @@ fn calls_that_are_dropped_in_the_queue_leave_it() {
 }
 
 /// Leases that are held elsewhere: the calls wait in the same queue as everybody.
-#[test]
-fn calls_that_find_no_connection_wait_for_one() {
-    let fixture = Fixture::new();
+fn calls_that_find_no_connection_wait_for_one(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(2);
     let held: Vec<_> = (0..2).map(|i| pool.lease(i).unwrap()).collect();
     let mut calls: Vec<_> = (0..5)
@@ -457,9 +463,41 @@ fn calls_that_find_no_connection_wait_for_one() {
     assert_whole(&pool);
 }
 
-#[test]
-fn closing_refuses_what_waits_for_a_thread() {
-    let fixture = Fixture::new();
+/// With a file for each agent, an agent has one connection: only its own calls wait for it. Elsewhere nobody's do.
+fn one_agents_calls_wait_for_its_connection_and_no_others_do(mode: Mode) {
+    let fixture = mode.fixture();
+    let pool = fixture.pool(6);
+    let held = pool.lease("busy").unwrap();
+    let mut own: Vec<_> = (0..10)
+        .map(|i| Box::pin(pool.run("busy", move |_| Ok(i))))
+        .collect();
+    let mut poll_all = || {
+        let mut ready = 0;
+        for call in &mut own {
+            ready += usize::from(smol::block_on(smol::future::poll_once(call)).is_some());
+        }
+        ready
+    };
+    if mode == Mode::PerAgent {
+        until("all wait for it", || {
+            assert_eq!(poll_all(), 0);
+            pool.waiting().len() == 10
+        });
+    }
+    let others = all((0..20).map(|i| pool.run(format!("other-{}", i % 9), move |_| Ok(i))));
+    let others: Vec<_> = others.into_iter().map(Result::unwrap).collect();
+    assert_eq!(others, (0..20).collect::<Vec<_>>());
+    drop(held);
+    if mode == Mode::PerAgent {
+        let own = all(own);
+        let own: Vec<_> = own.into_iter().map(Result::unwrap).collect();
+        assert_eq!(own, (0..10).collect::<Vec<_>>());
+    }
+    assert_whole(&pool);
+}
+
+fn closing_refuses_what_waits_for_a_thread(mode: Mode) {
+    let fixture = mode.fixture();
     let pool = fixture.pool(1);
     let (tell, begun) = mpsc::channel();
     let (release, wait) = mpsc::channel::<()>();
@@ -484,8 +522,7 @@ fn closing_refuses_what_waits_for_a_thread() {
 }
 
 /// A task's waker is foreign code, and so are the values that work returns and carries.
-#[test]
-fn what_panics_around_a_call_costs_no_thread_and_no_connection() {
+fn what_panics_around_a_call_costs_no_thread_and_no_connection(mode: Mode) {
     struct Panics;
     impl Drop for Panics {
         fn drop(&mut self) {
@@ -500,7 +537,7 @@ fn what_panics_around_a_call_costs_no_thread_and_no_connection() {
             panic!("as the test wants it");
         }
     }
-    let fixture = Fixture::new();
+    let fixture = mode.fixture();
     let pool = fixture.pool(1);
     for _ in 0..20 {
         let (tell, begun) = mpsc::channel();
