@@ -134,7 +134,7 @@ impl<B: Backend> Core<B> {
             if lease {
                 self.counters.hold.record_of_slot(index, age);
             }
-            loan.reported || (loan.awaited && self.options.slow_hold.is_some_and(|most| age > most))
+            loan.reported || (lease && self.is_slow_hold(loan, age))
         };
         let returned = self
             .parking
@@ -150,18 +150,18 @@ impl<B: Backend> Core<B> {
         self.parking.note(&returned);
     }
 
+    /// Whether a task may have kept a thread of its executor from others for too long. Over a server, tasks await.
+    fn is_slow_hold(&self, loan: &Loan, age: Duration) -> bool {
+        !B::IS_REMOTE && loan.awaited && self.options.slow_hold.is_some_and(|most| age > most)
+    }
+
     /// Reports a loan that has ended and lasted too long.
     #[cold]
     fn note(&self, loan: &Loan, holder: &Holder, now: Instant) {
         if loan.reported {
             events::overdue_returned(&self.options.name, holder);
         }
-        if loan.awaited
-            && self
-                .options
-                .slow_hold
-                .is_some_and(|most| loan.age(now) > most)
-        {
+        if self.is_slow_hold(loan, loan.age(now)) {
             count(&self.counters.slow_holds);
             let mut last = self.slow_hold_reported.lock();
             let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= SELDOM);

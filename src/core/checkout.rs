@@ -91,17 +91,24 @@ impl<B: Backend> Core<B> {
         self.ended(request, done)
     }
 
-    /// For a thread of the pool's, which may block, but waits for no other borrower. `None`: it would have to.
+    /// For a thread of the pool's, which may block, but waits for no other borrower's lease. `None`: it would have to.
     pub(crate) fn checkout_unless_busy<H: Handle<B>>(
         &self,
         handle: &H,
         request: &Request<'_>,
     ) -> Result<Option<Checkout<B, H>>, Error> {
         let now = Instant::now();
-        let begun = match self.at_once(handle, request, now)? {
-            None if self.locks.is_some() => self.unparked_at_once(handle, request, now)?,
-            begun => begun,
-        };
+        let mut begun = self.at_once(handle, request, now)?;
+        let mut _limit = None;
+        if begun.is_none() && self.locks.is_some() {
+            // See `limit_opening`.
+            match self.opening.try_hold(now) {
+                Ok(held) => _limit = Some(held),
+                Err(Refusal::Busy) => return Ok(None),
+                Err(Refusal::Closed) => return Err(Error::Closed),
+            }
+            begun = self.unparked_at_once(handle, request, now)?;
+        }
         let Some(step) = begun else {
             return Ok(None);
         };

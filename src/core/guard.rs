@@ -125,6 +125,11 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         self.lent.as_mut().map(|lent| &mut lent.slot)
     }
 
+    /// Its borrower has handed it to one of the pool's threads.
+    pub(crate) fn is_handed_over(&self) {
+        self.core().parking.lot.is_handed_over(self.index());
+    }
+
     /// When the checkout ends, the connection is reset before any agent gets it, including the same one.
     pub(crate) fn free_at_end(&mut self) {
         self.verdict = Verdict::Free;

@@ -238,6 +238,10 @@ impl<B: Backend> Core<B> {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.permits.is_closed()
+    }
+
     /// Whether this process is a fork of the one that built the pool. Another thread may have held any lock
     /// at the fork.
     #[inline]

@@ -262,6 +262,8 @@ fn renew<B: Backend, H: Handle<B>>(
         return Ok(Renewed::Stuck(entry, lock));
     }
     core.occupy(&agent, slot, deadline)?;
+    let lot = &core.parking.lot;
+    lot.begin_loan(checkout.index(), Instant::now());
     Ok(Renewed::Ready(checkout.ready(false)))
 }
 

@@ -225,6 +225,9 @@ impl<B: Backend> Builder<B> {
     /// runs on a thread of the executor, where all other tasks of that thread wait for it. What takes longer belongs in `run`,
     /// and a lease should not be held across an `.await` of something else.
     ///
+    /// The time in which the connection was opened does not count, nor does a lease given to
+    /// [`Lease::run`](crate::Lease::run). Over a server it does nothing: there, tasks await their statements.
+    ///
     /// [`Stats::slow_holds`](crate::Stats::slow_holds) counts all such leases. At most once a second, a `tracing` event (with
     /// the feature of that name) names agent and source line.
     ///

@@ -12,11 +12,11 @@ use rusqlite::Transaction;
 use super::Pool;
 use super::agent::Agent;
 use super::pooled::Lent;
-use super::work::Order;
+use super::work::{Begun, Order};
 use crate::core::agent_name::AgentName;
 use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
-use crate::sqlite::{Cancel, Sqlite, until};
+use crate::sqlite::{Sqlite, until};
 
 impl Pool {
     /// Leases a connection, runs `work` in one read transaction on it, and returns what `work` returned. All statements of
@@ -114,7 +114,7 @@ impl Pool {
     ) -> Result<Result<T, E>, Error> {
         let deadline = Instant::now() + wait;
         let mut lease = self.lease_within(agent, Some(wait), place)?;
-        read(lease.checkout_mut(), deadline, work)
+        read(lease.checkout_mut(), until(deadline), work)
     }
 
     /// The errors are two, so that the user's `From` runs on the caller's thread.
@@ -136,10 +136,18 @@ impl Pool {
             agent: Arc::from(agent),
             place,
             asked_at,
-            wait,
+            wait: Some(wait),
             within: None,
         };
-        let work = move |lent: &mut Lent<Sqlite>, _: &Cancel| read(lent, asked_at + wait, work);
+        let work = move |lent: &mut Lent<Sqlite>, begun: &Begun<'_, Sqlite>| {
+            let mut in_time = until(asked_at + wait);
+            let patience = || !begun.cancel.is_cancelled() && in_time();
+            read(lent, patience, |tx| {
+                // What the pool itself does afterwards must not be interrupted.
+                let _over = Over(begun);
+                work(tx)
+            })
+        };
         self.hand_over(order, work).await?
     }
 }
@@ -214,13 +222,22 @@ impl Agent {
 
 const READ: &str = "the work given to read";
 
+/// The user's part of a read is over when this is dropped.
+struct Over<'a>(&'a Begun<'a, Sqlite>);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.is_over();
+    }
+}
+
 fn read<T, E>(
     lent: &mut Lent<Sqlite>,
-    deadline: Instant,
+    patience: impl FnMut() -> bool,
     work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
 ) -> Result<Result<T, E>, Error> {
     let _within = Within::enter(lent.handle().core.address(), reentrancy::READ);
-    let read = lent.connection_mut().read(until(deadline), work)?;
+    let read = lent.connection_mut().read(patience, work)?;
     if !read.clean || read.result.is_err() {
         lent.free_at_end();
     }

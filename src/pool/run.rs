@@ -56,8 +56,8 @@ impl Lease {
         F: FnOnce(&mut Connection) -> R + Send + 'static,
         R: Send + 'static,
     {
-        lease.hand_over(RUN, |lent, cancel| {
-            Sqlite::interruptible(lent, cancel, work)
+        lease.hand_over(RUN, |lent, begun| {
+            Sqlite::interruptible(lent, begun.cancel, work)
         })
     }
 }
@@ -66,8 +66,8 @@ impl Pool {
     /// Leases a connection, runs `work` on it, and ends the lease, all on a thread of the pool; for SQL that may take long
     /// or wait for a lock. It awaits on any executor.
     ///
-    /// The wait for a thread and for a connection takes at most `lease_timeout`. As many calls run at the same time as
-    /// there are connections.
+    /// The wait for a thread and for a connection takes at most `lease_timeout`. As many calls run at the same time as there
+    /// are processors, and more where work takes long: at most as many as there are connections.
     ///
     /// ```
     /// # use leasepool::{Error, Pool};
@@ -121,11 +121,13 @@ impl<B: Backend> Pool<B> {
             agent: Arc::from(agent),
             place,
             asked_at: Instant::now(),
-            wait: timeout.unwrap_or(self.lease_timeout()),
+            wait: Some(timeout.unwrap_or(self.lease_timeout())),
             within: timeout,
         };
-        self.hand_over(order, |lent, cancel| B::interruptible(lent, cancel, work))
-            .await
+        self.hand_over(order, |lent, begun| {
+            B::interruptible(lent, begun.cancel, work)
+        })
+        .await
     }
 }
 

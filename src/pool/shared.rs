@@ -21,7 +21,7 @@ use crate::observe::metrics::Published;
 use crate::observe::stats::{Stats, Waiting};
 use crate::sqlite::Sqlite;
 use crate::sync::oneshot::Oneshot;
-use crate::sync::runners::Runners;
+use crate::sync::runners::{Runners, wake};
 use crate::sync::ticker::Ticker;
 #[cfg(feature = "tokio")]
 use crate::sync::virtual_time::{self, Threads};
@@ -58,7 +58,14 @@ const INTERRUPTING: Duration = Duration::from_millis(1);
 impl<B: Pooled> Shared<B> {
     /// Makes the shared state and starts the maintenance thread.
     pub(super) fn start(core: Arc<Core<B>>, beside: B::Beside) -> Result<Arc<Self>, Error> {
-        let runners = Runners::new("leasepool-run", core.options.max_connections);
+        let most = core.options.max_connections;
+        let runners = Runners::new("leasepool-run", most);
+        // Work over a server waits for the server nearly all the time.
+        let runners = match B::IS_REMOTE {
+            true => runners.with_useful(most),
+            false => runners,
+        };
+        let runners = Arc::new(runners);
         let shared = Arc::new(Shared {
             runners,
             #[cfg(feature = "metrics")]
@@ -127,6 +134,8 @@ impl<B: Pooled> Shared<B> {
         let asked_at = Instant::now();
         let deadline = asked_at + timeout;
         B::drain(&self.beside, deadline).await;
+        self.core.refuse();
+        self.refuse_queued();
         let closed = self.core.close(asked_at, deadline).await;
         #[cfg(feature = "metrics")]
         self.publish_now();
@@ -148,6 +157,7 @@ impl<B: Pooled> Shared<B> {
     pub(super) fn close_now(&self) {
         B::refuse(&self.beside);
         self.core.refuse();
+        self.refuse_queued();
         self.core.wind_up_at_end();
     }
 
@@ -190,6 +200,15 @@ impl<B: Pooled> Shared<B> {
         stats.waiting += self.queued().len();
         B::add_to(&self.beside, &mut stats);
         stats
+    }
+
+    /// Refuses the calls whose work no thread has taken yet, and that have no connection.
+    pub(super) fn refuse_queued(&self) {
+        for call in self.runners.queued() {
+            if let Some(waker) = call.refuse() {
+                wake(waker);
+            }
+        }
     }
 
     /// The callers that wait for a thread which leases a connection for them.

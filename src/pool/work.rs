@@ -30,16 +30,33 @@ pub(super) struct Order {
     pub(super) agent: Arc<str>,
     pub(super) place: &'static Location<'static>,
     pub(super) asked_at: Instant,
-    /// How long it waits for a connection.
-    pub(super) wait: Duration,
+    /// How long it waits for a connection and for a thread. `None`: for a thread, as long as that takes.
+    pub(super) wait: Option<Duration>,
     /// How long it waits for the end of the work.
     pub(super) within: Option<Duration>,
+}
+
+/// Work that has begun, as its closure sees it.
+pub(super) struct Begun<'a, B: Backend> {
+    /// Says whether the work is still wanted.
+    pub(super) cancel: &'a B::Cancel,
+    over: &'a dyn Fn(),
+}
+
+impl<B: Backend> Begun<'_, B> {
+    /// From here on, nothing interrupts the connection.
+    pub(super) fn is_over(&self) {
+        (self.over)();
+    }
 }
 
 /// What waits in the queue of the pool's runners.
 pub(super) trait HandedOver: Job {
     /// Who waits for a connection. `None` for work that has one.
     fn claim(&self) -> Option<Claim>;
+
+    /// Refuses work whose pool is closed, if it has not begun. Returns what wakes the caller.
+    fn refuse(&self) -> Option<Waker>;
 }
 
 /// The thread and the caller share it.
@@ -59,7 +76,9 @@ enum State<B: Backend, F, R> {
     },
     /// A thread leases a connection, or works.
     Begun {
-        /// Interrupts the work, once that has begun.
+        /// It has a lease.
+        works: bool,
+        /// Interrupts the work, until the user's part of it is over.
         interrupt: Option<B::Interrupt>,
         waker: Option<Waker>,
     },
@@ -92,7 +111,7 @@ impl<B: Backend> Pool<B> {
     /// take as long as the server does, and a thread would wait with it.
     pub(super) async fn hand_over<F, R>(&self, order: Order, work: F) -> Result<R, Error>
     where
-        F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+        F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
         R: Send + 'static,
     {
         let shared = self.shared();
@@ -104,7 +123,7 @@ impl<B: Backend> Pool<B> {
                 Done::Busy(work) => work,
             },
         };
-        let request = Request::new(&order.agent, Some(order.wait), order.place);
+        let request = Request::new(&order.agent, order.wait, order.place);
         let request = request.since(order.asked_at).awaiting_for_a_thread();
         let lease = shared.lease_async(request).await?;
         match done(shared, order, Some(lease), work).await? {
@@ -122,17 +141,19 @@ impl<B: Backend> Lease<B> {
         work: F,
     ) -> Result<(Self, R), Error>
     where
-        F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+        F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
         R: Send + 'static,
     {
         let shared = Arc::clone(self.shared());
         shared.core.check_origin()?;
+        // No task has it where it runs any more.
+        self.checkout().is_handed_over();
         let order = Order {
             call,
             agent: Lease::agent(&self).into(),
             place: Location::caller(),
             asked_at: Instant::now(),
-            wait: Duration::MAX,
+            wait: None,
             within: None,
         };
         match done(&shared, order, Some(self), work).await? {
@@ -156,7 +177,7 @@ async fn done<B, F, R>(
 ) -> Result<Done<B, F, R>, Error>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     let call = order.call;
@@ -173,6 +194,10 @@ where
     let queued: Arc<dyn HandedOver> = Arc::clone(&work) as _;
     let ticket = shared.runners.submit(queued).map_err(Error::no_thread)?;
     let caller = Caller { work, ticket };
+    if shared.core.is_closed() {
+        // Whoever closed the pool may have looked at the queue before.
+        shared.refuse_queued();
+    }
     match shared.in_time(caller.ended()).await? {
         Ended::Busy(work) => Ok(Done::Busy(work)),
         Ended::Failed(error) => Err(error),
@@ -187,7 +212,7 @@ where
 struct Caller<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     work: Arc<Work<B, F, R>>,
@@ -197,7 +222,7 @@ where
 impl<B, F, R> Caller<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     /// How the work has ended.
@@ -238,7 +263,7 @@ where
 impl<B, F, R> Drop for Caller<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     fn drop(&mut self) {
@@ -272,19 +297,36 @@ where
 impl<B, F, R> HandedOver for Work<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     fn claim(&self) -> Option<Claim> {
         let order = &self.order;
         (!self.has_lease).then(|| Claim::new(Arc::clone(&order.agent), order.asked_at, order.place))
     }
+
+    fn refuse(&self) -> Option<Waker> {
+        let mut state = self.state.lock();
+        if self.has_lease || !matches!(&*state, State::Queued { .. }) {
+            return None;
+        }
+        let ended = State::Ended(Ended::Failed(Error::Closed));
+        let before = std::mem::replace(&mut *state, ended);
+        drop(state);
+        match before {
+            State::Queued { work, waker, .. } => {
+                drop_quietly(work);
+                waker
+            }
+            _ => None,
+        }
+    }
 }
 
 impl<B, F, R> Job for Work<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     fn run(self: Arc<Self>) -> Option<Waker> {
@@ -297,7 +339,7 @@ where
 impl<B, F, R> Work<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &B::Cancel) -> R + Send + 'static,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
     R: Send + 'static,
 {
     fn begin(&self) -> Option<(F, Option<Lease<B>>)> {
@@ -307,6 +349,7 @@ where
         };
         let waker = waker.take();
         let begun = State::Begun {
+            works: self.has_lease,
             interrupt: None,
             waker,
         };
@@ -330,7 +373,10 @@ where
         };
         let cancel = B::Cancel::default();
         let begins = match &mut *self.state.lock() {
-            State::Begun { interrupt, .. } => {
+            State::Begun {
+                works, interrupt, ..
+            } => {
+                *works = true;
                 *interrupt = Some(B::interrupt_of(lease.checkout(), &cancel));
                 true
             }
@@ -340,13 +386,18 @@ where
             drop_quietly((lease, work));
             return None;
         }
+        let over = || match &mut *self.state.lock() {
+            State::Begun { interrupt, .. } | State::Over { interrupt } => *interrupt = None,
+            _ => {}
+        };
+        let begun = Begun {
+            cancel: &cancel,
+            over: &over,
+        };
         let lent = lease.checkout_mut();
-        let result = catch_unwind(AssertUnwindSafe(|| work(lent, &cancel)));
-        // From here on, nothing interrupts the connection, whose next borrower may be another one.
-        if let State::Begun { interrupt, .. } | State::Over { interrupt } = &mut *self.state.lock()
-        {
-            *interrupt = None;
-        }
+        let result = catch_unwind(AssertUnwindSafe(|| work(lent, &begun)));
+        // The connection's next borrower may be another one.
+        begun.is_over();
         if result.is_err() {
             // No agent gets the connection without a reset.
             lease.checkout_mut().free_at_end();
@@ -398,9 +449,7 @@ where
     fn phase(&self) -> Phase {
         match &*self.state.lock() {
             State::Queued { .. } => Phase::Queued,
-            State::Begun {
-                interrupt: None, ..
-            } => Phase::Leasing,
+            State::Begun { works: false, .. } => Phase::Leasing,
             _ => Phase::Working,
         }
     }
@@ -413,29 +462,32 @@ where
             within,
             ..
         } = self.order;
-        match phase {
-            Phase::Queued if !self.has_lease => Some(asked_at + wait),
-            Phase::Leasing if !self.has_lease => Some(asked_at + wait.max(OWN_OPENING)),
-            _ => within.map(|within| asked_at + within),
-        }
+        let limit = match phase {
+            Phase::Queued => wait,
+            Phase::Leasing => wait.map(|wait| wait.max(OWN_OPENING)),
+            Phase::Working => within,
+        };
+        limit.map(|limit| asked_at + limit)
     }
 
     fn too_late(&self, phase: Phase) -> Error {
         let wanted = match phase {
-            Phase::Queued if !self.has_lease => Wanted::Connection,
-            Phase::Leasing if !self.has_lease => Wanted::Opening,
-            _ => {
+            Phase::Queued | Phase::Leasing if self.shared.core.is_closed() => return Error::Closed,
+            Phase::Queued => Wanted::Connection,
+            Phase::Leasing => Wanted::Opening,
+            Phase::Working => {
                 return Error::Interrupted {
                     after: self.order.asked_at.elapsed(),
                 };
             }
         };
-        self.shared.core.given_up(&self.request(), wanted)
+        let request = self.request().awaiting_for_a_thread();
+        self.shared.core.given_up(&request, wanted)
     }
 
     fn request(&self) -> Request<'_> {
         let order = &self.order;
-        let request = Request::new(&order.agent, Some(order.wait), order.place);
+        let request = Request::new(&order.agent, order.wait, order.place);
         request.since(order.asked_at)
     }
 

@@ -19,7 +19,7 @@ impl Cancel {
         self.0.store(true, Relaxed);
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.0.load(Relaxed)
     }
 }

@@ -144,6 +144,7 @@ impl Baseline {
         }
         let _quiet = watch.quiet();
         let asked = watch.autocheckpoint();
+        // Otherwise the connection is as the pool itself has made it.
         let is_customised = settings.is_customised();
         let now: i32 = match is_customised {
             true => connection.pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?,

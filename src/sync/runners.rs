@@ -6,7 +6,7 @@
 //! left, it wakes one of the tasks that wait; and that task wakes the others, since an executor wakes its own tasks
 //! without a switch of threads.
 //!
-//! As many threads are *active* as do useful work at the same time: one for each processor. A job may take long, or
+//! As many threads are *active* as do useful work at the same time: one for each processor, if jobs compute. A job may take long, or
 //! wait. So while jobs are queued, one more thread is the *lookout*: if a whole tick passes in which none of them was
 //! taken, all active threads are at work on long jobs. Then as many others may be active, and the lookout is the first
 //! of them. It also wakes tasks whose jobs are done, if the thread that did them is at work on a long one, or the task
@@ -84,7 +84,7 @@ struct Done {
     wakers: Vec<Waker>,
     /// When the first of them was done, if none was woken since.
     since: Option<Instant>,
-    /// When one was woken that is to wake the others.
+    /// When a task was first woken that is to wake the others, unless they are awake.
     told: Option<Instant>,
 }
 
@@ -99,9 +99,9 @@ type Locked<'a, J> = Guard<'a, State<J>>;
 
 impl<J: Job + ?Sized + 'static> Runners<J> {
     /// `most`: how many jobs are done at the same time at most.
-    pub(crate) fn new(name: &'static str, most: usize) -> Arc<Self> {
+    pub(crate) fn new(name: &'static str, most: usize) -> Self {
         let processors = thread::available_parallelism().map_or(2, usize::from);
-        Arc::new(Runners {
+        Runners {
             name,
             useful: processors.min(most),
             most,
@@ -122,7 +122,13 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             has_done: AtomicBool::new(false),
             #[cfg(feature = "tokio")]
             submitted: Event::new(),
-        })
+        }
+    }
+
+    /// The same, with so many threads active while no job takes long.
+    pub(crate) fn with_useful(mut self, threads: usize) -> Self {
+        self.useful = threads.min(self.most);
+        self
     }
 
     /// Lets a thread do a job, after earlier jobs. Returns its ticket.
@@ -329,8 +335,14 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     ) -> (Locked<'a, J>, Option<Role>) {
         loop {
             let taken = state.taken;
+            // Where all threads are active, there is no other to call for help.
+            let nap = if state.active < self.most {
+                TICK
+            } else {
+                TICK * 10
+            };
             drop(state);
-            thread::sleep(TICK);
+            thread::sleep(nap);
             state = self.state.lock();
             if state.done.is_stuck(Instant::now()) {
                 (state, _) = self.wake_all(state, Vec::new());
@@ -345,10 +357,11 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 state.long = state.active;
                 state.active += 1;
                 state.has_lookout = false;
+                let role = Role::Active(state.epoch);
+                // Without another, queued jobs are taken when the active threads end theirs.
                 if self.summon(&mut state, Role::Lookout).is_err() {
                     (state, _) = self.wake_all(state, Vec::new());
                 }
-                let role = Role::Active(state.epoch);
                 return (state, Some(role));
             }
         }
@@ -365,7 +378,7 @@ impl<J: Job + ?Sized> State<J> {
         self.active.saturating_sub(self.long) > useful
     }
 
-    /// Called by an active thread between two jobs.
+    /// Called by an active thread between two jobs, and at its end: it is at work on a long one no more.
     fn count_as_short(&mut self, epoch: &mut u64) {
         if *epoch < self.epoch {
             *epoch = self.epoch;
@@ -395,7 +408,8 @@ fn is_past(since: Option<Instant>, now: Instant, patience: Duration) -> bool {
     since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
 }
 
-fn wake(waker: Waker) {
+/// Wakes a task, whatever its waker does.
+pub(crate) fn wake(waker: Waker) {
     // Foreign code.
     drop_quietly(catch_unwind(AssertUnwindSafe(|| waker.wake())));
 }
@@ -456,7 +470,7 @@ mod tests {
     #[test]
     fn a_task_is_woken_though_its_thread_goes_on_with_long_work() {
         let (waker, done) = woken();
-        let runners = Runners::new("test", 1);
+        let runners = Arc::new(Runners::new("test", 1));
         let (first, begun, release) = gate(&waker);
         runners.submit(first).unwrap();
         begun.recv_timeout(LONG).unwrap();
@@ -474,7 +488,7 @@ mod tests {
     #[test]
     fn all_threads_become_active_for_jobs_that_wait_and_only_a_few_stay_for_short_ones() {
         let (waker, done) = woken();
-        let runners = Runners::new("test", 6);
+        let runners = Arc::new(Runners::new("test", 6));
         let gates: Vec<_> = (0..6).map(|_| gate(&waker)).collect();
         let mut open = Vec::new();
         for (job, begun, release) in gates {
@@ -508,7 +522,7 @@ mod tests {
     #[test]
     fn jobs_are_taken_in_their_order_and_not_once_they_are_withdrawn() {
         let (waker, done) = woken();
-        let runners = Runners::new("test", 1);
+        let runners = Arc::new(Runners::new("test", 1));
         let (first, begun, release) = gate(&waker);
         runners.submit(first).unwrap();
         begun.recv_timeout(LONG).unwrap();
@@ -532,7 +546,7 @@ mod tests {
     #[test]
     fn a_job_that_panics_costs_no_thread() {
         let (waker, done) = woken();
-        let runners = Runners::new("test", 1);
+        let runners = Arc::new(Runners::new("test", 1));
         for _ in 0..3 {
             runners
                 .submit(task(&waker, || panic!("on purpose")))
@@ -547,7 +561,7 @@ mod tests {
     #[test]
     fn short_jobs_beside_long_ones_need_no_tick_each() {
         const JOBS: u32 = 200;
-        let runners = Runners::new("test", 1_000);
+        let runners = Arc::new(Runners::new("test", 1_000));
         let (waker, done) = woken();
         let gates: Vec<_> = (0..runners.useful).map(|_| gate(&waker)).collect();
         let mut open = Vec::new();
@@ -581,7 +595,7 @@ mod tests {
     /// Many callers, short and long jobs, and each is done once.
     #[test]
     fn every_job_is_done_and_every_task_woken() {
-        let runners = Runners::new("test", 4);
+        let runners = Arc::new(Runners::new("test", 4));
         let callers: Vec<_> = (0..8)
             .map(|caller| {
                 let runners = Arc::clone(&runners);

@@ -160,6 +160,12 @@ impl<T> Semaphore<T> {
         }
     }
 
+    /// Takes a permit without waiting.
+    pub(crate) fn try_hold(&self, now: Instant) -> Result<Held<'_, T>, Refusal> {
+        self.try_acquire(now)?;
+        Ok(Held(self))
+    }
+
     /// Takes a permit at once if one is free for a newcomer, and waits for one otherwise.
     pub(crate) async fn hold(&self, tag: impl FnOnce() -> T) -> Result<Held<'_, T>, Closed> {
         match self.try_acquire(Instant::now()) {

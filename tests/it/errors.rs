@@ -486,6 +486,21 @@ mod overdue {
             };
             smol::block_on(pool.run(agent, slow)).unwrap();
             assert_eq!(pool.stats().slow_holds, 0);
+            // A lease that a task hands over, and one whose connection takes long to open.
+            let lease = smol::block_on(pool.lease_async(agent)).unwrap();
+            let (lease, ()) =
+                smol::block_on(Lease::run(lease, move |_| thread::sleep(limit * 2))).unwrap();
+            drop(lease);
+            assert_eq!(pool.stats().slow_holds, 0);
+            let slow_to_open = move |_: &mut rusqlite::Connection| {
+                thread::sleep(limit * 2);
+                Ok::<_, Error>(())
+            };
+            let other = mode.fixture();
+            let opens = other.builder(1).slow_hold(limit).on_open(slow_to_open);
+            let opens = opens.build().unwrap();
+            drop(smol::block_on(opens.lease_async(agent)).unwrap());
+            assert_eq!(opens.stats().slow_holds, 0);
             // Also if the work had to wait for a connection.
             let held = ["x", "y"].map(|agent| pool.lease(agent).unwrap());
             let mut waiting = Box::pin(pool.run(agent, slow));

@@ -17,7 +17,8 @@ in_both_modes! {
     nothing_is_written_in_a_read,
     a_read_leaves_the_connection_as_it_was,
     an_awaited_read_runs_on_another_thread,
-    a_pool_that_only_reads_writes_nothing;
+    a_pool_that_only_reads_writes_nothing,
+    a_read_that_is_called_off_leaves_a_connection_that_writes;
     only in shared:
     a_read_waits_for_a_foreign_lock_no_longer_than_it_may,
 }
@@ -246,6 +247,32 @@ fn an_awaited_read_runs_on_another_thread(mode: Mode) {
     drop(pool.read_async("a", |_| -> rusqlite::Result<()> {
         panic!("it never begins")
     }));
+    assert_whole(&pool);
+}
+
+/// Interrupts come again and again until the work has ended. None may hit what the pool does after it.
+fn a_read_that_is_called_off_leaves_a_connection_that_writes(mode: Mode) {
+    let fixture = mode.fixture();
+    let pool = fixture.pool(1);
+    for attempt in 0..100 {
+        let (tell, began) = mpsc::channel();
+        let mut working = Box::pin(pool.read_async("a", move |tx| {
+            tell.send(()).unwrap();
+            let forever = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c";
+            // Goes on for some interrupts.
+            let ended = (0..attempt % 5).map(|_| tx.query_row(forever, [], |_| Ok(())));
+            ended.filter_map(Result::err).count();
+            tx.query_row(forever, [], |_| Ok(()))
+        }));
+        while began.try_recv().is_err() {
+            assert!(smol::block_on(smol::future::poll_once(&mut working)).is_none());
+        }
+        drop(working);
+        eventually("it is back", || pool.stats().lent == 0);
+        let lease = pool.lease("a").unwrap();
+        assert!(!query_only(&lease));
+        lease.execute("INSERT INTO t VALUES (1)", []).unwrap();
+    }
     assert_whole(&pool);
 }
 

@@ -286,7 +286,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         Some((slot, owner))
     }
 
-    /// For a permit holder that found no free slot: a parked slot whose agent is the least likely to miss it.
+    /// For a permit holder that found no free slot: a parked slot whose agent is the least likely to miss it. Where a
+    /// miss costs much, that is the one served least of late.
     /// The hand goes round the cells and takes the first slot whose agent has not come back to it since the
     /// hand was last there (the clock algorithm, with a count).
     fn unpark_victim(&self, moves: &mut Moves, busy: bool) -> Option<(S, Arc<Entry<L>>)> {
@@ -588,12 +589,26 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         }
     }
 
+    /// The slot's connection has been opened, and its loan begins now.
+    pub(crate) fn begin_loan(&self, index: usize, now: Instant) {
+        self.change_loan(index, |loan| loan.since = now);
+    }
+
+    /// The borrower has handed the connection to one of the pool's threads.
+    pub(crate) fn is_handed_over(&self, index: usize) {
+        self.change_loan(index, |loan| loan.awaited = false);
+    }
+
     /// The borrower is done with its connection, although the slot is lent still.
     pub(crate) fn borrower_left(&self, index: usize) {
+        self.change_loan(index, |loan| loan.thread = 0);
+    }
+
+    fn change_loan(&self, index: usize, change: impl FnOnce(&mut Loan)) {
         if let Some(cell) = self.cells.get(index)
             && let Place::Lent(loan) = &mut cell.lock().place
         {
-            loan.thread = 0;
+            change(loan);
         }
     }
 

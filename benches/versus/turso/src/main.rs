@@ -16,7 +16,7 @@ use versus_workload::{
 
 async fn create(stage: &Stage, contender: &str) -> Database {
     let path = stage.path(contender);
-    let builder = Builder::new_local(path.to_str().unwrap()).experimental_without_rowid(true);
+    let builder = Builder::new_local(path.to_str().unwrap());
     let database = builder.build().await.unwrap();
     let mut connection = database.connect().unwrap();
     connection.execute_batch(SCHEMA).await.unwrap();

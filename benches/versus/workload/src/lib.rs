@@ -30,11 +30,11 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Threads of the runtime that tasks run on.
 const WORKERS: usize = 2;
 
+/// Not WITHOUT ROWID, which would read faster: turso cannot update such tables.
 pub const SCHEMA: &str = "
     CREATE TABLE agent (id INTEGER PRIMARY KEY, said INTEGER NOT NULL);
-    CREATE TABLE message (
-        agent INTEGER NOT NULL, id INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (agent, id)
-    ) WITHOUT ROWID";
+    CREATE TABLE message (agent INTEGER NOT NULL, id INTEGER NOT NULL, body TEXT NOT NULL);
+    CREATE UNIQUE INDEX message_of_agent ON message (agent, id)";
 pub const INSERT_AGENT: &str = "INSERT INTO agent VALUES (?1, 0)";
 pub const INSERT_MESSAGE: &str = "INSERT INTO message VALUES (?1, ?2, ?3)";
 pub const READ: &str = "SELECT id, body FROM message WHERE agent = ?1 ORDER BY id DESC LIMIT 20";
