@@ -208,6 +208,9 @@ fn processor_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// Time, and processor time of all threads, in microseconds.
+type Took = (f64, f64);
+
 /// What SQLite alone takes for each part of a turn on a file that is not open, and what leasepool takes for the whole.
 /// One thread takes one tenant after the other.
 fn parts(folder: &Path, args: &Args) {
@@ -223,8 +226,7 @@ fn parts(folder: &Path, args: &Args) {
         let (bare, ours) = (folder.join("bare"), folder.join("leasepool"));
         create(&bare, args.tenants);
         create(&ours, args.tenants);
-        // Each in time and in processor time of all threads.
-        let mut rounds: Vec<[(f64, f64); PARTS.len() + 1]> = Vec::new();
+        let mut rounds: Vec<[Took; PARTS.len() + 1]> = Vec::new();
         let pool = leasepool(&ours, cap, exclusive);
         // In the first round, all files are new to the pool.
         for round in 0..=args.rounds {
@@ -263,7 +265,7 @@ fn parts(folder: &Path, args: &Args) {
                 rounds.push(took.map(|(time, cpu)| (each(time), each(cpu))));
             }
         }
-        let median = |value: &dyn Fn(&[(f64, f64); PARTS.len() + 1]) -> f64| {
+        let median = |value: &dyn Fn(&[Took; PARTS.len() + 1]) -> f64| {
             let mut values: Vec<f64> = rounds.iter().map(value).collect();
             values.sort_by(f64::total_cmp);
             values[values.len() / 2]
