@@ -3,10 +3,13 @@
 //!
 //! `cargo bench -p leasepool-benches --bench million`; `-- N` for another number of agents.
 
+mod process;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
 use leasepool::{Database, Pool, Synchronous};
+use process::memory;
 
 const AGENTS: usize = 1_000_000;
 /// The leases before the memory is measured for the first time.
@@ -15,15 +18,6 @@ const WARM_UP: usize = 10_000;
 const BATCH: usize = 1_000;
 const MAX_GROWTH: i64 = 8 << 20;
 const MAX_RATIO: f64 = 1.2;
-
-fn resident() -> i64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse::<i64>().ok());
-    pages.unwrap_or(0) * 4096
-}
 
 fn main() -> ExitCode {
     let agents = std::env::args()
@@ -51,13 +45,13 @@ fn main() -> ExitCode {
             }
             batches.push(start.elapsed().as_nanos() as f64 / BATCH as f64);
             if first + BATCH == WARM_UP {
-                before = resident();
+                before = memory() as i64;
             }
         }
         batches.sort_by(f64::total_cmp);
         tenths.push(batches[batches.len() / 2]);
     }
-    let growth = resident() - before;
+    let growth = memory() as i64 - before;
     let ratio = tenths[9] / tenths[0];
     let stats = pool.stats();
     println!(

@@ -6,6 +6,8 @@
 //! cargo bench -p leasepool-benches --bench scaling -- --charts ../docs/benchmarks
 //! ```
 
+mod process;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -13,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use leasepool::{Database, Error, Pool};
-use plotters::prelude::*;
+use process::memory;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use versus_table::{Line, chart};
 
 const AGENTS: [usize; 6] = [10, 100, 1_000, 10_000, 100_000, 1_000_000];
 const CONNECTIONS: [usize; 5] = [1, 8, 64, 256, 512];
@@ -59,48 +62,37 @@ fn nanos(mut call: impl FnMut()) -> f64 {
     rounds[ROUNDS / 2]
 }
 
-/// Resident memory in bytes, where the kernel tells.
-fn memory() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kb: Option<f64> = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    kb.unwrap_or(0.0) * 1024.0
-}
-
-/// Points of a line, by what is on the horizontal axis.
-type Line = (&'static str, Vec<(usize, f64)>);
-
-fn agents(folder: &Path) -> Vec<Line> {
+fn agents(folder: &Path) -> Vec<Line<'static>> {
     println!(
         "\n{:>10} {:>10} {:>12} {:>18}",
         "agents", "hit ns", "any agent ns", "bytes for an agent"
     );
-    let mut lines = [("a hit", Vec::new()), ("any of the agents", Vec::new())];
+    let mut lines = ["a hit", "any of the agents"].map(Line::new);
     for agents in AGENTS {
         let pool = pool(folder, 8).unwrap();
         (0..8).for_each(|agent| drop(pool.lease(agent).unwrap()));
-        let before = memory();
+        let before = memory() as f64;
         (0..agents).for_each(|agent| drop(pool.lease(agent).unwrap()));
-        let bytes = (memory() - before) / agents as f64;
+        let bytes = (memory() as f64 - before) / agents as f64;
         let mut rng = SmallRng::seed_from_u64(7);
         let any = nanos(|| drop(pool.lease(rng.random_range(0..agents)).unwrap()));
         let hit = nanos(|| drop(pool.lease(1).unwrap()));
         println!("{agents:>10} {hit:>10.0} {any:>12.0} {bytes:>18.0}");
-        lines[0].1.push((agents, hit));
-        lines[1].1.push((agents, any));
+        lines[0].points.push((agents as f64, hit));
+        lines[1].points.push((agents as f64, any));
         pool.close().unwrap();
     }
     lines.into()
 }
 
-fn connections(folder: &Path) -> Vec<Line> {
+fn connections(folder: &Path) -> Vec<Line<'static>> {
     println!(
         "\n{:>12} {:>10} {:>10} {:>18}",
         "connections", "hit ns", "miss ns", "kB for a connection"
     );
-    let mut lines = [("a hit", Vec::new()), ("a miss", Vec::new())];
+    let mut lines = ["a hit", "a miss"].map(Line::new);
     for connections in CONNECTIONS {
-        let before = memory();
+        let before = memory() as f64;
         let pool = match pool(folder, connections) {
             Ok(pool) => pool,
             Err(error) => {
@@ -116,7 +108,7 @@ fn connections(folder: &Path) -> Vec<Line> {
             })
             .collect();
         drop(all);
-        let kb = (memory() - before) / 1024.0 / connections as f64;
+        let kb = (memory() as f64 - before) / 1024.0 / connections as f64;
         let mut rng = SmallRng::seed_from_u64(7);
         let hit = nanos(|| drop(pool.lease(rng.random_range(0..connections)).unwrap()));
         let mut next = 0;
@@ -125,24 +117,21 @@ fn connections(folder: &Path) -> Vec<Line> {
             drop(pool.lease(next).unwrap());
         });
         println!("{connections:>12} {hit:>10.0} {miss:>10.0} {kb:>18.0}");
-        lines[0].1.push((connections, hit));
-        lines[1].1.push((connections, miss));
+        lines[0].points.push((connections as f64, hit));
+        lines[1].points.push((connections as f64, miss));
         pool.close().unwrap();
     }
     lines.into()
 }
 
 /// All threads together, each with an agent of its own.
-fn threads(folder: &Path) -> Vec<Line> {
+fn threads(folder: &Path) -> Vec<Line<'static>> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     println!(
         "\n{:>8} {:>14} {:>14}   ({processors} processors)",
         "threads", "leases/s", "at most"
     );
-    let mut lines = [
-        ("measured", Vec::new()),
-        ("one thread's rate for each processor", Vec::new()),
-    ];
+    let mut lines = ["measured", "one thread's rate for each processor"].map(Line::new);
     let mut alone = 0.0;
     for threads in THREADS {
         let pool = pool(folder, 64).unwrap();
@@ -172,54 +161,11 @@ fn threads(folder: &Path) -> Vec<Line> {
         }
         let most = alone * threads.min(processors) as f64;
         println!("{threads:>8} {rate:>14.0} {most:>14.0}");
-        lines[0].1.push((threads, rate));
-        lines[1].1.push((threads, most));
+        lines[0].points.push((threads as f64, rate));
+        lines[1].points.push((threads as f64, most));
         pool.close().unwrap();
     }
     lines.into()
-}
-
-fn chart(
-    folder: &Path,
-    name: &str,
-    titles: [&str; 3],
-    lines: &[Line],
-) -> Result<(), Box<dyn std::error::Error>> {
-    let path = folder.join(name).with_extension("svg");
-    let points = || lines.iter().flat_map(|(_, points)| points);
-    let last = points().map(|point| point.0).max().unwrap_or(2) as f64;
-    let first = points().map(|point| point.0).min().unwrap_or(1) as f64;
-    let most = points().map(|point| point.1).fold(1.0, f64::max);
-    let area = SVGBackend::new(&path, (900, 420)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let [title, across, up] = titles;
-    let mut chart = ChartBuilder::on(&area)
-        .caption(title, ("sans-serif", 20))
-        .margin(10)
-        .x_label_area_size(40)
-        .y_label_area_size(80)
-        .build_cartesian_2d((first..last).log_scale(), 0.0..most * 1.1)?;
-    let mut mesh = chart.configure_mesh();
-    mesh.x_desc(across).y_desc(up);
-    mesh.x_label_formatter(&|x| format!("{x:.0}"));
-    mesh.y_label_formatter(&|y| format!("{y:.0}"));
-    mesh.draw()?;
-    for (index, (label, points)) in lines.iter().enumerate() {
-        let style = Palette99::pick(index).to_rgba().stroke_width(2);
-        let points = points.iter().map(|point| (point.0 as f64, point.1));
-        chart
-            .draw_series(LineSeries::new(points, style))?
-            .label(*label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
-    }
-    let mut labels = chart.configure_series_labels();
-    labels.position(SeriesLabelPosition::MiddleRight);
-    labels
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK)
-        .draw()?;
-    area.present()?;
-    Ok(())
 }
 
 fn main() {
@@ -246,7 +192,8 @@ fn main() {
     if let Some(folder) = args.charts {
         std::fs::create_dir_all(&folder).unwrap();
         for (name, titles, lines) in all {
-            chart(&folder, name, titles, &lines).unwrap();
+            let path = folder.join(name).with_extension("svg");
+            chart(&path, titles, &lines).unwrap();
         }
     }
 }

@@ -10,6 +10,7 @@
 //! ```
 
 mod contest;
+mod process;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use contest::{Round, table};
 use leasepool::rusqlite::config::DbConfig;
 use leasepool::rusqlite::{self, Connection, TransactionBehavior};
 use leasepool::{Database, Pool, Synchronous};
+use process::{memory, processor_time};
 use r2d2_sqlite::SqliteConnectionManager;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -202,12 +204,6 @@ fn round(act: &Act, args: &Args, draw: Draw, length: Duration, seed: u64) -> Rou
     Round::new(latencies, start.elapsed(), None)
 }
 
-/// The processor time of this process so far.
-fn processor_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
 /// Time, and processor time of all threads, in microseconds.
 type Took = (f64, f64);
 
@@ -301,14 +297,6 @@ fn parts(folder: &Path, args: &Args) {
     }
 }
 
-/// Resident memory in kB, where the kernel tells.
-fn memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kb = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    kb.unwrap_or(0)
-}
-
 fn touch(folder: &Path, args: &Args, tenants: usize) {
     let pool = leasepool(folder, args.caps.first().copied().unwrap_or(64), false);
     let (next, tenths) = (AtomicUsize::new(0), 10);
@@ -338,7 +326,7 @@ fn touch(folder: &Path, args: &Args, tenants: usize) {
         let each = start.elapsed().as_secs_f64() * 1e6 / (end - before) as f64;
         println!(
             "{end:<12} {each:>16.0} {:>12} {:>8}",
-            memory(),
+            memory() / 1024,
             pool.stats().files
         );
     }

@@ -149,14 +149,30 @@ impl<B: Backend> Core<B> {
             Err(Refusal::Closed) => return Err(Error::Closed),
         };
         self.admit(request)?;
-        let permit = match self.permits.try_acquire(now) {
-            Ok(()) => Permit(self),
-            Err(Refusal::Busy) => return Ok(None),
-            Err(Refusal::Closed) => return Err(Error::Closed),
-        };
+        // The agent may have become known meanwhile.
         let entry = self.parking.lot.find(request.agent).unwrap_or(entry);
-        self.begin(handle, permit, request, now, Some(entry), Some(guard))
-            .map(Some)
+        self.begin_at_once(handle, request, now, Some(entry), Some(guard))
+    }
+
+    /// Begins, if a permit is free.
+    #[inline]
+    fn begin_at_once<H: Handle<B>>(
+        &self,
+        handle: &H,
+        request: &Request<'_>,
+        now: Instant,
+        entry: Option<Arc<Entry>>,
+        lock: Option<AgentLockGuard>,
+    ) -> Result<Option<Step<B, H>>, Error> {
+        match self.permits.try_acquire(now) {
+            Ok(()) => {
+                let permit = Permit(self);
+                self.begin(handle, permit, request, now, entry, lock)
+                    .map(Some)
+            }
+            Err(Refusal::Busy) => Ok(None),
+            Err(Refusal::Closed) => Err(Error::Closed),
+        }
     }
 
     /// For a caller that may not block.
@@ -237,15 +253,7 @@ impl<B: Backend> Core<B> {
                 None => return Ok(None),
             }
         };
-        match self.permits.try_acquire(now) {
-            Ok(()) => {
-                let permit = Permit(self);
-                self.begin(handle, permit, request, now, entry, lock)
-                    .map(Some)
-            }
-            Err(Refusal::Busy) => Ok(None),
-            Err(Refusal::Closed) => Err(Error::Closed),
-        }
+        self.begin_at_once(handle, request, now, entry, lock)
     }
 
     /// Takes the agent's lock, if it is free and the agent's connection is parked.

@@ -62,47 +62,43 @@ fn wait_span(pool: &str, agent: &str) -> tracing::Span {
     tracing::debug_span!("lease wait", pool, agent)
 }
 
+/// An event about a lease.
+#[cfg(feature = "tracing")]
+macro_rules! tell_of_lease {
+    ($level:ident, $pool:ident, $holder:ident, $what:literal) => {
+        tell(|| {
+            tracing::$level!(
+                pool = $pool,
+                agent = $holder.agent,
+                borrowed_at = %$holder.borrowed_at,
+                age = ?$holder.age,
+                $what
+            )
+        })
+    };
+}
+
 /// A lease has been held too long. Reported once for each lease.
 pub(crate) fn overdue(pool: &str, holder: &Holder) {
     #[cfg(feature = "tracing")]
-    tell(|| {
-        tracing::warn!(
-            pool,
-            agent = holder.agent,
-            borrowed_at = %holder.borrowed_at,
-            age = ?holder.age,
-            "lease overdue"
-        )
-    });
+    tell_of_lease!(warn, pool, holder, "lease overdue");
 }
 
 /// A lease that was reported as overdue has ended.
 pub(crate) fn overdue_returned(pool: &str, holder: &Holder) {
     #[cfg(feature = "tracing")]
-    tell(|| {
-        tracing::info!(
-            pool,
-            agent = holder.agent,
-            borrowed_at = %holder.borrowed_at,
-            age = ?holder.age,
-            "overdue lease returned"
-        )
-    });
+    tell_of_lease!(info, pool, holder, "overdue lease returned");
 }
 
 /// An async task held a lease for long, and perhaps a thread of its executor with it.
 pub(crate) fn slow_hold(pool: &str, holder: &Holder) {
     #[cfg(feature = "tracing")]
-    tell(|| {
-        tracing::warn!(
-            pool,
-            agent = holder.agent,
-            borrowed_at = %holder.borrowed_at,
-            age = ?holder.age,
-            "slow hold: an async task held its lease for long; let `run` do SQL that takes long, and hold no lease across \
-             an await"
-        )
-    });
+    tell_of_lease!(
+        warn,
+        pool,
+        holder,
+        "slow hold: an async task held its lease for long; let `run` do SQL that takes long, and hold no lease across an await"
+    );
 }
 
 /// A connection was closed before its time.

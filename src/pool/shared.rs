@@ -21,8 +21,9 @@ use crate::observe::metrics::Published;
 use crate::observe::stats::{Stats, Waiting};
 use crate::sqlite::Sqlite;
 use crate::sync::oneshot::Oneshot;
-use crate::sync::runners::{Runners, wake};
+use crate::sync::runners::Runners;
 use crate::sync::ticker::Ticker;
+use crate::sync::unwind::wake;
 #[cfg(feature = "tokio")]
 use crate::sync::virtual_time::{self, Threads};
 use crate::sync::wait::block_on;
@@ -134,8 +135,7 @@ impl<B: Pooled> Shared<B> {
         let asked_at = Instant::now();
         let deadline = asked_at + timeout;
         B::drain(&self.beside, deadline).await;
-        self.core.refuse();
-        self.refuse_queued();
+        self.refuse();
         let closed = self.core.close(asked_at, deadline).await;
         #[cfg(feature = "metrics")]
         self.publish_now();
@@ -156,8 +156,7 @@ impl<B: Pooled> Shared<B> {
     /// The last handle is gone: closes idle connections.
     pub(super) fn close_now(&self) {
         B::refuse(&self.beside);
-        self.core.refuse();
-        self.refuse_queued();
+        self.refuse();
         self.core.wind_up_at_end();
     }
 
@@ -200,6 +199,12 @@ impl<B: Pooled> Shared<B> {
         stats.waiting += self.queued().len();
         B::add_to(&self.beside, &mut stats);
         stats
+    }
+
+    /// Refuses new leases and all callers that wait.
+    fn refuse(&self) {
+        self.core.refuse();
+        self.refuse_queued();
     }
 
     /// Refuses the calls whose work no thread has taken yet, and that have no connection.

@@ -50,6 +50,16 @@ impl<B: Backend> Begun<'_, B> {
     }
 }
 
+/// The closure that does the work.
+trait Task<B: Backend, R>: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static {}
+
+impl<B, R, F> Task<B, R> for F
+where
+    B: Backend,
+    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+{
+}
+
 /// What waits in the queue of the pool's runners.
 pub(super) trait HandedOver: Job {
     /// Who waits for a connection. `None` for work that has one.
@@ -177,7 +187,7 @@ async fn done<B, F, R>(
 ) -> Result<Done<B, F, R>, Error>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+    F: Task<B, R>,
     R: Send + 'static,
 {
     let call = order.call;
@@ -195,7 +205,7 @@ where
     let ticket = shared.runners.submit(queued).map_err(Error::no_thread)?;
     let caller = Caller { work, ticket };
     if shared.core.is_closed() {
-        // Whoever closed the pool may have looked at the queue before.
+        // The thread that closed the pool may have looked at the queue before.
         shared.refuse_queued();
     }
     match shared.in_time(caller.ended()).await? {
@@ -212,7 +222,7 @@ where
 struct Caller<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+    F: Task<B, R>,
     R: Send + 'static,
 {
     work: Arc<Work<B, F, R>>,
@@ -222,7 +232,7 @@ where
 impl<B, F, R> Caller<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+    F: Task<B, R>,
     R: Send + 'static,
 {
     /// How the work has ended.
@@ -263,7 +273,7 @@ where
 impl<B, F, R> Drop for Caller<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+    F: Task<B, R>,
     R: Send + 'static,
 {
     fn drop(&mut self) {
@@ -297,7 +307,7 @@ where
 impl<B, F, R> HandedOver for Work<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+    F: Task<B, R>,
     R: Send + 'static,
 {
     fn claim(&self) -> Option<Claim> {
@@ -326,7 +336,7 @@ where
 impl<B, F, R> Job for Work<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+    F: Task<B, R>,
     R: Send + 'static,
 {
     fn run(self: Arc<Self>) -> Option<Waker> {
@@ -339,7 +349,7 @@ where
 impl<B, F, R> Work<B, F, R>
 where
     B: Backend,
-    F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+    F: Task<B, R>,
     R: Send + 'static,
 {
     fn begin(&self) -> Option<(F, Option<Lease<B>>)> {

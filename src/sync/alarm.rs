@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -17,6 +16,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::origin::Origin;
+use super::unwind::wake;
 
 /// Wakes the task that polls it, at its deadline.
 pub(crate) struct Alarm {
@@ -159,13 +159,9 @@ impl Clock {
                 Some((&(deadline, _), _)) if deadline <= now => {
                     let rings = state.alarms.pop_first();
                     drop(state);
-                    // A waker that panics must not end the thread.
-                    let rung = catch_unwind(AssertUnwindSafe(|| {
-                        if let Some((_, waker)) = rings {
-                            waker.wake();
-                        }
-                    }));
-                    drop(rung);
+                    if let Some((_, waker)) = rings {
+                        wake(waker);
+                    }
                     state = self.state.lock();
                 }
                 Some((&(deadline, _), _)) => {

@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 use event_listener::{Event, EventListener};
 
 use super::prim::{Guard, Mutex};
-use super::unwind::drop_quietly;
+use super::unwind::{drop_quietly, wake};
+#[cfg(feature = "tokio")]
+use super::virtual_time::Threads;
 
 /// What a thread does for a task.
 pub(crate) trait Job: Send + Sync {
@@ -174,19 +176,6 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         self.state.lock().queued.values().cloned().collect()
     }
 
-    /// Becomes ready when a job is submitted.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn listen(&self) -> EventListener {
-        self.submitted.listen()
-    }
-
-    /// Whether a thread is at work, or is about to be.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn is_at_work(&self) -> bool {
-        let state = self.state.lock();
-        state.active > 0 || !state.queued.is_empty() || !state.done.wakers.is_empty()
-    }
-
     /// Makes one more thread active, or the lookout.
     fn summon(self: &Arc<Self>, state: &mut State<J>, role: Role) -> io::Result<()> {
         if state.resting > 0 {
@@ -310,21 +299,27 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         mut state: Locked<'a, J>,
         spare: Vec<Waker>,
     ) -> (Locked<'a, J>, Vec<Waker>) {
-        let none = Done {
-            wakers: spare,
-            ..Done::default()
-        };
-        let mut wakers = std::mem::replace(&mut state.done, none).wakers;
-        self.has_done.store(false, Relaxed);
+        let mut wakers = self.take_done(&mut state, spare);
         drop(state);
         wakers.drain(..).for_each(wake);
         (self.state.lock(), wakers)
     }
 
+    /// The tasks to wake.
+    fn take_done(&self, state: &mut State<J>, spare: Vec<Waker>) -> Vec<Waker> {
+        let none = Done {
+            wakers: spare,
+            ..Done::default()
+        };
+        self.has_done.store(false, Relaxed);
+        std::mem::replace(&mut state.done, none).wakers
+    }
+
     /// Called by a task that was woken. An executor wakes its own tasks for less than another thread does.
     pub(crate) fn wake_others(&self) {
         if self.has_done.load(Relaxed) {
-            drop(self.wake_all(self.state.lock(), Vec::new()));
+            let wakers = self.take_done(&mut self.state.lock(), Vec::new());
+            wakers.into_iter().for_each(wake);
         }
     }
 
@@ -368,6 +363,18 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     }
 }
 
+#[cfg(feature = "tokio")]
+impl<J: Job + ?Sized> Threads for Runners<J> {
+    fn listen(&self) -> EventListener {
+        self.submitted.listen()
+    }
+
+    fn is_at_work(&self) -> bool {
+        let state = self.state.lock();
+        state.active > 0 || !state.queued.is_empty() || !state.done.wakers.is_empty()
+    }
+}
+
 impl<J: Job + ?Sized> State<J> {
     /// Whether fewer threads than that do jobs that are not long.
     fn lacks_threads(&self, useful: usize) -> bool {
@@ -406,12 +413,6 @@ impl Done {
 
 fn is_past(since: Option<Instant>, now: Instant, patience: Duration) -> bool {
     since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
-}
-
-/// Wakes a task, whatever its waker does.
-pub(crate) fn wake(waker: Waker) {
-    // Foreign code.
-    drop_quietly(catch_unwind(AssertUnwindSafe(|| waker.wake())));
 }
 
 #[cfg(test)]
@@ -467,13 +468,27 @@ mod tests {
         (gate, begun, release)
     }
 
+    /// Runners of one thread, which is at work until the sender is dropped.
+    fn occupied(waker: &Waker) -> (Arc<Runners<Task>>, Sender<()>) {
+        let runners = Arc::new(Runners::new("test", 1));
+        let (first, begun, release) = gate(waker);
+        runners.submit(first).unwrap();
+        begun.recv_timeout(LONG).unwrap();
+        (runners, release)
+    }
+
+    fn until_at_rest(runners: &Runners<Task>) {
+        let begun = Instant::now();
+        while runners.state.lock().active > 0 {
+            assert!(begun.elapsed() < LONG, "they never rest");
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_task_is_woken_though_its_thread_goes_on_with_long_work() {
         let (waker, done) = woken();
-        let runners = Arc::new(Runners::new("test", 1));
-        let (first, begun, release) = gate(&waker);
-        runners.submit(first).unwrap();
-        begun.recv_timeout(LONG).unwrap();
+        let (runners, release) = occupied(&waker);
         // Both are queued behind it.
         let (short, woken_short) = woken();
         runners.submit(task(&short, || ())).unwrap();
@@ -510,11 +525,7 @@ mod tests {
         drop(open);
         (0..6).for_each(|_| done.recv_timeout(LONG).unwrap());
         (0..1_000).for_each(|_| woken_short.recv_timeout(LONG).unwrap());
-        let begun = Instant::now();
-        while runners.state.lock().active > 0 {
-            assert!(begun.elapsed() < LONG, "they never rest");
-            thread::yield_now();
-        }
+        until_at_rest(&runners);
         let state = runners.state.lock();
         assert!(state.threads <= 7, "{}", state.threads);
     }
@@ -522,10 +533,7 @@ mod tests {
     #[test]
     fn jobs_are_taken_in_their_order_and_not_once_they_are_withdrawn() {
         let (waker, done) = woken();
-        let runners = Arc::new(Runners::new("test", 1));
-        let (first, begun, release) = gate(&waker);
-        runners.submit(first).unwrap();
-        begun.recv_timeout(LONG).unwrap();
+        let (runners, release) = occupied(&waker);
         let (note, noted) = channel();
         let note = Arc::new(Mutex::new(note));
         let tickets: Vec<_> = (0..10)
@@ -584,11 +592,7 @@ mod tests {
         assert!(in_time);
         drop(open);
         (0..runners.useful).for_each(|_| done.recv_timeout(LONG).unwrap());
-        let begun = Instant::now();
-        while runners.state.lock().active > 0 {
-            assert!(begun.elapsed() < LONG, "they never rest");
-            thread::yield_now();
-        }
+        until_at_rest(&runners);
         assert_eq!(runners.state.lock().long, 0);
     }
 

@@ -16,13 +16,13 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::Ordering::{self, AcqRel, Relaxed, Release};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::prim::{AtomicU64, AtomicUsize, Mutex};
+use super::unwind::wake;
 
 /// At least one caller queues. Set and cleared under the lock.
 const QUEUED: usize = 1 << (usize::BITS - 1);
@@ -461,12 +461,6 @@ impl Wakes {
             wake(waker);
         }
     }
-}
-
-/// A waker is foreign code. If it panics, other callers must still get their permits.
-fn wake(waker: Waker) {
-    let woken = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-    drop(woken);
 }
 
 fn nanos_of(duration: Duration) -> u64 {

@@ -15,9 +15,6 @@ use std::time::Instant;
 use event_listener::EventListener;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use super::runners::{Job, Runners};
-use super::workers::WorkerPool;
-
 /// Threads that complete what tasks wait for.
 pub trait Threads {
     /// Becomes ready when they get more to do.
@@ -25,26 +22,6 @@ pub trait Threads {
 
     /// Whether one of them is at work, or is about to be.
     fn is_at_work(&self) -> bool;
-}
-
-impl Threads for WorkerPool {
-    fn listen(&self) -> EventListener {
-        self.listen()
-    }
-
-    fn is_at_work(&self) -> bool {
-        self.is_at_work()
-    }
-}
-
-impl<J: Job + ?Sized + 'static> Threads for Runners<J> {
-    fn listen(&self) -> EventListener {
-        self.listen()
-    }
-
-    fn is_at_work(&self) -> bool {
-        self.is_at_work()
-    }
 }
 
 /// Awaits a future that these threads, or other tasks, complete.

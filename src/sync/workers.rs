@@ -16,6 +16,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::oneshot::Oneshot;
 use super::unwind::drop_quietly;
+#[cfg(feature = "tokio")]
+use super::virtual_time::Threads;
 
 pub(crate) type Task = Box<dyn FnOnce() + Send>;
 
@@ -140,19 +142,6 @@ impl WorkerPool {
         task.detach();
     }
 
-    /// Becomes ready when a task is submitted.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn listen(&self) -> EventListener {
-        self.submitted.listen()
-    }
-
-    /// Whether a thread is at work, or is about to be.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn is_at_work(&self) -> bool {
-        let state = self.state.lock();
-        !state.tasks.is_empty() || state.idle < state.threads
-    }
-
     fn work(&self) {
         let mut state = self.state.lock();
         loop {
@@ -170,6 +159,18 @@ impl WorkerPool {
                 return;
             }
         }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Threads for WorkerPool {
+    fn listen(&self) -> EventListener {
+        self.submitted.listen()
+    }
+
+    fn is_at_work(&self) -> bool {
+        let state = self.state.lock();
+        !state.tasks.is_empty() || state.idle < state.threads
     }
 }
 

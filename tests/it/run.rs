@@ -1,7 +1,7 @@
 //! Work off the async threads: done by threads of the pool, called off, in time.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -377,9 +377,14 @@ fn a_short_call_waits_for_no_long_one_while_a_connection_is_free(mode: Mode) {
     assert_whole(&pool);
 }
 
-fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time(mode: Mode) {
-    let fixture = mode.fixture();
-    let pool = fixture.pool(1);
+/// Has the only connection of a pool at work, until the sender is dropped.
+#[allow(clippy::type_complexity, reason = "it is taken apart at once")]
+fn occupied(
+    pool: &Pool,
+) -> (
+    Pin<Box<impl Future<Output = Result<(), Error>>>>,
+    mpsc::Sender<()>,
+) {
     let (tell, begun) = mpsc::channel();
     let (release, wait) = mpsc::channel::<()>();
     let mut long = Box::pin(pool.run("long", move |_| {
@@ -388,6 +393,13 @@ fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time(mode: Mode) {
         Ok(())
     }));
     runtime().block_on(begin(long.as_mut(), &begun));
+    (long, release)
+}
+
+fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time(mode: Mode) {
+    let fixture = mode.fixture();
+    let pool = fixture.pool(1);
+    let (long, release) = occupied(&pool);
     let patience = Duration::from_millis(100);
     let waiter = pool.agent("waiter").within(patience);
     let asked = Instant::now();
@@ -419,14 +431,7 @@ fn a_call_that_waits_for_a_thread_is_seen_and_gives_up_in_time(mode: Mode) {
 fn calls_that_are_dropped_in_the_queue_leave_it(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.pool(1);
-    let (tell, begun) = mpsc::channel();
-    let (release, wait) = mpsc::channel::<()>();
-    let mut long = Box::pin(pool.run("long", move |_| {
-        tell.send(()).unwrap();
-        let _ = wait.recv();
-        Ok(())
-    }));
-    runtime().block_on(begin(long.as_mut(), &begun));
+    let (long, release) = occupied(&pool);
     let work = Arc::new(());
     for i in 0..10_000 {
         let work = Arc::clone(&work);
@@ -463,7 +468,7 @@ fn calls_that_find_no_connection_wait_for_one(mode: Mode) {
     assert_whole(&pool);
 }
 
-/// With a file for each agent, an agent has one connection: only its own calls wait for it. Elsewhere nobody's do.
+/// With a file for each agent, an agent has one connection: only its own calls wait for it. Elsewhere no calls wait for it.
 fn one_agents_calls_wait_for_its_connection_and_no_others_do(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.pool(6);
@@ -499,14 +504,7 @@ fn one_agents_calls_wait_for_its_connection_and_no_others_do(mode: Mode) {
 fn closing_refuses_what_waits_for_a_thread(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.pool(1);
-    let (tell, begun) = mpsc::channel();
-    let (release, wait) = mpsc::channel::<()>();
-    let mut long = Box::pin(pool.run("long", move |_| {
-        tell.send(()).unwrap();
-        let _ = wait.recv();
-        Ok(())
-    }));
-    runtime().block_on(begin(long.as_mut(), &begun));
+    let (long, release) = occupied(&pool);
     let mut queued = Box::pin(pool.run("queued", |_| Ok(())));
     assert!(smol::block_on(smol::future::poll_once(&mut queued)).is_none());
     let mut closing = Box::pin(pool.close_async());

@@ -26,7 +26,7 @@ impl FreeList<Slot> for FreeSlots {
 
 type SlotLot = Lot<Slot, FreeSlots, ()>;
 
-/// An agent that is served often keeps its slot, whoever comes once meanwhile; when it stops, it loses it.
+/// An agent that is served often keeps its slot though others come once meanwhile; when it stops, it loses it.
 #[test]
 fn where_misses_are_dear_the_agents_served_seldom_lose_their_slots() {
     let lot = lot(4).with_dear_misses();

@@ -5,3 +5,5 @@ pub(crate) mod prim;
 pub(crate) mod semaphore;
 #[path = "../../../../src/sync/thread.rs"]
 pub(crate) mod thread;
+#[path = "../../../../src/sync/unwind.rs"]
+pub(crate) mod unwind;
