@@ -120,10 +120,14 @@ impl Settings {
         matches!(self.checkpoints, Checkpoints::External { .. })
     }
 
-    /// Whether more has happened to a new connection than what the pool itself did.
+    /// Whether code of the user's runs on each new connection.
+    pub(crate) fn has_callbacks(&self) -> bool {
+        self.on_connect.is_some() || self.on_open.is_some() || self.with_init
+    }
+
+    /// Whether more happens to a new connection than what the pool itself does.
     pub(crate) fn is_customised(&self) -> bool {
-        let callbacks = self.on_connect.is_some() || self.on_open.is_some() || self.with_init;
-        callbacks || !self.pragmas.is_empty()
+        self.has_callbacks() || !self.pragmas.is_empty()
     }
 
     /// How many descriptors `n` connections can need, see [`budget::ceiling`].

@@ -170,7 +170,8 @@ impl Baseline {
         let baseline = Baseline {
             hooked_by_on_open,
             busy_timeout: settings.busy_timeout,
-            transaction_behavior: match is_customised {
+            // No pragma changes it.
+            transaction_behavior: match settings.has_callbacks() {
                 true => transaction_behavior(connection, &watch),
                 false => TransactionBehavior::Deferred,
             },
