@@ -34,6 +34,7 @@ impl Fixture {
         Pool::builder(Database::file(&self.path))
             .max_connections(connections)
             .synchronous(leasepool::Synchronous::Normal)
+            .write_group(256, LONG)
             .setup(|conn| {
                 conn.execute_batch(
                     "CREATE TABLE IF NOT EXISTS visit (agent NOT NULL);
