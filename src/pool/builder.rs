@@ -313,14 +313,15 @@ impl Builder {
         self
     }
 
-    /// Opens agents' files in exclusive locking mode (SQLite's `locking_mode=EXCLUSIVE`): no other process
-    /// can use a file while the pool has it open. For [`Database::per_agent`] only, where a file has one
-    /// connection. SQLite then needs no `-shm` and hardly any locks, so opening a file costs about half, and
-    /// so does a lease that misses.
+    /// Opens agents' files in exclusive locking mode (SQLite's `locking_mode=EXCLUSIVE`), where no other process
+    /// has them open; a file that another process has open is shared with it. For [`Database::per_agent`] only,
+    /// where a file has one connection. SQLite then needs no `-shm` and hardly any locks, so opening a file
+    /// costs about half, and so does a lease that misses.
     ///
-    /// The price: other processes get `SQLITE_BUSY` even while the agent's connection is only parked, and
-    /// [`Agent::backup`](crate::Agent::backup) waits like another lease until the agent's connection is
-    /// returned.
+    /// The price: other processes get `SQLITE_BUSY` even while the agent's connection is only parked.
+    /// [`Pool::evict`](crate::Pool::evict) gives the file free for them, and so does
+    /// [`idle_timeout`](Builder::idle_timeout), within a second of it. [`Agent::backup`](crate::Agent::backup)
+    /// waits like another lease until the agent's connection is returned.
     ///
     /// Defaults to `false`.
     pub fn exclusive_locking(mut self, exclusive: bool) -> Self {

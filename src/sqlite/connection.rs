@@ -14,7 +14,7 @@ use super::agents::AgentFile;
 use super::database::Synchronous;
 use super::group::Guard;
 use super::reset::Baseline;
-use super::retry::{until, while_busy};
+use super::retry::{is_busy, until, while_busy};
 use super::versions;
 use super::wal::{self, Checkpointed, Commits, FileLength};
 use super::watch::ChangeTracker;
@@ -321,7 +321,7 @@ pub(super) fn prepare(
     // SQLite's own default depends on how it was compiled.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
     if settings.exclusive_locking {
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        lock_where_alone(connection, settings.busy_timeout)?;
     }
     pragmas::begin_file(connection, settings)?;
     if settings.access == Access::ReadOnlyFile {
@@ -356,6 +356,23 @@ pub(super) fn prepare(
         i64::try_from(settings.mmap_size).unwrap_or(i64::MAX),
     )?;
     pragmas::finish(connection, settings)
+}
+
+/// Locks the file for this connection alone. Where another process has it open, the file is shared with it.
+fn lock_where_alone(
+    connection: &rusqlite::Connection,
+    busy_timeout: Duration,
+) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    // The first read takes the lock. A process that has the file open is not about to close it, so this does not
+    // wait. What else is wrong with the file is found by what comes next.
+    connection.busy_timeout(Duration::ZERO)?;
+    let read = read::first_read(connection);
+    connection.busy_timeout(busy_timeout)?;
+    match read {
+        Err(error) if is_busy(&error) => connection.pragma_update(None, "locking_mode", "NORMAL"),
+        _ => Ok(()),
+    }
 }
 
 /// Keeps SQLite from running checkpoints by itself on this connection.

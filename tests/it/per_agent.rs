@@ -1,8 +1,10 @@
 //! One database file for each agent, under one cap.
 
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Barrier, mpsc};
@@ -707,7 +709,7 @@ fn other_processes_may_use_the_files() {
     };
     let before = inode();
     for i in 0..10 {
-        let shell = std::process::Command::new("sqlite3")
+        let shell = Command::new("sqlite3")
             .arg(agents.file("a"))
             .arg(format!(
                 "INSERT INTO t VALUES ({i}); SELECT count(*) FROM t"
@@ -720,20 +722,82 @@ fn other_processes_may_use_the_files() {
         assert_eq!(inode(), before);
     }
     pool.close().unwrap();
-    // Unless it was asked to be alone.
+}
+
+/// A `sqlite3` shell that stays open.
+struct Shell {
+    process: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    fn open(file: &Path) -> Self {
+        let mut process = Command::new("sqlite3")
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(process.stdout.take().unwrap());
+        Shell { process, said }
+    }
+
+    fn ask(&mut self, sql: &str) -> String {
+        let mut answer = String::new();
+        writeln!(self.process.stdin.as_ref().unwrap(), "{sql}").unwrap();
+        self.said.read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
+    }
+
+    fn quit(mut self) {
+        drop(self.process.stdin.take());
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn an_exclusive_file_is_shared_with_who_has_it_open_and_given_back_by_evict() {
+    const COUNT: &str = "SELECT count(*) FROM t;";
+    let agents = Agents::new();
     let pool = agents.builder(2).exclusive_locking(true).build().unwrap();
+    let shm = beside(&agents.file("a"), "-shm");
     insert(&pool.lease("a").unwrap(), 1);
-    assert!(!beside(&agents.file("a"), "-shm").exists());
+    assert!(!shm.exists());
     let copy = agents.path.with_extension("copy");
     pool.agent("a").backup(&copy).unwrap();
     let copied = rows(&Connection::open(&copy).unwrap());
     assert_eq!(copied, rows(&pool.lease("a").unwrap()));
-    let shell = std::process::Command::new("sqlite3")
-        .arg(agents.file("a"))
-        .arg("SELECT count(*) FROM t")
-        .output()
+    let gets_in = || {
+        let mut shell = Command::new("sqlite3");
+        shell.args([agents.file("a").as_os_str(), COUNT.as_ref()]);
+        shell.output().unwrap().status.success()
+    };
+    assert!(
+        !gets_in(),
+        "the file is locked while its connection is parked"
+    );
+    assert!(pool.evict("a"));
+    eventually("the connection is closed", gets_in);
+    let mut shell = Shell::open(&agents.file("a"));
+    assert_eq!(shell.ask(COUNT), "1");
+    // The shell keeps the file open: both use it.
+    insert(&pool.lease("a").unwrap(), 2);
+    assert!(shm.exists());
+    assert_eq!(shell.ask(COUNT), "2");
+    assert_eq!(
+        shell.ask(&format!("INSERT INTO t VALUES (3); {COUNT}")),
+        "3"
+    );
+    assert_eq!(rows(&pool.lease("a").unwrap()), [1, 2, 3]);
+    pool.write("a", |tx| Ok(tx.execute("INSERT INTO t VALUES (4)", ())?))
         .unwrap();
-    assert!(!shell.status.success());
+    assert_eq!(shell.ask(COUNT), "4");
+    // Alone again.
+    shell.quit();
+    assert!(pool.evict("a"));
+    eventually("the connection is closed", || pool.stats().files == 0);
+    assert_eq!(rows(&pool.lease("a").unwrap()), [1, 2, 3, 4]);
+    assert!(!gets_in());
     pool.close().unwrap();
     let shared = Pool::builder(Database::memory())
         .exclusive_locking(true)
@@ -750,7 +814,7 @@ fn other_processes_may_use_the_files() {
 #[test]
 fn writes_are_grouped_for_each_agent_and_go_on_beside_each_other() {
     let agents = Agents::new();
-    let pool = agents.pool(8);
+    let pool = agents.builder(8).write_group(256, LONG).build().unwrap();
     let (held, hold) = mpsc::channel::<()>();
     let (tell, began) = mpsc::channel();
     thread::scope(|scope| {
