@@ -117,6 +117,41 @@ impl SessionStore for ReadAsync {
     }
 }
 
+/// The port that changes least: each `conn.call(..)` of tokio-rusqlite became `run(..)`, saves included.
+#[derive(Debug)]
+pub(crate) struct Run(Agent);
+
+impl Run {
+    pub(crate) fn open(path: &Path) -> Self {
+        Run(pool(path).anonymous())
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
+    ) -> session_store::Result<T> {
+        self.0.run(work).await.map_err(backend)
+    }
+}
+
+#[async_trait]
+impl SessionStore for Run {
+    async fn save(&self, record: &Record) -> session_store::Result<()> {
+        let row = row(record);
+        self.run(move |conn| upsert(conn, row)).await
+    }
+
+    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
+        let id = id.to_string();
+        decode(self.run(move |conn| select(conn, id)).await?)
+    }
+
+    async fn delete(&self, id: &Id) -> session_store::Result<()> {
+        let id = id.to_string();
+        self.run(move |conn| delete(conn, id)).await
+    }
+}
+
 /// tokio-rusqlite: a connection is a thread of its own. Several take turns.
 #[derive(Debug)]
 pub(crate) struct TokioRusqlite {

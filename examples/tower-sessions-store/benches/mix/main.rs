@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use contenders::{CONNECTIONS, Deadpool, ReadAsync, TokioRusqlite};
+use contenders::{CONNECTIONS, Deadpool, ReadAsync, Run, TokioRusqlite};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -186,6 +186,7 @@ fn contenders(folder: &Path, runtime: &Runtime) -> Vec<Contender> {
     add("leasepool, loads by read_async", &|path| {
         Arc::new(ReadAsync::open(path))
     });
+    add("leasepool, all by run", &|path| Arc::new(Run::open(path)));
     add("tokio-rusqlite", &|path| {
         Arc::new(runtime.block_on(TokioRusqlite::open(path, 1)))
     });
