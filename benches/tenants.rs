@@ -12,9 +12,10 @@
 mod contest;
 mod process;
 
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -207,16 +208,24 @@ fn round(act: &Act, args: &Args, draw: Draw, length: Duration, seed: u64) -> Rou
 /// Time, and processor time of all threads, in microseconds.
 type Took = (f64, f64);
 
-/// What SQLite alone takes for each part of a turn on a file that is not open, and what leasepool takes for the whole.
-/// One thread takes one tenant after the other.
+/// What SQLite alone takes for each part of a turn on a file that is not open, what the promises of a pool add, and what
+/// leasepool takes for the whole. One thread takes one tenant after the other.
 fn parts(folder: &Path, args: &Args) {
-    const PARTS: [&str; 4] = [
+    const PARTS: [&str; 7] = [
         "open",
         "first statement (makes the -shm)",
         "a write and a read",
         "close, without a checkpoint",
+        "+ what build sets: 5 pragmas",
+        "+ 4 looks at the file",
+        "+ to a thread and back, twice",
     ];
+    /// Those before are SQLite's.
+    const ADDED: usize = 4;
     let cap = args.caps.first().copied().unwrap_or(64);
+    let (ask, asked) = mpsc::channel::<()>();
+    let (answer, answered) = mpsc::channel();
+    thread::spawn(move || asked.iter().try_for_each(|()| answer.send(())));
     for exclusive in [false, true] {
         let folder = folder.join(exclusive.to_string());
         let (bare, ours) = (folder.join("bare"), folder.join("leasepool"));
@@ -236,7 +245,7 @@ fn parts(folder: &Path, args: &Args) {
                     took[part].0 += now.0 - before.0;
                     took[part].1 += now.1 - before.1;
                 };
-                let mut connection = Connection::open(path).unwrap();
+                let mut connection = Connection::open(&path).unwrap();
                 connection.busy_timeout(BUSY_TIMEOUT).unwrap();
                 lap(0);
                 if exclusive {
@@ -247,24 +256,43 @@ fn parts(folder: &Path, args: &Args) {
                     .execute_batch("PRAGMA synchronous = NORMAL; SELECT 1 FROM sqlite_schema")
                     .unwrap();
                 lap(1);
+                connection
+                    .execute_batch(
+                        "PRAGMA temp_store = MEMORY; PRAGMA journal_mode; PRAGMA journal_size_limit = 4194304;
+                         PRAGMA mmap_size = 0; PRAGMA wal_autocheckpoint = 0",
+                    )
+                    .unwrap();
+                lap(4);
                 turn(&mut connection).unwrap();
                 lap(2);
                 let no_checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
                 connection.set_db_config(no_checkpoint, true).unwrap();
                 connection.close().unwrap();
                 lap(3);
+                for _ in 0..4 {
+                    black_box(std::fs::metadata(&path).unwrap());
+                }
+                lap(5);
+                for _ in 0..2 {
+                    ask.send(()).unwrap();
+                    answered.recv().unwrap();
+                }
+                lap(6);
                 turn(&mut pool.lease(name(tenant)).unwrap()).unwrap();
-                lap(4);
+                lap(PARTS.len());
             }
             if round > 0 {
                 let each = |took: Duration| took.as_secs_f64() * 1e6 / args.tenants as f64;
                 rounds.push(took.map(|(time, cpu)| (each(time), each(cpu))));
             }
         }
-        let median = |value: &dyn Fn(&[Took; PARTS.len() + 1]) -> f64| {
-            let mut values: Vec<f64> = rounds.iter().map(value).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
+        let median = |part: usize| {
+            let of = |value: &dyn Fn(&Took) -> f64| {
+                let mut values: Vec<f64> = rounds.iter().map(|round| value(&round[part])).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 2]
+            };
+            (of(&|took| took.0), of(&|took| took.1))
         };
         let mode = if exclusive { ", exclusive locking" } else { "" };
         println!(
@@ -272,27 +300,32 @@ fn parts(folder: &Path, args: &Args) {
             args.tenants, args.rounds, "", "µs", "CPU µs"
         );
         let mut sum = (0.0, 0.0);
+        let mut sums = Vec::new();
         for (part, what) in PARTS.iter().enumerate() {
-            let (time, cpu) = (
-                median(&|round| round[part].0),
-                median(&|round| round[part].1),
-            );
+            if part == ADDED {
+                sums.push(sum);
+                println!("{:<36} {:>8.1} {:>8.1}", "SQLite's parts", sum.0, sum.1);
+            }
+            let (time, cpu) = median(part);
             sum = (sum.0 + time, sum.1 + cpu);
             println!("{what:<36} {time:>8.1} {cpu:>8.1}");
         }
-        println!("{:<36} {:>8.1} {:>8.1}", "sum", sum.0, sum.1);
-        let whole = (
-            median(&|round| round[PARTS.len()].0),
-            median(&|round| round[PARTS.len()].1),
-        );
+        sums.push(sum);
+        println!("{:<36} {:>8.1} {:>8.1}", "all parts", sum.0, sum.1);
+        let whole = median(PARTS.len());
         println!(
-            "{:<36} {:>8.1} {:>8.1}   {:.2} and {:.2} times the sum",
-            "leasepool, a turn that misses",
-            whole.0,
-            whole.1,
-            whole.0 / sum.0,
-            whole.1 / sum.1
+            "{:<36} {:>8.1} {:>8.1}",
+            "leasepool, a turn that misses", whole.0, whole.1
         );
+        for (of, sum) in ["SQLite's parts", "all parts"].iter().zip(sums) {
+            let times = (whole.0 / sum.0, whole.1 / sum.1);
+            println!(
+                "{:<36} {:>8.2} {:>8.2}",
+                format!("= times {of}"),
+                times.0,
+                times.1
+            );
+        }
         pool.close().unwrap();
     }
 }
