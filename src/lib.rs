@@ -35,9 +35,11 @@ pub use managed::Awaited;
 pub use managed::Managed;
 #[cfg(any(feature = "managed", feature = "bb8"))]
 pub use managed::Remote;
+pub use observe::health::{Health, Reason};
 pub use observe::histogram::Histogram;
 pub use observe::slow_waits::SlowWait;
 pub use observe::stats::{Holder, Stats, Waiting};
+pub use observe::windows::{Spread, Window, Windows};
 pub use pool::Pool;
 pub use pool::agent::Agent;
 pub use pool::builder::Builder;

@@ -187,6 +187,16 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// The same by the backend's own books, without a look at the operating system; `None` if it keeps none.
+    fn counted_descriptors(&self) -> Option<usize> {
+        None
+    }
+
+    /// Whether connections that serve nobody any more keep nearly all descriptors.
+    fn is_short_of_descriptors(&self) -> bool {
+        false
+    }
+
     /// Adds to a snapshot the numbers that only the backend knows.
     fn observe(&self, _stats: &mut Stats) {}
 

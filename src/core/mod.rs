@@ -42,6 +42,7 @@
 //! | [`room`] | slots for connections that are not lent |
 //! | [`agent_lock`] | one borrower at a time, where agents have databases of their own |
 //! | [`maintenance`], [`close`] | work that no call starts; the end |
+//! | [`health`] | what is told for a verdict |
 
 pub(crate) mod agent_lock;
 pub(crate) mod agent_name;
@@ -52,6 +53,7 @@ mod close;
 #[cfg(test)]
 mod fake;
 pub(crate) mod guard;
+mod health;
 pub(crate) mod lot;
 mod maintenance;
 mod parking;
@@ -407,7 +409,7 @@ impl<B: Backend> Core<B> {
     /// All numbers, under their public names.
     #[cfg(any(feature = "metrics", feature = "status"))]
     pub(crate) fn families(&self, stats: &Stats) -> Vec<crate::observe::families::Family> {
-        let descriptors = self.backend.descriptors();
+        let descriptors = self.backend.counted_descriptors();
         crate::observe::families::families(stats, descriptors, self.fd_ceiling())
     }
 

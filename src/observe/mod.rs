@@ -4,8 +4,10 @@ pub(crate) mod claim;
 pub(crate) mod events;
 #[cfg(any(feature = "metrics", feature = "status"))]
 pub(crate) mod families;
+pub(crate) mod health;
 pub(crate) mod histogram;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
 pub(crate) mod slow_waits;
 pub(crate) mod stats;
+pub(crate) mod windows;

@@ -9,6 +9,7 @@ use super::Shared;
 use super::builder::SqliteOptions;
 use super::pooled::{Lent, Pooled};
 use crate::error::Error;
+use crate::observe::health::Signs;
 use crate::observe::stats::{Stats, count};
 use crate::sqlite::{Cancel, Commits, Overlong, Sqlite};
 #[cfg(feature = "tokio")]
@@ -43,6 +44,15 @@ impl Pooled for Sqlite {
 
     fn add_to(beside: &SqliteSide, stats: &mut Stats) {
         beside.writer.observe(stats);
+    }
+
+    fn tell(beside: &SqliteSide, signs: &mut Signs) {
+        beside.writer.tell(&mut signs.writes);
+        signs.backlog = signs.backlog.max(beside.writer.backlog());
+    }
+
+    fn check_ready(beside: &SqliteSide) -> Result<(), Error> {
+        beside.writer.check_ready()
     }
 
     async fn drain(beside: &SqliteSide, deadline: Instant) {

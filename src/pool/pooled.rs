@@ -9,6 +9,7 @@ use super::Shared;
 use crate::core::backend::Backend as CoreBackend;
 use crate::core::guard::Checkout;
 use crate::error::Error;
+use crate::observe::health::Signs;
 use crate::observe::stats::Stats;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub(crate) use crate::sqlite::Sqlite;
@@ -51,6 +52,15 @@ pub trait Pooled: CoreBackend + Sized {
 
     /// Adds to a snapshot.
     fn add_to(_: &Self::Beside, _: &mut Stats) {}
+
+    /// Adds to what a verdict is made of.
+    fn tell(_: &Self::Beside, _: &mut Signs) {}
+
+    /// # Errors
+    /// Why calls would fail now for a reason that is beside the core.
+    fn check_ready(_: &Self::Beside) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Waits until what was called for is done, until `deadline` at most, and then refuses the rest.
     fn drain(_: &Self::Beside, _deadline: Instant) -> impl Future<Output = ()> + Send {

@@ -4,8 +4,10 @@
 use super::Pool;
 use super::pooled::Backend;
 use crate::error::Error;
+use crate::observe::health::Health;
 use crate::observe::slow_waits::SlowWait;
 use crate::observe::stats::{Holder, Stats, Waiting};
+use crate::observe::windows::Windows;
 
 impl<B: Backend> Pool<B> {
     /// What the pool is doing and has done.
@@ -29,16 +31,48 @@ impl<B: Backend> Pool<B> {
         self.shared.core.slowest_waits()
     }
 
-    /// Answers a readiness probe: whether a caller would get a lease now without waiting. It takes no connection, waits
-    /// for none and runs no SQL. It looks at the file, and so notices that the file was deleted, but not that the disk
-    /// fails.
+    /// What the pool did in the last 10 seconds, the last minute and the last 5 minutes, beside what [`stats`](Pool::stats)
+    /// counts since the pool was built. It is up to a second old.
+    pub fn windows(&self) -> Windows {
+        self.shared.windows()
+    }
+
+    /// One verdict: whether the pool is well, works badly, or not at all, with the reasons. It looks at the levels of this
+    /// moment and at the last 10 seconds. It takes no connection, waits for none and runs no SQL, but looks at the file
+    /// and at all leases that are held: call it from probes and pages, not in every request.
+    ///
+    /// A fault that is over is told for up to 10 seconds more. The
+    /// [guide](crate::guide::operating#the-verdict) has each reason.
+    ///
+    /// ```
+    /// use leasepool::{Database, Health, Pool};
+    ///
+    /// # fn main() -> Result<(), leasepool::Error> {
+    /// let pool = Pool::builder(Database::memory()).build()?;
+    /// assert_eq!(pool.health(), Health::Healthy);
+    /// pool.close()?;
+    /// let health = pool.health();
+    /// assert!(health.is_down());
+    /// assert_eq!(health.reasons()[0].code, "closed");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn health(&self) -> Health {
+        self.shared.health()
+    }
+
+    /// Answers a readiness probe: whether a caller would get a lease now without waiting, and could write. It takes no
+    /// connection, waits for none and runs no SQL. It looks at the file, and so notices that the file was deleted, but not
+    /// that the disk fails. [`health`](Pool::health) says more.
     ///
     /// # Errors
     /// - [`Error::Closed`] if the pool is closed.
     /// - [`Error::Exhausted`] if every connection is lent.
     /// - [`Error::FileReplaced`] if there is no database at the path any more.
+    /// - [`Error::Sqlite`] (`SQLITE_BUSY`) if another process, or a transaction on a plain lease, has kept the pool's writes
+    ///   out for a second or longer.
     pub fn ready(&self) -> Result<(), Error> {
-        self.shared.core.ready()
+        self.shared.ready()
     }
 
     /// The pool's name in the log and in metrics: [`Builder::name`](crate::Builder::name).

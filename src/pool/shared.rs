@@ -16,9 +16,11 @@ use crate::core::guard::Handle;
 use crate::core::request::Request;
 use crate::error::Error;
 use crate::observe::claim::Claim;
+use crate::observe::health::{Health, Signs};
 #[cfg(feature = "metrics")]
 use crate::observe::metrics::Published;
 use crate::observe::stats::{Stats, Waiting};
+use crate::observe::windows::{Recent, Windows};
 use crate::sqlite::Sqlite;
 use crate::sync::oneshot::Oneshot;
 use crate::sync::runners::Runners;
@@ -38,6 +40,7 @@ pub struct Shared<B: Pooled> {
     published: parking_lot::Mutex<Published>,
     /// Work that must be interrupted until it ends.
     interrupts: parking_lot::Mutex<Vec<RetryInterrupt>>,
+    recent: Recent,
     /// When maintenance was last done.
     maintained: parking_lot::Mutex<Instant>,
     ticker: Ticker,
@@ -72,6 +75,7 @@ impl<B: Pooled> Shared<B> {
             #[cfg(feature = "metrics")]
             published: parking_lot::Mutex::default(),
             interrupts: parking_lot::Mutex::default(),
+            recent: Recent::new(Instant::now()),
             maintained: parking_lot::Mutex::new(Instant::now()),
             ticker: Ticker::default(),
             core,
@@ -173,6 +177,7 @@ impl<B: Pooled> Shared<B> {
         if due {
             self.core.maintain();
             B::maintain(&self.beside);
+            self.recent.tick(Instant::now(), || self.stats());
             #[cfg(feature = "metrics")]
             self.publish();
         }
@@ -199,6 +204,38 @@ impl<B: Pooled> Shared<B> {
         stats.waiting += self.queued().len();
         B::add_to(&self.beside, &mut stats);
         stats
+    }
+
+    pub(super) fn windows(&self) -> Windows {
+        match self.core.is_forked() {
+            true => Windows::default(),
+            false => self.recent.windows(),
+        }
+    }
+
+    pub(super) fn health(&self) -> Health {
+        let mut signs = Signs {
+            forked: self.core.is_forked(),
+            ..Signs::default()
+        };
+        // Another thread may have held any lock at the fork.
+        if !signs.forked {
+            signs.recent = self.recent.ten_seconds();
+            self.core.tell(&mut signs);
+            let now = Instant::now();
+            for claim in self.queued() {
+                let waited = now.saturating_duration_since(claim.asked_at);
+                signs.longest_wait = signs.longest_wait.max(waited);
+                signs.waiting += 1;
+            }
+            B::tell(&self.beside, &mut signs);
+        }
+        signs.verdict()
+    }
+
+    pub(super) fn ready(&self) -> Result<(), Error> {
+        self.core.ready()?;
+        B::check_ready(&self.beside)
     }
 
     /// Refuses new leases and all callers that wait.

@@ -490,6 +490,22 @@ impl Backend for Sqlite {
         }
     }
 
+    fn counted_descriptors(&self) -> Option<usize> {
+        Some(match &self.source {
+            Source::File { file, .. } => file.open.descriptors(),
+            Source::Agents(agents) => agents.open.descriptors(),
+            Source::Memory { .. } => 0,
+        })
+    }
+
+    fn is_short_of_descriptors(&self) -> bool {
+        match &self.source {
+            Source::File { file, .. } => file.open.is_short() || file.open.is_nearly_full(),
+            // There, a call that waits for room gets it as soon as an idle connection is closed.
+            Source::Agents(_) | Source::Memory { .. } => false,
+        }
+    }
+
     fn observe(&self, stats: &mut Stats) {
         stats.files = match &self.source {
             Source::File { .. } => usize::from(stats.open > 0),

@@ -220,6 +220,17 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         self.state.lock().files.len()
     }
 
+    /// How many descriptors they have, as far as the pool knows without asking the system.
+    pub(super) fn descriptors(&self) -> usize {
+        self.state.lock().used
+    }
+
+    /// Whether several files together have nine tenths of all descriptors.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        let state = self.state.lock();
+        state.files.len() > 1 && state.used * 10 >= self.most * 9
+    }
+
     /// The files that are open.
     pub(super) fn lock(&self) -> Files<'_, K, V> {
         Files(self.state.lock())

@@ -317,6 +317,11 @@ impl Wal {
         self.pages.load(Relaxed)
     }
 
+    /// The pages from which on it needs a checkpoint; `None` if the pool never runs one.
+    pub(crate) fn limit(&self) -> Option<u32> {
+        (self.limit < u32::MAX).then_some(self.limit)
+    }
+
     /// Requests a checkpoint. Returns whether the caller must [`run`](Wal::run) it; it need not if one is
     /// running.
     pub(crate) fn begin(&self) -> bool {

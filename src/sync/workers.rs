@@ -142,6 +142,15 @@ impl WorkerPool {
         task.detach();
     }
 
+    /// How many tasks wait, if all threads that may exist are at work; otherwise zero.
+    pub(crate) fn backlog(&self) -> usize {
+        let state = self.state.lock();
+        match state.threads == self.most && state.idle == 0 {
+            true => state.tasks.len(),
+            false => 0,
+        }
+    }
+
     fn work(&self) {
         let mut state = self.state.lock();
         loop {

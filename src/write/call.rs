@@ -63,8 +63,15 @@ impl Writer {
         let connection = checkout.connection_mut();
         connection.prepare_guard()?;
         let busy_timeout = without_busy_timeout(connection)?;
-        let begun = begin_immediate(connection, until(deadline));
+        let mut patience = until(deadline);
+        let begun = begin_immediate(connection, || {
+            handle.queue.is_kept_out(Instant::now());
+            patience()
+        });
         connection.busy_timeout(busy_timeout)?;
+        if begun.is_ok() {
+            handle.queue.is_let_in();
+        }
         let mut transaction = begun?;
         let guard = connection.guard();
         let result = work(&mut transaction);

@@ -182,13 +182,13 @@ impl QueueHandle {
         first: &PendingJob,
     ) -> rusqlite::Result<Group<'a>> {
         let begun = Group::begin(checkout.connection_mut(), || {
-            self.queue.set_locked_out(true);
             let now = Instant::now();
+            self.queue.is_kept_out(now);
             self.expire(now);
             now < first.deadline() && !first.is_cancelled()
         });
         if begun.is_ok() {
-            self.queue.set_locked_out(false);
+            self.queue.is_let_in();
         }
         begun
     }
@@ -327,7 +327,7 @@ pub(super) enum Company {
 }
 
 /// The error that SQLite returns to a connection that is locked out.
-fn locked_out() -> rusqlite::Error {
+pub(super) fn locked_out() -> rusqlite::Error {
     busy(Some(
         "another process, or a connection outside of the pool's queue, holds the write lock",
     ))

@@ -11,7 +11,7 @@ use std::sync::atomic::{
     AtomicBool,
     Ordering::{Acquire, Release},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_listener::Event;
 use parking_lot::Mutex;
@@ -28,7 +28,19 @@ pub(super) struct WriteQueue {
     /// The leader waits for SQLite's write lock, which another process or a connection outside of this queue
     /// holds.
     locked_out: AtomicBool,
+    lock_out: Mutex<Option<LockOut>>,
 }
+
+/// A time in which SQLite's write lock could not be had.
+#[derive(Clone, Copy)]
+struct LockOut {
+    since: Instant,
+    /// When a write last asked for the lock in vain.
+    asked: Instant,
+}
+
+/// A lock-out in which no write has asked for so long is not known to go on.
+const FORGOTTEN: Duration = Duration::from_secs(10);
 
 struct State {
     jobs: VecDeque<Arc<dyn Job>>,
@@ -62,6 +74,7 @@ impl WriteQueue {
             write_lock: Semaphore::new(1, overtaking),
             idle: Event::new(),
             locked_out: AtomicBool::new(false),
+            lock_out: Mutex::new(None),
         }
     }
 
@@ -134,8 +147,29 @@ impl WriteQueue {
         }
     }
 
-    pub(super) fn set_locked_out(&self, locked_out: bool) {
-        self.locked_out.store(locked_out, Release);
+    /// SQLite's write lock cannot be had now.
+    pub(super) fn is_kept_out(&self, now: Instant) {
+        self.locked_out.store(true, Release);
+        let mut lock_out = self.lock_out.lock();
+        let since = lock_out
+            .filter(|before| now.saturating_duration_since(before.asked) < FORGOTTEN)
+            .map_or(now, |before| before.since);
+        *lock_out = Some(LockOut { since, asked: now });
+    }
+
+    /// A write has got SQLite's write lock.
+    pub(super) fn is_let_in(&self) {
+        if self.locked_out.load(Acquire) {
+            *self.lock_out.lock() = None;
+            self.locked_out.store(false, Release);
+        }
+    }
+
+    /// How long SQLite's write lock could not be had, if that is still so as far as is known.
+    pub(super) fn locked_out_for(&self, now: Instant) -> Option<Duration> {
+        let lock_out = (*self.lock_out.lock())?;
+        let lately = now.saturating_duration_since(lock_out.asked) < FORGOTTEN;
+        lately.then(|| now.saturating_duration_since(lock_out.since))
     }
 
     pub(super) fn is_locked_out(&self) -> bool {

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use event_listener::Event;
 
 use super::checkpoint;
-use super::group_commit::QueueHandle;
+use super::group_commit::{QueueHandle, locked_out};
 use super::queue::WriteQueue;
 use crate::core::Core;
 use crate::core::backend::Backend;
 use crate::error::{Error, Wanted};
+use crate::observe::health::{LOCKED_OUT, WriteSigns};
 use crate::observe::stats::Stats;
 use crate::sqlite::{Noted, Sqlite};
 use crate::sync::keyed_map::{KeyedEntry, KeyedMap};
@@ -224,10 +225,51 @@ impl Writer {
         refused
     }
 
+    /// What a verdict needs to know of the writes.
+    pub(crate) fn tell(&self, signs: &mut WriteSigns) {
+        let queues = self.queues.all();
+        signs.locked_out = longest_lock_out(&queues);
+        signs.waiting = queues
+            .iter()
+            .map(|queue| queue.waiting())
+            .max()
+            .unwrap_or(0);
+        signs.queue = self.limits.queue;
+        if let Some(wal) = self.core.backend.wal() {
+            signs.log = wal.pages() as usize;
+            signs.log_limit = wal.limit().map(|pages| pages as usize);
+            signs.pinned = wal.wants_another_try();
+        }
+    }
+
+    /// # Errors
+    /// `SQLITE_BUSY` if the writes of all agents have been kept out for some time. Where each agent has its own file, the
+    /// others go on.
+    pub(crate) fn check_ready(&self) -> Result<(), Error> {
+        let Some((queue, _)) = &self.shared else {
+            return Ok(());
+        };
+        match queue.locked_out_for(Instant::now()) {
+            Some(time) if time >= LOCKED_OUT => Err(locked_out().into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many tasks wait for a thread, if all threads are at work.
+    pub(crate) fn backlog(&self) -> usize {
+        self.workers.backlog()
+    }
+
     pub(crate) fn observe(&self, stats: &mut Stats) {
         let queues = self.queues.all();
         stats.writes_waiting = queues.iter().map(|queue| queue.waiting()).sum();
     }
+}
+
+fn longest_lock_out(queues: &[Queue]) -> Option<Duration> {
+    let now = Instant::now();
+    let times = queues.iter().filter_map(|queue| queue.locked_out_for(now));
+    times.max()
 }
 
 impl Drop for OfLease<'_> {

@@ -13,6 +13,7 @@ mod example;
 mod exits;
 mod fairness;
 mod hand_over;
+mod health;
 mod hostile;
 mod hosting;
 mod in_time;

@@ -1,0 +1,41 @@
+//! What the core tells for a verdict about the pool.
+//! It judges nothing: [`Signs::verdict`] does.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::Core;
+use super::backend::Backend;
+use crate::observe::health::Signs;
+
+impl<B: Backend> Core<B> {
+    /// Looks at locks that leases take, so not more often than somebody asks.
+    pub(crate) fn tell(&self, signs: &mut Signs) {
+        let now = Instant::now();
+        signs.closed = self.is_closed();
+        let lent = self.parking.lot.levels().lent;
+        signs.max_connections = self.options.max_connections;
+        signs.open = self.counters.open.load(Relaxed);
+        signs.stuck = self.counters.stuck.load(Relaxed);
+        // Connections that are open serve, whether another could be opened or not.
+        if !(B::IS_REMOTE && signs.open > signs.stuck.max(lent)) {
+            signs.cannot_open = self.backend.check().err().map(|error| error.to_string());
+        }
+        signs.lease_timeout = self.options.lease_timeout;
+        let waiting = self.waiting_claims();
+        signs.waiting = waiting.len();
+        let waited = |asked_at| now.saturating_duration_since(asked_at);
+        let longest = waiting.iter().map(|claim| waited(claim.asked_at)).max();
+        signs.longest_wait = longest.unwrap_or_default();
+        signs.overdue_after = self.options.overdue_after;
+        if let Some(after) = self.options.overdue_after {
+            let holders = self.holders_and_threads(now).0;
+            signs.overdue = holders.iter().filter(|holder| holder.age >= after).count();
+            // The oldest is the first. Ids of agents do not belong into a verdict that anybody may read.
+            signs.oldest = holders.first().map(|holder| holder.borrowed_at.to_string());
+        }
+        signs.deadlock = self.deadlock_reported.load(Relaxed);
+        signs.short_of_descriptors = self.backend.is_short_of_descriptors();
+        signs.backlog = self.workers.backlog();
+    }
+}
