@@ -34,7 +34,9 @@ pub(crate) fn router(app: &App) -> Router {
         let id = parts.uri.path().split('/').nth(3)?;
         is_id(id).then(|| id.to_owned())
     });
-    let status = leasepool::status::router_until(&app.pool, app.stop.clone().cancelled_owned());
+    let status = leasepool::status::Page::new(&app.pool)
+        .until(app.stop.clone().cancelled_owned())
+        .public();
     Router::new()
         .route("/api/sessions/{id}/messages", post(send).get(history))
         .route("/api/sessions/{id}", delete(remove))

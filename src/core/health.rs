@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Core;
 use super::backend::Backend;
+use crate::error::Error;
 use crate::observe::health::Signs;
 
 impl<B: Backend> Core<B> {
@@ -19,7 +20,10 @@ impl<B: Backend> Core<B> {
         signs.stuck = self.counters.stuck.load(Relaxed);
         // Connections that are open serve, whether another could be opened or not.
         if !(B::IS_REMOTE && signs.open > signs.stuck.max(lent)) {
-            signs.cannot_open = self.backend.check().err().map(|error| error.to_string());
+            signs.cannot_open = self.backend.check().err().map(|error| match error {
+                Error::FileReplaced { found, .. } => format!("the database file was {found}"),
+                _ => "no connection can be opened".to_owned(),
+            });
         }
         signs.lease_timeout = self.options.lease_timeout;
         let waiting = self.waiting_claims();
@@ -31,8 +35,6 @@ impl<B: Backend> Core<B> {
         if let Some(after) = self.options.overdue_after {
             let holders = self.holders_and_threads(now).0;
             signs.overdue = holders.iter().filter(|holder| holder.age >= after).count();
-            // The oldest is the first. Ids of agents do not belong into a verdict that anybody may read.
-            signs.oldest = holders.first().map(|holder| holder.borrowed_at.to_string());
         }
         signs.deadlock = self.deadlock_reported.load(Relaxed);
         signs.short_of_descriptors = self.backend.is_short_of_descriptors();

@@ -23,7 +23,8 @@ pub enum Health {
 pub struct Reason {
     /// A short name for programs, which stays the same from version to version.
     pub code: &'static str,
-    /// One sentence: what is the matter, and what to do.
+    /// One sentence: what is the matter, and what to do. It names no agent, no path and no source line, so that it may be
+    /// shown to anybody.
     pub text: String,
     /// The section of the guide about it.
     pub link: &'static str,
@@ -68,9 +69,8 @@ pub struct Signs {
     pub(crate) waiting: usize,
     pub(crate) longest_wait: Duration,
     pub(crate) overdue_after: Option<Duration>,
-    /// Holders of leases that are overdue, and the oldest in words.
+    /// Holders of leases that are overdue.
     pub(crate) overdue: usize,
-    pub(crate) oldest: Option<String>,
     /// All holders that others wait for wait themselves.
     pub(crate) deadlock: bool,
     pub(crate) short_of_descriptors: bool,
@@ -284,11 +284,10 @@ impl Signs {
             }
         }
         if let (1.., Some(after)) = (self.overdue, self.overdue_after) {
-            let oldest = self.oldest.as_deref().unwrap_or("unknown");
             reasons.push(Reason {
                 code: "overdue",
                 text: format!(
-                    "{} for longer than {}: look at the source line of the oldest, {oldest}",
+                    "{} for longer than {}: look at the source lines of the oldest holders",
                     plural(self.overdue as u64, "lease is held", "leases are held"),
                     seconds(after)
                 ),

@@ -96,6 +96,22 @@ impl<B: Backend> Pool<B> {
     }
 
     #[cfg(feature = "status")]
+    pub(crate) fn signs(&self) -> crate::observe::health::Signs {
+        self.shared.signs()
+    }
+
+    #[cfg(feature = "status")]
+    pub(crate) fn cached_agents(&self) -> usize {
+        self.shared.core.options.cached_agents
+    }
+
+    /// By the pool's own books; `None` for connections to a server.
+    #[cfg(feature = "status")]
+    pub(crate) fn counted_descriptors(&self) -> Option<usize> {
+        self.shared.core.backend.counted_descriptors()
+    }
+
+    #[cfg(feature = "status")]
     pub(crate) fn families(&self) -> Vec<crate::observe::families::Family> {
         self.shared.families()
     }

@@ -214,6 +214,11 @@ impl<B: Pooled> Shared<B> {
     }
 
     pub(super) fn health(&self) -> Health {
+        self.signs().verdict()
+    }
+
+    /// What the verdict is made of.
+    pub(super) fn signs(&self) -> Signs {
         let mut signs = Signs {
             forked: self.core.is_forked(),
             ..Signs::default()
@@ -230,7 +235,7 @@ impl<B: Pooled> Shared<B> {
             }
             B::tell(&self.beside, &mut signs);
         }
-        signs.verdict()
+        signs
     }
 
     pub(super) fn ready(&self) -> Result<(), Error> {

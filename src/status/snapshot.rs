@@ -1,31 +1,110 @@
 //! What the page and `/status.json` show: the pool's numbers as JSON.
 //! It computes nothing that the pool does not know.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::observe::health::{Health, Signs};
 use crate::observe::histogram::Histogram;
 use crate::observe::stats::Stats;
+use crate::observe::windows::{Spread, Window, Windows};
 use crate::pool::Pool;
 use crate::pool::pooled::Backend;
 
 /// Longer lists show only this many entries, the first.
 const LISTED: usize = 100;
 
+/// How agents' ids are shown on the status page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Agents {
+    /// As they are.
+    Show,
+    /// As a hash with a secret of the router: the same agent has the same hash until the program ends, and nobody can
+    /// guess ids from it.
+    Hash,
+    /// Not at all.
+    Hide,
+}
+
+/// Whether the status page shows the source lines where leases were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Places {
+    /// It shows them.
+    Show,
+    /// It does not.
+    Hide,
+}
+
+/// What is shown of agents and places.
+pub(super) struct Privacy {
+    agents: Agents,
+    places: Places,
+    secret: RandomState,
+}
+
+impl Privacy {
+    pub(super) fn new(agents: Agents, places: Places) -> Self {
+        Privacy {
+            agents,
+            places,
+            secret: RandomState::new(),
+        }
+    }
+
+    fn agent(&self, agent: String) -> String {
+        match self.agents {
+            // What the pool does itself is nobody's secret.
+            _ if is_own(&agent) => agent,
+            Agents::Show => agent,
+            Agents::Hash => format!("#{:016x}", self.secret.hash_one(agent)),
+            Agents::Hide => "–".to_owned(),
+        }
+    }
+
+    fn place(&self, place: &Location<'_>) -> String {
+        match self.places {
+            Places::Show => format!("{}:{}", place.file(), place.line()),
+            Places::Hide => "–".to_owned(),
+        }
+    }
+}
+
+/// Whether it is the pool that borrows or waits. No agent's id may begin so.
+fn is_own(agent: &str) -> bool {
+    agent.starts_with("leasepool: ")
+}
+
 /// The pool at this moment, with the history.
 #[derive(Serialize)]
 pub(super) struct Full {
     #[serde(flatten)]
     pub(super) now: Now,
+    /// All pools of the page.
+    pub(super) pools: Vec<Named>,
     pub(super) history: Vec<Sample>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Named {
+    pub(super) name: String,
+    /// The verdict in a word.
+    pub(super) state: &'static str,
 }
 
 /// The pool at this moment.
 #[derive(Serialize)]
 pub(super) struct Now {
     name: String,
+    health: Verdict,
+    windows: Lately,
+    limits: Limits,
     /// When this router was made, in milliseconds since 1970. Another value means another server process.
     started_ms: u64,
     closed: bool,
@@ -33,10 +112,7 @@ pub(super) struct Now {
     not_ready: Option<&'static str>,
     max_connections: usize,
     open: usize,
-    stuck: usize,
     descriptor_ceiling: usize,
-    writes_waiting: usize,
-    wal_pages: usize,
     files: usize,
     #[serde(flatten)]
     pub(super) sample: Sample,
@@ -60,10 +136,85 @@ pub(super) struct Sample {
     lent: usize,
     parked: usize,
     free: usize,
+    stuck: usize,
     waiting: usize,
+    writes_waiting: usize,
+    wal_pages: usize,
     leases: u64,
     hits: u64,
     writes: u64,
+    /// Calls that gave up, and writes and openings that failed, since the pool was built.
+    failures: u64,
+    state: &'static str,
+    /// In seconds, over the ten seconds before.
+    wait_p50: f64,
+    wait_p99: f64,
+    hold_p50: f64,
+    hold_p99: f64,
+    write_p50: f64,
+    write_p99: f64,
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    state: &'static str,
+    reasons: Vec<Why>,
+}
+
+#[derive(Serialize)]
+struct Why {
+    code: &'static str,
+    text: String,
+    link: &'static str,
+}
+
+/// What the numbers are to be compared with.
+#[derive(Serialize)]
+struct Limits {
+    lease_timeout_s: f64,
+    /// `null` if the option is off.
+    overdue_after_s: Option<f64>,
+    write_queue: usize,
+    /// The pages from which on the log needs a checkpoint; `null` if there is no log, or the pool checkpoints none.
+    wal_pages: Option<usize>,
+    cached_agents: usize,
+    /// The version of SQLite; `null` for connections to a server.
+    sqlite: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Lately {
+    #[serde(rename = "10s")]
+    ten_seconds: Recent,
+    #[serde(rename = "1m")]
+    minute: Recent,
+    #[serde(rename = "5m")]
+    five_minutes: Recent,
+}
+
+/// A window. Rates are per second.
+#[derive(Serialize)]
+struct Recent {
+    length_s: f64,
+    leases: u64,
+    lease_rate: f64,
+    /// 0 to 1; `null` without leases.
+    hit_rate: Option<f64>,
+    /// How many connections were lent on average.
+    lent: f64,
+    timeouts: u64,
+    writes: u64,
+    write_rate: f64,
+    write_failures: u64,
+    /// `null` without writes.
+    group_size: Option<f64>,
+    opens: u64,
+    open_failures: u64,
+    checkpoints: u64,
+    overdue: u64,
+    wait: Durations,
+    hold: Durations,
+    write: Durations,
 }
 
 #[derive(Serialize)]
@@ -105,6 +256,8 @@ struct Durations {
 #[derive(Serialize)]
 struct Person {
     agent: String,
+    /// Whether it is the pool itself.
+    own: bool,
     seconds: f64,
     /// The source line.
     place: String,
@@ -119,50 +272,71 @@ struct Slow {
 }
 
 impl Now {
-    pub(super) fn of<B: Backend>(pool: &Pool<B>, started: SystemTime, uptime: Duration) -> Now {
+    pub(super) fn of<B: Backend>(
+        pool: &Pool<B>,
+        privacy: &Privacy,
+        started: SystemTime,
+        uptime: Duration,
+    ) -> Now {
         let stats = pool.stats();
+        let windows = pool.windows();
+        let signs = pool.signs();
+        let health = signs.verdict();
         let started = started.duration_since(SystemTime::UNIX_EPOCH);
         let holders = pool.holders().into_iter().take(LISTED);
         let waiters = pool.waiting().into_iter().take(LISTED);
         let slowest = pool.slowest_waits().into_iter();
         let ready = pool.ready();
+        let descriptors = pool.counted_descriptors();
+        let person = |agent, time: Duration, place| Person::new(privacy, agent, time, place);
+        let recent = &windows.ten_seconds;
         Now {
             name: pool.name().to_owned(),
+            limits: Limits::of(&signs, pool.cached_agents(), descriptors.is_some()),
             started_ms: started.map_or(0, |since| since.as_millis() as u64),
             closed: matches!(ready, Err(Error::Closed)),
             not_ready: ready.err().map(|error| match error {
                 Error::Closed => "closed",
                 Error::Exhausted { .. } => "exhausted",
                 Error::FileReplaced { .. } => "no database file",
+                Error::Sqlite(_) => "writes are locked out",
                 _ => "failing",
             }),
             max_connections: stats.max_connections,
             open: stats.open,
-            stuck: stats.stuck,
             descriptor_ceiling: pool.fd_ceiling(),
-            writes_waiting: stats.writes_waiting,
-            wal_pages: stats.wal_pages,
             files: stats.files,
             sample: Sample {
                 uptime_s: uptime.as_secs_f64(),
-                descriptors: pool.descriptors(),
+                descriptors,
                 lent: stats.lent,
                 parked: stats.parked,
                 free: stats.free(),
+                stuck: stats.stuck,
                 waiting: stats.waiting,
+                writes_waiting: stats.writes_waiting,
+                wal_pages: stats.wal_pages,
                 leases: stats.leases,
                 hits: stats.hits,
                 writes: stats.writes,
+                failures: stats.timeouts + stats.write_failures + stats.open_failures,
+                state: health.name(),
+                wait_p50: recent.wait.p50.as_secs_f64(),
+                wait_p99: recent.wait.p99.as_secs_f64(),
+                hold_p50: recent.hold.p50.as_secs_f64(),
+                hold_p99: recent.hold.p99.as_secs_f64(),
+                write_p50: recent.write.p50.as_secs_f64(),
+                write_p99: recent.write.p99.as_secs_f64(),
             },
             holders: holders
-                .map(|h| Person::new(h.agent, h.age, h.borrowed_at))
+                .map(|h| person(h.agent, h.age, h.borrowed_at))
                 .collect(),
             waiters: waiters
-                .map(|w| Person::new(w.agent, w.age, w.asked_at))
+                .map(|w| person(w.agent, w.age, w.asked_at))
                 .collect(),
             slowest_waits: slowest
                 .map(|wait| Slow {
-                    who: Person::new(wait.agent, wait.waited, wait.asked_at),
+                    who: person(wait.agent, wait.waited, wait.asked_at),
                     ago_s: wait.ago.as_secs_f64(),
                     served: wait.served,
                 })
@@ -171,6 +345,8 @@ impl Now {
             hold: Durations::of(&stats.hold),
             write: Durations::of(&stats.write),
             counters: Counters::of(&stats),
+            health: Verdict::of(&health),
+            windows: Lately::of(&windows),
         }
     }
 }
@@ -217,12 +393,86 @@ impl Durations {
     }
 }
 
+impl From<&Spread> for Durations {
+    fn from(spread: &Spread) -> Durations {
+        Durations {
+            count: spread.count,
+            p50: spread.p50.as_secs_f64(),
+            p90: spread.p90.as_secs_f64(),
+            p99: spread.p99.as_secs_f64(),
+            max: spread.max.as_secs_f64(),
+        }
+    }
+}
+
+impl Verdict {
+    fn of(health: &Health) -> Verdict {
+        let why = |reason: &crate::observe::health::Reason| Why {
+            code: reason.code,
+            text: reason.text.clone(),
+            link: reason.link,
+        };
+        Verdict {
+            state: health.name(),
+            reasons: health.reasons().iter().map(why).collect(),
+        }
+    }
+}
+
+impl Limits {
+    fn of(signs: &Signs, cached_agents: usize, is_sqlite: bool) -> Limits {
+        Limits {
+            lease_timeout_s: signs.lease_timeout.as_secs_f64(),
+            overdue_after_s: signs.overdue_after.map(|after| after.as_secs_f64()),
+            write_queue: signs.writes.queue,
+            wal_pages: signs.writes.log_limit,
+            cached_agents,
+            sqlite: is_sqlite.then(rusqlite::version),
+        }
+    }
+}
+
+impl Lately {
+    fn of(windows: &Windows) -> Lately {
+        Lately {
+            ten_seconds: Recent::of(&windows.ten_seconds),
+            minute: Recent::of(&windows.minute),
+            five_minutes: Recent::of(&windows.five_minutes),
+        }
+    }
+}
+
+impl Recent {
+    fn of(window: &Window) -> Recent {
+        Recent {
+            length_s: window.length.as_secs_f64(),
+            leases: window.leases,
+            lease_rate: window.rate(window.leases),
+            hit_rate: window.hit_rate(),
+            lent: window.lent(),
+            timeouts: window.timeouts,
+            writes: window.writes,
+            write_rate: window.rate(window.writes),
+            write_failures: window.write_failures,
+            group_size: window.group_size(),
+            opens: window.opens,
+            open_failures: window.open_failures,
+            checkpoints: window.checkpoints,
+            overdue: window.overdue,
+            wait: Durations::from(&window.wait),
+            hold: Durations::from(&window.hold),
+            write: Durations::from(&window.write),
+        }
+    }
+}
+
 impl Person {
-    fn new(agent: String, time: Duration, place: &std::panic::Location<'_>) -> Person {
+    fn new(privacy: &Privacy, agent: String, time: Duration, place: &Location<'_>) -> Person {
         Person {
-            agent,
+            own: is_own(&agent),
+            agent: privacy.agent(agent),
             seconds: time.as_secs_f64(),
-            place: format!("{}:{}", place.file(), place.line()),
+            place: privacy.place(place),
         }
     }
 }

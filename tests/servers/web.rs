@@ -50,7 +50,7 @@ async fn extractors_and_the_status_page() {
         .route("/who/{agent}", get(who))
         .route("/sum/{agent}", get(sum))
         .layer(layer)
-        .nest("/status", status::router(&pool));
+        .nest("/status", status::Page::new(&pool).public());
     assert_eq!(
         text(&app, "/who/alice").await,
         (StatusCode::OK, "alice".to_owned())

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use leasepool::status::{Agents, Page, Places};
 use leasepool::{Database, Error, Pool};
 
 use crate::server::{LONG, Server};
@@ -352,21 +353,281 @@ fn no_more_than_so_many_may_watch() {
     server.stop();
 }
 
+/// D5, D6.
 #[test]
-fn the_page_is_one_file() {
+fn the_page_is_one_file_and_may_only_show_itself() {
     let (_folder, pool) = pool(1);
     let server = Server::start(&pool, 0);
+    let mut nonces = Vec::new();
     for path in ["/status", "/status/"] {
         let (head, page) = server.get(path);
-        if head.starts_with("http/1.1 404") && path.ends_with('/') {
-            continue; // as the outer router has it
-        }
         assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
-        assert!(head.contains("default-src 'none'"), "{head}");
-        for outside in ["http://", "https://", "src=", "@import", "url("] {
+        for header in [
+            "x-content-type-options: nosniff",
+            "x-frame-options: deny",
+            "cache-control: no-store",
+            "default-src 'none'",
+            "frame-ancestors 'none'",
+        ] {
+            assert!(head.contains(header), "{header}: {head}");
+        }
+        assert!(!head.contains("unsafe-inline"), "{head}");
+        let nonce = head.split("script-src 'nonce-").nth(1).unwrap();
+        let nonce = nonce.split('\'').next().unwrap().to_owned();
+        assert!(page.contains(&format!("<script nonce=\"{nonce}\">")));
+        assert!(page.contains(&format!("<style nonce=\"{nonce}\">")));
+        nonces.push(nonce);
+        for outside in ["http://", "src=", "@import", "url(", " style="] {
             assert!(!page.contains(outside), "{outside}");
         }
         assert!(page.contains("prefers-color-scheme") && page.contains("width=device-width"));
     }
+    assert_ne!(nonces[0], nonces[1]);
+    for path in ["status.json", "metrics", "healthz", "readyz"] {
+        let (head, _) = server.get(&format!("/status/{path}"));
+        assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
+        for header in ["nosniff", "frame-ancestors 'none'", "no-store"] {
+            assert!(head.contains(header), "{header} {path}: {head}");
+        }
+    }
+    server.stop();
+}
+
+fn status_of(mut connection: std::net::TcpStream) -> String {
+    use std::io::Read;
+    let mut head = [0; 12];
+    connection.read_exact(&mut head).unwrap();
+    String::from_utf8_lossy(&head[9..]).into_owned()
+}
+
+#[test]
+fn a_guard_lets_through_whom_it_knows() {
+    let (_folder, pool) = pool(1);
+    let guarded = |page: Page| {
+        page.guarded(|head| {
+            let token = head.headers.get("authorization");
+            token.is_some_and(|token| token == "Bearer secret")
+        })
+    };
+    let server = Server::of(Page::new(&pool), guarded, 0);
+    let known = "Authorization: Bearer secret\r\n";
+    for path in ["", "/", "/status.json", "/metrics", "/events"] {
+        let path = format!("/status{path}");
+        assert_eq!(status_of(server.ask(&path)), "403", "{path}");
+        assert_eq!(status_of(server.ask_with(&path, known)), "200", "{path}");
+    }
+    // A probe has no secret, and is told no more than a word.
+    for (path, word) in [("healthz", "healthy\n"), ("readyz", "ready\n")] {
+        let (head, body) = server.get(&format!("/status/{path}"));
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        assert_eq!(body, word);
+    }
+    server.stop();
+}
+
+#[test]
+fn a_public_page_hides_who_and_where() {
+    let (_folder, pool) = pool(2);
+    let _held = pool.lease("alice@example.org").unwrap();
+    let shown = |page: Page| {
+        let server = Server::of(page, Page::public, 0);
+        let json = server.json();
+        server.stop();
+        let holder = &json["holders"][0];
+        let text = |key: &str| holder[key].as_str().unwrap().to_owned();
+        assert_eq!(
+            json.to_string().contains("alice"),
+            text("agent").contains("alice")
+        );
+        assert_eq!(
+            json.to_string().contains(".rs"),
+            text("place").contains(".rs")
+        );
+        (text("agent"), text("place"))
+    };
+    let (agent, place) = shown(Page::new(&pool));
+    assert!(agent.starts_with('#') && agent.len() == 17, "{agent}");
+    assert_eq!(place, "–");
+    // Another router has another secret.
+    assert_ne!(shown(Page::new(&pool)).0, agent);
+    let page = Page::new(&pool).agents(Agents::Hide).places(Places::Show);
+    let (agent, place) = shown(page);
+    assert!(
+        agent == "–" && place.contains("router.rs:"),
+        "{agent} {place}"
+    );
+    let (agent, _) = shown(Page::new(&pool).agents(Agents::Show));
+    assert_eq!(agent, "alice@example.org");
+}
+
+#[test]
+fn several_pools_are_on_one_page() {
+    let (_folder, first) = pool(1);
+    let second = Pool::builder(Database::memory())
+        .name("second")
+        .max_connections(3)
+        .build()
+        .unwrap();
+    let server = Server::of(Page::new(&first).and(&second), Page::public, 0);
+    let json =
+        |path: &str| -> serde_json::Value { serde_json::from_str(&server.get(path).1).unwrap() };
+    assert_eq!(server.json()["name"], "a\"b.db");
+    let of_second = json("/status/status.json?pool=1");
+    assert_eq!(
+        (&of_second["name"], &of_second["max_connections"]),
+        (&"second".into(), &3.into())
+    );
+    assert_eq!(of_second["pools"][0]["name"], "a\"b.db");
+    assert_eq!(of_second["pools"][1]["state"], "healthy");
+    for path in ["status.json?pool=2", "events?pool=2"] {
+        let (head, _) = server.get(&format!("/status/{path}"));
+        assert!(head.starts_with("http/1.1 404"), "{head}");
+    }
+    let (_, metrics) = server.get("/status/metrics");
+    let types: Vec<_> = metrics
+        .lines()
+        .filter(|line| line.starts_with("# TYPE"))
+        .collect();
+    let distinct: std::collections::HashSet<_> = types.iter().collect();
+    assert_eq!(types.len(), distinct.len());
+    for name in ["a\\\"b.db", "second"] {
+        assert!(metrics.contains(&format!("pool=\"{name}\"")), "{name}");
+    }
+    // The probes tell of the worst.
+    let probe = |path: &str| server.get(&format!("/status/{path}")).0[9..12].to_owned();
+    assert_eq!(
+        (probe("healthz"), probe("readyz")),
+        ("200".into(), "200".into())
+    );
+    second.close().unwrap();
+    assert_eq!(
+        (probe("healthz"), probe("readyz")),
+        ("503".into(), "503".into())
+    );
+    assert_eq!(server.json()["pools"][1]["state"], "down");
+    server.stop();
+}
+
+/// D3: another process holds the write lock.
+#[test]
+fn a_page_whose_writes_fail_does_not_say_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("locked.db");
+    let pool = Pool::builder(Database::file(&path))
+        .setup(|conn| conn.execute_batch("CREATE TABLE t (x)"))
+        .lease_timeout(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let server = Server::start(&pool, 0);
+    assert_eq!(server.json()["health"]["state"], "healthy");
+    let other = leasepool::rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let start = std::time::Instant::now();
+    let told = loop {
+        assert!(pool.execute("a", "INSERT INTO t VALUES (1)", []).is_err());
+        let json = server.json();
+        if let Some(reason) = json["health"]["reasons"].get(0)
+            && reason["code"] == "writes-locked-out"
+        {
+            break json;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{}",
+            json["health"]
+        );
+    };
+    assert_eq!(told["health"]["state"], "degraded");
+    assert_eq!(told["not_ready"], "writes are locked out");
+    assert!(server.get("/status/readyz").0.starts_with("http/1.1 503"));
+    // It lends connections, so a restart would not help.
+    assert_eq!(server.get("/status/healthz").1, "degraded\n");
+    other.execute_batch("ROLLBACK").unwrap();
+    pool.execute("a", "INSERT INTO t VALUES (1)", []).unwrap();
+    assert!(server.get("/status/readyz").0.starts_with("http/1.1 200"));
+    server.stop();
+}
+
+/// D4.
+#[test]
+fn with_every_place_taken_the_numbers_can_still_be_had() {
+    let (_folder, pool) = pool(1);
+    let page = Page::new(&pool).watchers(200);
+    let server = Server::of(page, Page::public, 0);
+    let watching: Vec<_> = (0..200).map(|_| server.ask("/status/events")).collect();
+    let start = std::time::Instant::now();
+    while status_of(server.ask("/status/events")) != "503" {
+        assert!(start.elapsed() < LONG);
+    }
+    let before = server.json()["leases"].as_u64().unwrap();
+    drop(pool.lease("a").unwrap());
+    assert_eq!(server.json()["leases"].as_u64(), Some(before + 1));
+    drop(watching);
+    server.stop();
+}
+
+/// D2: what is shown costs no look at all descriptors of the process. (The kernel's count is in `tests/it/cap.rs`.)
+#[test]
+fn descriptors_are_those_of_the_kernel_without_asking_it() {
+    let (_folder, pool) = pool(4);
+    let server = Server::start(&pool, 0);
+    for n in 1..=4 {
+        let held: Vec<_> = (0..n).map(|_| pool.lease("a").unwrap()).collect();
+        assert_eq!(server.json()["descriptors"], pool.descriptors().unwrap());
+        drop(held);
+        let (_, metrics) = server.get("/status/metrics");
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("leasepool_descriptors{"));
+        let counted = line.unwrap().rsplit_once(' ').unwrap().1;
+        assert_eq!(counted, pool.descriptors().unwrap().to_string());
+    }
+    server.stop();
+}
+
+#[test]
+fn json_has_the_verdict_the_windows_and_their_history() {
+    let (_folder, pool) = pool(2);
+    let server = Server::start(&pool, 0);
+    for _ in 0..50 {
+        drop(pool.lease("a").unwrap());
+    }
+    let start = std::time::Instant::now();
+    let json = loop {
+        let json = server.json();
+        let history = json["history"].as_array().unwrap();
+        if history
+            .last()
+            .is_some_and(|sample| sample["hold_p99"].as_f64() > Some(0.0))
+        {
+            break json;
+        }
+        assert!(start.elapsed() < LONG, "{json}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for window in ["10s", "1m", "5m"] {
+        let window = &json["windows"][window];
+        assert_eq!(
+            (&window["leases"], &window["timeouts"]),
+            (&50.into(), &0.into())
+        );
+        assert!(window["hit_rate"].as_f64().unwrap() > 0.9, "{window}");
+        assert_eq!(window["hold"]["count"], 50);
+        assert_eq!(window["group_size"], serde_json::Value::Null);
+    }
+    assert_eq!(json["limits"]["lease_timeout_s"], 0.05);
+    assert_eq!(json["limits"]["sqlite"], leasepool::rusqlite::version());
+    pool.close().unwrap();
+    let health = &server.json()["health"];
+    assert_eq!(
+        (&health["state"], &health["reasons"][0]["code"]),
+        (&"down".into(), &"closed".into())
+    );
+    assert!(
+        health["reasons"][0]["link"]
+            .as_str()
+            .unwrap()
+            .starts_with("https://docs.rs/")
+    );
     server.stop();
 }

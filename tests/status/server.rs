@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use leasepool::{Pool, status};
+use leasepool::Pool;
+use leasepool::status::{self, Agents, Places};
 use tokio::sync::oneshot;
 
 /// Longer than anything may take; only a failing test waits for so long.
@@ -21,11 +22,21 @@ pub(crate) struct Server {
 impl Server {
     /// On any port, or on the one of a server that is no more.
     pub(crate) fn start(pool: &Pool, port: u16) -> Server {
+        let page = status::Page::new(pool);
+        let page = page.agents(Agents::Show).places(Places::Show);
+        Server::of(page, status::Page::public, port)
+    }
+
+    /// Of a page that `router` makes a router of.
+    pub(crate) fn of(
+        page: status::Page,
+        router: impl FnOnce(status::Page) -> Router + Send + 'static,
+        port: u16,
+    ) -> Server {
         let listener = bind(port);
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let (shut, shutdown) = oneshot::channel::<()>();
-        let pool = pool.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
@@ -34,7 +45,7 @@ impl Server {
                 .unwrap();
             runtime.block_on(async {
                 let shutdown = async { _ = shutdown.await };
-                let router = Router::new().nest("/status", status::router_until(&pool, shutdown));
+                let router = Router::new().nest_service("/status", router(page.until(shutdown)));
                 listener.set_nonblocking(true).unwrap();
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let stopped = async {
@@ -82,9 +93,15 @@ impl Server {
     }
 
     pub(crate) fn ask(&self, path: &str) -> TcpStream {
+        self.ask_with(path, "")
+    }
+
+    /// `more`: more lines for the head.
+    pub(crate) fn ask_with(&self, path: &str, more: &str) -> TcpStream {
         let mut connection = TcpStream::connect(self.address).unwrap();
         connection.set_read_timeout(Some(LONG)).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{more}\r\n");
         connection.write_all(request.as_bytes()).unwrap();
         connection
     }

@@ -1,0 +1,41 @@
+//! Watched: a pool as the status page sees it, whatever its connections are to.
+//! It only asks; what is shown is decided by [`Privacy`].
+
+use std::time::{Duration, SystemTime};
+
+use super::prometheus;
+use super::snapshot::{Now, Privacy};
+use crate::error::Error;
+use crate::observe::health::Health;
+use crate::pool::Pool;
+use crate::pool::pooled::Backend;
+
+pub(super) trait Watched: Send + Sync {
+    fn name(&self) -> &str;
+    fn now(&self, privacy: &Privacy, started: SystemTime, uptime: Duration) -> Now;
+    fn health(&self) -> Health;
+    fn ready(&self) -> Result<(), Error>;
+    fn metrics(&self) -> String;
+}
+
+impl<B: Backend> Watched for Pool<B> {
+    fn name(&self) -> &str {
+        Pool::name(self)
+    }
+
+    fn now(&self, privacy: &Privacy, started: SystemTime, uptime: Duration) -> Now {
+        Now::of(self, privacy, started, uptime)
+    }
+
+    fn health(&self) -> Health {
+        Pool::health(self)
+    }
+
+    fn ready(&self) -> Result<(), Error> {
+        Pool::ready(self)
+    }
+
+    fn metrics(&self) -> String {
+        prometheus::text(self)
+    }
+}
