@@ -166,8 +166,8 @@ impl Signs {
             reasons.push(Reason {
                 code: "writes-locked-out",
                 text: format!(
-                    "another process, or a transaction on a plain lease, has kept the write lock for {}: end it, \
-                     {} of the last 10 seconds' {} failed",
+                    "another process, or a transaction on a plain lease, has kept the write lock for {}, and {} of \
+                     {} failed in the last 10 seconds: end that transaction",
                     seconds(time),
                     recent.write_failures,
                     plural(recent.writes + recent.write_failures, "write", "writes"),

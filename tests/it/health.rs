@@ -93,7 +93,8 @@ fn a_file_that_is_gone_and_a_pool_that_is_closed_are_down() {
     let_a_change_show();
     assert!(pool.health().is_down());
     assert_eq!(codes(&pool), ["no-database"]);
-    let text = &pool.health().reasons()[0].text;
+    let health = pool.health();
+    let text = &health.reasons()[0].text;
     assert!(text.starts_with("the database file was deleted"), "{text}");
     std::fs::rename(&away, &fixture.path).unwrap();
     let_a_change_show();
