@@ -631,3 +631,43 @@ fn json_has_the_verdict_the_windows_and_their_history() {
     );
     server.stop();
 }
+
+/// D2: a process with thousands of sockets. The page asks the system for none of them.
+#[test]
+fn thousands_of_sockets_do_not_make_the_numbers_slow() {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let limit = limit.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
+    // The tests beside this one need descriptors, too.
+    let most = limit.unwrap_or(0_usize).saturating_sub(2_000).min(6_000);
+    if most < 1_000 {
+        eprintln!("the limit of descriptors is too low for a thousand sockets");
+        return;
+    }
+    let (_folder, pool) = pool(2);
+    let server = Server::start(&pool, 0);
+    let _sockets: Vec<_> = (0..most)
+        .map(|_| std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap())
+        .collect();
+    let median = |look: &dyn Fn()| {
+        let mut times: Vec<_> = (0..41)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                look();
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[20]
+    };
+    let scan = median(&|| _ = pool.descriptors());
+    for path in ["status.json", "metrics", "healthz"] {
+        let path = format!("/status/{path}");
+        let took = median(&|| assert!(server.get(&path).0.starts_with("http/1.1 200")));
+        println!("{path}: {took:?}; a scan takes {scan:?}");
+        assert!(took < scan / 2, "{path}: {took:?}, a scan {scan:?}");
+    }
+    server.stop();
+}
