@@ -73,6 +73,23 @@ impl Histogram {
             .map(|(i, n)| (end_of(i).min(self.max), *n))
     }
 
+    /// The longest duration that is counted together with `duration`.
+    #[cfg(feature = "status")]
+    pub(crate) fn end_of_bucket(duration: Duration) -> Duration {
+        end_of(bucket_of(saturate(duration.as_nanos())))
+    }
+
+    /// How many durations were not longer than `end`, which is the end of a bucket. More recorded durations never make
+    /// it less.
+    #[cfg(feature = "status")]
+    pub(crate) fn count_up_to(&self, end: Duration) -> u64 {
+        let buckets = self.buckets.iter().enumerate();
+        buckets
+            .take_while(|(bucket, _)| end_of(*bucket) <= end)
+            .map(|(_, n)| n)
+            .sum()
+    }
+
     /// Counts `n` more durations of zero.
     pub(crate) fn add_zeros(&mut self, n: u64) {
         if self.buckets.is_empty() {
@@ -232,6 +249,32 @@ mod tests {
             prop_assert!(nanos <= end);
             prop_assert!(end - nanos <= (nanos / 8).max(64));
             prop_assert!(bucket == 0 || nanos > end_of(bucket - 1).as_nanos() as u64);
+        }
+    }
+
+    #[cfg(feature = "status")]
+    proptest! {
+        /// However the durations come: each count is exact, and none ever falls.
+        #[test]
+        fn counts_up_to_an_end_are_exact_and_never_fall(
+            batches in prop::collection::vec(prop::collection::vec(0..100_000_000_000_u64, 0..20), 1..8),
+            bounds in prop::collection::vec(0..100_000_000_000_u64, 1..20),
+        ) {
+            let ends: Vec<_> =
+                bounds.into_iter().map(|nanos| Histogram::end_of_bucket(Duration::from_nanos(nanos))).collect();
+            let recorder = Recorder::new(2);
+            let mut recorded = Vec::new();
+            for batch in batches {
+                for nanos in batch {
+                    recorder.record(nanos as usize, Duration::from_nanos(nanos));
+                    recorded.push(Duration::from_nanos(nanos));
+                }
+                let histogram = recorder.snapshot();
+                for &end in &ends {
+                    let exact = recorded.iter().filter(|took| **took <= end).count();
+                    prop_assert_eq!(histogram.count_up_to(end), exact as u64);
+                }
+            }
         }
     }
 

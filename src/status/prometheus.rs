@@ -9,7 +9,7 @@ use crate::observe::histogram::Histogram;
 use crate::pool::Pool;
 use crate::pool::pooled::Backend;
 
-/// Upper bounds of the buckets, in microseconds.
+/// About the upper bounds of the buckets, in microseconds: each bucket ends where an internal one does.
 const BOUNDS: [u64; 14] = [
     1, 10, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000, 5_000_000,
     30_000_000, 60_000_000,
@@ -60,13 +60,8 @@ fn write_histogram(
     histogram: &Histogram,
 ) -> fmt::Result {
     for micros in BOUNDS {
-        let bound = Duration::from_micros(micros);
-        let buckets = histogram.buckets();
-        let within: u64 = buckets
-            .take_while(|(end, _)| *end <= bound)
-            .map(|(_, n)| n)
-            .sum();
-        let le = bound.as_secs_f64();
+        let end = Histogram::end_of_bucket(Duration::from_micros(micros));
+        let (within, le) = (histogram.count_up_to(end), end.as_secs_f64());
         writeln!(
             text,
             "{name}_bucket{{pool=\"{pool}\",le=\"{le}\"}} {within}"
