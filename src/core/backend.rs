@@ -192,7 +192,7 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
-    /// Whether connections that serve nobody any more keep nearly all descriptors.
+    /// Whether connections to files that were replaced keep nearly all descriptors.
     fn is_short_of_descriptors(&self) -> bool {
         false
     }

@@ -257,7 +257,7 @@ mod tests {
         assert_eq!(places.take(start), None);
         let later = start + STALLED;
         assert!(places.keep(reads, later - PACE));
-        // While nobody asks for it, it keeps its place.
+        // Until another client asks for it, it keeps its place.
         let third = places.take(later).unwrap();
         assert!(!places.keep(idle, later));
         assert!(places.keep(reads, later) && places.keep(third, later));

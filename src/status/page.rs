@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Query, Request, State};
+use axum::extract::{RawQuery, Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
     X_FRAME_OPTIONS,
@@ -157,11 +157,13 @@ impl std::fmt::Debug for Page {
     }
 }
 
-/// Which pool a request is about: the first, if it does not say.
-#[derive(serde::Deserialize)]
-struct Which {
-    #[serde(default)]
-    pool: usize,
+/// Which pool a request is about: the first, if it does not say. `None` if it names no number.
+fn which(query: Option<&str>) -> Option<usize> {
+    let mut pairs = query.unwrap_or_default().split('&');
+    match pairs.find_map(|pair| pair.strip_prefix("pool=")) {
+        Some(number) => number.parse().ok(),
+        None => Some(0),
+    }
 }
 
 const NO_POOL: (StatusCode, &str) = (StatusCode::NOT_FOUND, "no such pool\n");
@@ -196,9 +198,9 @@ async fn page() -> Response {
     (headers, Html(PAGE.replace(NONCE, &nonce))).into_response()
 }
 
-async fn json(State(feed): State<Arc<Feed>>, Query(which): Query<Which>) -> Response {
+async fn json(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Response {
     feed.start();
-    match feed.full(which.pool) {
+    match which(query.as_deref()).and_then(|pool| feed.full(pool)) {
         Some(full) => Json(full).into_response(),
         None => NO_POOL.into_response(),
     }
@@ -210,12 +212,13 @@ async fn numbers(State(feed): State<Arc<Feed>>) -> Response {
     ([TEXT], metrics::merge(texts.collect())).into_response()
 }
 
-async fn events(State(feed): State<Arc<Feed>>, Query(which): Query<Which>) -> Response {
+async fn events(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Response {
     feed.start();
-    if feed.pools().nth(which.pool).is_none() {
+    let asked = which(query.as_deref()).filter(|pool| feed.pools().nth(*pool).is_some());
+    let Some(pool) = asked else {
         return NO_POOL.into_response();
-    }
-    let Some(listener) = feed.listen(which.pool) else {
+    };
+    let Some(listener) = feed.listen(pool) else {
         return (
             StatusCode::SERVICE_UNAVAILABLE,
             "too many clients are watching: ask for status.json instead\n",

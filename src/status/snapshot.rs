@@ -25,8 +25,8 @@ const LISTED: usize = 100;
 pub enum Agents {
     /// As they are.
     Show,
-    /// As a hash with a secret of the router: the same agent has the same hash until the program ends, and nobody can
-    /// guess ids from it.
+    /// As a hash with a secret of the router: the same agent has the same hash until the program ends, and ids
+    /// cannot be guessed from it.
     Hash,
     /// Not at all.
     Hide,
@@ -60,7 +60,7 @@ impl Privacy {
 
     fn agent(&self, agent: String) -> String {
         match self.agents {
-            // What the pool does itself is nobody's secret.
+            // What the pool does itself is no secret.
             _ if is_own(&agent) => agent,
             Agents::Show => agent,
             Agents::Hash => format!("#{:016x}", self.secret.hash_one(agent)),

@@ -479,7 +479,12 @@ fn several_pools_are_on_one_page() {
     );
     assert_eq!(of_second["pools"][0]["name"], "a\"b.db");
     assert_eq!(of_second["pools"][1]["state"], "healthy");
-    for path in ["status.json?pool=2", "events?pool=2"] {
+    for path in [
+        "status.json?pool=2",
+        "status.json?pool=x",
+        "events?pool=2",
+        "events?pool=",
+    ] {
         let (head, _) = server.get(&format!("/status/{path}"));
         assert!(head.starts_with("http/1.1 404"), "{head}");
     }
