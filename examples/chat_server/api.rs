@@ -13,6 +13,7 @@ use axum::response::{Html, IntoResponse, Json};
 use axum::routing::{delete, get, post};
 use futures_core::Stream;
 use leasepool::rusqlite::Savepoint;
+use leasepool::status;
 use leasepool::web::{Agent, AgentSource, LeaseLayer};
 use serde::Deserialize;
 
@@ -34,9 +35,6 @@ pub(crate) fn router(app: &App) -> Router {
         let id = parts.uri.path().split('/').nth(3)?;
         is_id(id).then(|| id.to_owned())
     });
-    let status = leasepool::status::Page::new(&app.pool)
-        .until(app.stop.clone().cancelled_owned())
-        .public();
     Router::new()
         .route("/api/sessions/{id}/messages", post(send).get(history))
         .route("/api/sessions/{id}", delete(remove))
@@ -48,7 +46,15 @@ pub(crate) fn router(app: &App) -> Router {
         .route("/readyz", get(ready))
         .layer(DefaultBodyLimit::max(LONGEST_BODY))
         .with_state(app.clone())
-        .nest("/status", status)
+}
+
+/// For operators. It says nothing of who asks: see `main`.
+pub(crate) fn status(app: &App) -> Router {
+    status::Page::new(&app.pool)
+        .agents(status::Agents::Show)
+        .places(status::Places::Show)
+        .until(app.stop.clone().cancelled_owned())
+        .public()
 }
 
 fn is_id(id: &str) -> bool {

@@ -5,9 +5,11 @@
 //! ```
 
 mod api;
+mod auth;
 mod fault;
 mod limit;
 mod reply;
+mod serve;
 mod sessions;
 mod store;
 
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use leasepool::{Database, Pool, Synchronous};
+use limit::Limited;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessions::Sessions;
 use tokio::net::TcpListener;
@@ -39,7 +42,9 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 const PAGE_CACHE: i64 = -512;
 /// Streams at once; more are refused.
 const STREAMS: usize = 1_000;
-/// Descriptors that belong neither to the pool nor to clients: standard streams, the runtime, a spare few.
+/// Connections at once to a status page on an address of its own.
+const OPERATORS: usize = 10;
+/// Descriptors that belong neither to the pool nor to clients: standard streams, the runtime, operators, a spare few.
 const OTHER_DESCRIPTORS: usize = 40;
 /// How long requests may take to end after the signal to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -62,6 +67,16 @@ struct Args {
     /// Connections to it.
     #[arg(long, default_value_t = 8)]
     connections: usize,
+    /// Clients of one address at once; by default, half of all. Behind a proxy, all have its address.
+    #[arg(long)]
+    per_address: Option<usize>,
+    /// Serves the status page on the same address, for who sends this token, as a bearer's or as a password.
+    #[arg(long, value_name = "TOKEN")]
+    status_token: Option<String>,
+    /// Where to serve the status page without a token: on loopback. By default on the same address, if that is on
+    /// loopback, or else nowhere.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "status_token", value_parser = on_loopback)]
+    status: Option<SocketAddr>,
     /// Sets the process's own limit of descriptors.
     #[arg(long)]
     fd_limit: Option<u64>,
@@ -82,6 +97,14 @@ struct App {
     stop: CancellationToken,
     delay: Duration,
     accepted: Arc<AtomicU64>,
+}
+
+fn on_loopback(text: &str) -> Result<SocketAddr, AnyError> {
+    let address: SocketAddr = text.parse()?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err("it shows everybody what they need not know: give an address of loopback, or --status-token".into()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -147,7 +170,29 @@ async fn serve(args: Args) -> Result<(), AnyError> {
     let reserved = pool.fd_ceiling() + OTHER_DESCRIPTORS;
     let clients = limit.checked_sub(reserved).filter(|n| *n > 0);
     let clients = clients.ok_or_else(|| format!("{reserved} descriptors are not enough"))?;
+    let of_address = args.per_address.unwrap_or(clients.div_ceil(2));
     let listener = TcpListener::bind(args.listen).await?;
+    let status = api::status(&app);
+    let (router, aside) = match (args.status_token, args.status) {
+        (Some(token), _) => {
+            let status = auth::behind_token(status, token);
+            (api::router(&app).nest_service("/status", status), None)
+        }
+        (None, Some(address)) => (
+            api::router(&app),
+            Some((TcpListener::bind(address).await?, status)),
+        ),
+        (None, None) if listener.local_addr()?.ip().is_loopback() => {
+            (api::router(&app).nest_service("/status", status), None)
+        }
+        (None, None) => (api::router(&app), None),
+    };
+    if let Some((listener, status)) = aside {
+        println!("status page on http://{}/", listener.local_addr()?);
+        let stopped = app.stop.clone();
+        let listener = Limited::new(listener, OPERATORS, OPERATORS);
+        tokio::spawn(serve::serve(listener, status, stopped));
+    }
     println!("listening on http://{}", listener.local_addr()?);
     println!("at most {} descriptors on the database", pool.fd_ceiling());
     std::io::stdout().flush()?;
@@ -155,15 +200,14 @@ async fn serve(args: Args) -> Result<(), AnyError> {
     let most = Arc::new(AtomicUsize::new(0));
     let watch = tokio::spawn(watch(pool.clone(), Arc::clone(&most)));
     tokio::spawn(stop_on_signal(app.stop.clone()));
-    let stopped = app.stop.clone().cancelled_owned();
-    let serving = axum::serve(limit::Limited::new(listener, clients), api::router(&app))
-        .with_graceful_shutdown(stopped);
+    let listener = Limited::new(listener, clients, of_address);
+    let serving = serve::serve(listener, router, app.stop.clone());
     let overtime = async {
         app.stop.cancelled().await;
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        served = serving => served?,
+        () = serving => {}
         () = overtime => eprintln!("some requests did not end in time"),
     }
     watch.abort();

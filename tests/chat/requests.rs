@@ -195,7 +195,14 @@ fn who_hangs_up_leaves_nothing_behind() {
 fn three_hundred_streams_at_once_on_eight_connections() {
     const STREAMS: usize = 300;
     // Sockets, the pool's 19 and what else a process has.
-    let mut server = Server::start(&["--fd-limit", "400", "--stream-delay-ms", "30"]);
+    let mut server = Server::start(&[
+        "--fd-limit",
+        "400",
+        "--per-address",
+        "400",
+        "--stream-delay-ms",
+        "30",
+    ]);
     let together = Barrier::new(STREAMS);
     let most = thread::scope(|scope| {
         let streams: Vec<_> = (0..STREAMS)
@@ -225,7 +232,14 @@ fn three_hundred_streams_at_once_on_eight_connections() {
 
 #[test]
 fn more_clients_than_descriptors_wait_to_be_accepted() {
-    let mut server = Server::start(&["--fd-limit", "80", "--stream-delay-ms", "1"]);
+    let mut server = Server::start(&[
+        "--fd-limit",
+        "80",
+        "--per-address",
+        "80",
+        "--stream-delay-ms",
+        "1",
+    ]);
     thread::scope(|scope| {
         for i in 0..100 {
             let server = &server;

@@ -15,6 +15,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) process: Child,
     stdout: BufReader<ChildStdout>,
+    /// What it said until it listened.
+    said: String,
     /// The file, or the folder of files.
     pub(crate) database: PathBuf,
     _folder: TempDir,
@@ -30,28 +32,47 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().canonicalize().unwrap().join("chat.db");
         let mut process = Command::new(env!("CARGO_BIN_EXE_chat_server"))
-            .args(["--listen", "127.0.0.1:0", option])
+            .arg(option)
             .arg(&database)
             .args(args)
+            .args((!args.contains(&"--listen")).then_some("--listen=127.0.0.1:0"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut stdout = BufReader::new(process.stdout.take().unwrap());
-        let mut line = String::new();
+        let mut said = String::new();
         let address = loop {
-            line.clear();
-            assert!(stdout.read_line(&mut line).unwrap() > 0, "it did not start");
-            if let Some(address) = line.trim().strip_prefix("listening on http://") {
+            let before = said.len();
+            assert!(stdout.read_line(&mut said).unwrap() > 0, "it did not start");
+            if let Some(address) = said[before..].trim().strip_prefix("listening on http://") {
                 break address.parse().unwrap();
             }
         };
         Server {
             address,
+            said,
             process,
             stdout,
             database,
             _folder: folder,
         }
+    }
+
+    /// Starts it with options that it refuses. Returns why.
+    pub(crate) fn refused(args: &[&str]) -> String {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_chat_server"));
+        let output = program.args(args).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// What followed this when it started.
+    pub(crate) fn said(&self, beginning: &str) -> &str {
+        let line = self
+            .said
+            .lines()
+            .find_map(|line| line.strip_prefix(beginning));
+        line.unwrap_or_else(|| panic!("{}", self.said))
     }
 
     pub(crate) fn terminate(&self) {

@@ -84,7 +84,14 @@ fn client(server: &Server, seen: &Seen, done: &AtomicBool, seed: u64) {
 fn soak() {
     let seconds = std::env::var("LEASEPOOL_SOAK_SECONDS");
     let seconds: f64 = seconds.map_or(6.0, |s| s.parse().unwrap());
-    let mut server = Server::start(&["--fd-limit", "256", "--connections", "8"]);
+    let mut server = Server::start(&[
+        "--fd-limit",
+        "256",
+        "--per-address",
+        "256",
+        "--connections",
+        "8",
+    ]);
     let (seen, done) = (Seen::default(), AtomicBool::new(false));
     let start = Instant::now();
     let mut most = 0;
