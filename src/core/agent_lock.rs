@@ -1,4 +1,5 @@
-//! AgentLock: where each agent has its own database, the right to use that database. One borrower at a time holds it.
+//! AgentLock: the right to use an agent's database, where each agent has its own, which one borrower at a time holds; or
+//! else, the agent's quota of leases.
 //! It knows no connections. A borrower that waits for it holds no permit that others could use.
 
 use std::panic::resume_unwind;
@@ -14,12 +15,13 @@ use crate::sync::semaphore::{Closed, Refusal, Semaphore};
 
 pub(crate) struct AgentLock(Semaphore<Claim>);
 
-/// Its holder alone uses the agent's database. Dropping it lets the next borrower in.
+/// Its holder alone uses the agent's database, or has one lease of the quota. Dropping it lets the next borrower in.
 pub(crate) struct AgentLockGuard(Arc<KeyedEntry<AgentLock>>);
 
 impl AgentLock {
-    pub(crate) fn new(overtaking: Duration) -> Self {
-        AgentLock(Semaphore::new(1, overtaking))
+    /// For so many borrowers at a time.
+    pub(crate) fn new(borrowers: usize, overtaking: Duration) -> Self {
+        AgentLock(Semaphore::new(borrowers, overtaking))
     }
 
     pub(crate) fn semaphore(&self) -> &Semaphore<Claim> {

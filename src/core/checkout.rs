@@ -1,7 +1,8 @@
 //! Check-out: from the request to a connection that is ready, step by step.
 //! Blocking, awaiting and non-waiting callers share every step; only the way to wait differs (`sync::wait`).
 //!
-//! 1. Where each agent has its own database: the agent's lock.
+//! 1. Where each agent has its own database, or a quota of leases: the agent's lock. A request that waits for it has no
+//!    permit, so it keeps no other agent waiting.
 //! 2. A permit.
 //! 3. A slot, which a permit holder finds without waiting: the agent's own, or a free one, or another
 //!    agent's.
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::agent_lock::{AgentLock, AgentLockGuard};
 use super::backend::{Backend, CloseMode};
 use super::guard::{Checkout, Handle};
-use super::lot::{From, Loan, Taken};
+use super::lot::{From, Loan, OWN, Taken};
 use super::parking::Entry;
 use super::prepare::{Check, Checked, Need, Renewed};
 use super::request::{OWN_OPENING, Request};
@@ -100,12 +101,14 @@ impl<B: Backend> Core<B> {
         let now = Instant::now();
         let mut begun = self.at_once(handle, request, now)?;
         let mut _limit = None;
-        if begun.is_none() && self.locks.is_some() {
+        if begun.is_none() && self.has_lock(request.agent) {
             // See `limit_opening`.
-            match self.opening.try_hold(now) {
-                Ok(held) => _limit = Some(held),
-                Err(Refusal::Busy) => return Ok(None),
-                Err(Refusal::Closed) => return Err(Error::Closed),
+            if self.backend.is_per_agent() {
+                match self.opening.try_hold(now) {
+                    Ok(held) => _limit = Some(held),
+                    Err(Refusal::Busy) => return Ok(None),
+                    Err(Refusal::Closed) => return Err(Error::Closed),
+                }
             }
             begun = self.unparked_at_once(handle, request, now)?;
         }
@@ -242,7 +245,7 @@ impl<B: Backend> Core<B> {
         now: Instant,
     ) -> Result<Option<Step<B, H>>, Error> {
         self.check_origin()?;
-        let (entry, lock) = if self.locks.is_none() {
+        let (entry, lock) = if !self.has_lock(request.agent) {
             (None, None)
         } else {
             match self.lock_parked(request.agent, now) {
@@ -406,13 +409,20 @@ impl<B: Backend> Core<B> {
         Ok(self.lock_target(request).await?.and_then(|(_, lock)| lock))
     }
 
-    /// Where each agent has its own database: the agent's entry, which may not be known yet, and its lock.
+    /// Whether a lease of the agent needs a lock: where each agent has its own database, or a quota. The pool's own
+    /// borrowers have none.
+    #[inline]
+    fn has_lock(&self, agent: &str) -> bool {
+        self.locks.is_some() && (self.backend.is_per_agent() || !agent.starts_with(OWN))
+    }
+
+    /// The agent's entry, which may not be known yet, and its lock, if it has one.
     #[allow(clippy::type_complexity, reason = "it is taken apart at once")]
     async fn entry_and_lock(
         &self,
         request: &Request<'_>,
     ) -> Result<Option<(Arc<Entry>, Arc<KeyedEntry<AgentLock>>)>, Error> {
-        let Some(locks) = &self.locks else {
+        let Some(locks) = self.locks.as_ref().filter(|_| self.has_lock(request.agent)) else {
             return Ok(None);
         };
         if let Some(entry) = self.parking.lot.find(request.agent)
@@ -425,7 +435,11 @@ impl<B: Backend> Core<B> {
             Some(_) => self.lock_key(request.agent)?,
             None => self.lock_key_async(request.agent).await?,
         };
-        let lock = locks.get(&key, || AgentLock::new(self.options.overtaking));
+        let borrowers = match self.backend.is_per_agent() {
+            true => 1,
+            false => self.options.leases_per_agent.unwrap_or(1),
+        };
+        let lock = locks.get(&key, || AgentLock::new(borrowers, self.options.overtaking));
         if self.permits.is_closed() {
             return Err(Error::Closed);
         }
@@ -484,7 +498,8 @@ impl<B: Backend> Core<B> {
         entry: &Arc<Entry>,
     ) -> Option<Held<'_, Claim>> {
         // A request that may not wait takes what is available now.
-        if request.wait.is_none() || entry.has_slot() || self.permits.free() == 0 {
+        let is_needed = self.backend.is_per_agent() && request.wait.is_some();
+        if !is_needed || entry.has_slot() || self.permits.free() == 0 {
             return None;
         }
         let patience = Instant::now() + OPENING_PATIENCE;
@@ -613,7 +628,8 @@ impl<B: Backend> Core<B> {
     ) -> Option<Taken<TakenSlot<B>, Arc<KeyedEntry<AgentLock>>>> {
         let lot = &self.parking.lot;
         // Parked for another agent with the same database, or free because the agent was evicted.
-        if let Some(lock) = lock
+        if self.backend.is_per_agent()
+            && let Some(lock) = lock
             && !entry.has_slot()
             && self.backend.is_open(lock.key())
             && let Some(taken) =

@@ -29,7 +29,7 @@ pub struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
     /// `None` only at the end.
     lent: Option<Lent<B>>,
     verdict: Verdict,
-    /// Where each agent has its own database: its lock. It is released after the slot and the permit.
+    /// Where each agent has its own database, or a quota: its lock. It is released after the slot and the permit.
     lock: Option<AgentLockGuard>,
 }
 
@@ -148,7 +148,12 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     /// What the connection needs before it can be lent.
     #[inline]
     pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Need {
-        let key = self.lock.as_ref().map(AgentLockGuard::key);
+        let per_agent = self.core().backend.is_per_agent();
+        let key = self
+            .lock
+            .as_ref()
+            .filter(|_| per_agent)
+            .map(AgentLockGuard::key);
         match &mut self.lent {
             Some(lent) => {
                 let core = self.handle.core();

@@ -110,8 +110,8 @@ impl<B: Backend> Core<B> {
             }
             match waiting.get(&loan.thread) {
                 Some(claim) => found.push((loan.holder(&entry.agent, now), claim.clone())),
-                // The queue at one agent's lock concerns only that agent.
-                None => all &= !contended,
+                // The queue at one agent's lock concerns only that agent. Of a quota, another holder may return its lease.
+                None => all &= !contended && self.options.leases_per_agent.is_none(),
             }
         });
         if all { found } else { Vec::new() }

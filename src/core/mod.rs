@@ -102,6 +102,7 @@ pub(crate) struct Options {
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) overdue_after: Option<Duration>,
     pub(crate) slow_hold: Option<Duration>,
+    pub(crate) leases_per_agent: Option<usize>,
 }
 
 /// The state that all handles and leases of a pool share.
@@ -177,7 +178,8 @@ impl<B: Backend> Core<B> {
         Ok(Arc::new_cyclic(|this| Core {
             origin: Origin::here(),
             permits: Semaphore::new(options.max_connections, overtaking),
-            locks: backend.is_per_agent().then(KeyedMap::new),
+            locks: (backend.is_per_agent() || options.leases_per_agent.is_some())
+                .then(KeyedMap::new),
             opening: Semaphore::new(2 * cores, Duration::ZERO),
             several: Semaphore::new(1, Duration::ZERO),
             parking,

@@ -35,6 +35,7 @@ pub(super) struct Common {
     max_lifetime: Option<Duration>,
     overdue_after: Option<Duration>,
     slow_hold: Option<Duration>,
+    leases_per_agent: Option<usize>,
 }
 
 impl Default for Common {
@@ -50,6 +51,7 @@ impl Default for Common {
             max_lifetime: None,
             overdue_after: Some(Duration::from_secs(60)),
             slow_hold: Some(Duration::from_millis(10)),
+            leases_per_agent: None,
         }
     }
 }
@@ -69,6 +71,9 @@ impl Common {
             if let Some(timeout) = timeout {
                 within(option, timeout, &TIMEOUTS)?;
             }
+        }
+        if let Some(n) = self.leases_per_agent {
+            within("leases_per_agent", n, &MAX_CONNECTIONS)?;
         }
         within("lease_timeout", self.lease_timeout, &WAITS)?;
         within("overtaking", self.overtaking, &WAITS)?;
@@ -90,6 +95,7 @@ impl Common {
             max_lifetime: self.max_lifetime,
             overdue_after: self.overdue_after,
             slow_hold: self.slow_hold,
+            leases_per_agent: self.leases_per_agent,
         }
     }
 }
@@ -234,6 +240,20 @@ impl<B: Backend> Builder<B> {
     /// Defaults to 10 milliseconds.
     pub fn slow_hold(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.common.slow_hold = time.into();
+        self
+    }
+
+    /// How many leases one agent may have at a time, so that a flood of one agent's requests leaves connections for
+    /// others; 1 to 10,000. A further lease of the agent waits, without keeping other agents waiting, until one of its
+    /// leases is returned, and fails with [`Error::Exhausted`](crate::Error::Exhausted), which names the holders, when its
+    /// time has passed. [`Pool::get`](crate::Pool::get) and [`Pool::anonymous`](crate::Pool::anonymous) have no agent and no
+    /// quota, and `write` needs no lease of its own.
+    ///
+    /// Where each agent has a file of its own, an agent has one lease at a time in any case.
+    ///
+    /// Defaults to `None`: as many as there are connections.
+    pub fn leases_per_agent(mut self, n: impl Into<Option<usize>>) -> Self {
+        self.common.leases_per_agent = n.into();
         self
     }
 }

@@ -27,6 +27,7 @@ mod options;
 mod panics;
 mod per_agent;
 mod processes;
+mod quota;
 mod reads;
 #[cfg(feature = "metrics")]
 mod recorder;
