@@ -1,23 +1,28 @@
 //! The feature `metrics`: the maintenance thread passes a pool's numbers to the `metrics` facade.
 //! No lease and no return pays for it.
+//!
+//! A recorder may be installed after the pool was built. Until then the facade takes nothing: names are described again, and
+//! durations are kept for it. The facade does not tell whether there is a recorder; but it converts a value only to pass it on.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use metrics::{
-    Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    IntoF64, Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
 use super::families::{Family, Labelled, Numbers};
 use super::histogram::Histogram;
 
-/// How often the numbers are passed on. Counting descriptors costs a microsecond for each descriptor of the
-/// process.
+/// How often the numbers are passed on.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// The numbers that the facade got last.
 #[derive(Default)]
 pub(crate) struct Published {
     at: Option<Instant>,
+    /// A recorder was there the whole last time.
+    heard: bool,
     histograms: Vec<(&'static str, Histogram)>,
 }
 
@@ -30,7 +35,8 @@ impl Published {
     /// Passes all numbers to the facade. For a histogram, these are the durations added since the last call,
     /// each as the end of its bucket.
     pub(crate) fn publish(&mut self, pool: &str, families: Vec<Family>, now: Instant) {
-        let first = self.at.replace(now).is_none();
+        self.at = Some(now);
+        let (describe, mut heard) = (!self.heard, true);
         for Family {
             name,
             help,
@@ -39,7 +45,7 @@ impl Published {
         {
             match numbers {
                 Numbers::Counter(labelled) => {
-                    if first {
+                    if describe {
                         describe_counter!(name, help);
                     }
                     for (labels, value) in labelled.with_labels(pool) {
@@ -47,21 +53,22 @@ impl Published {
                     }
                 }
                 Numbers::Gauge(labelled) => {
-                    if first {
+                    if describe {
                         describe_gauge!(name, help);
                     }
                     for (labels, value) in labelled.with_labels(pool) {
-                        gauge!(name, labels).set(value as f64);
+                        heard &= is_taken(value as f64, |value| gauge!(name, labels).set(value));
                     }
                 }
                 Numbers::Histogram(now) => {
-                    if first {
+                    if describe {
                         describe_histogram!(name, metrics::Unit::Seconds, help);
                     }
                     self.add(pool, name, now);
                 }
             }
         }
+        self.heard = heard;
     }
 
     fn add(&mut self, pool: &str, name: &'static str, now: Histogram) {
@@ -71,11 +78,38 @@ impl Published {
             None => Histogram::default(),
         };
         let handle = histogram!(name, "pool" => pool.to_owned());
-        for (duration, n) in now.since(&before) {
+        let mut added = now.since(&before);
+        let is_heard = added.all(|(duration, n)| {
             let n = usize::try_from(n).unwrap_or(usize::MAX);
-            handle.record_many(duration.as_secs_f64(), n);
-        }
-        self.histograms.push((name, now));
+            is_taken(duration.as_secs_f64(), |value| {
+                handle.record_many(value, n);
+            })
+        });
+        drop(added);
+        self.histograms
+            .push((name, if is_heard { now } else { before }));
+    }
+}
+
+/// Whether the facade passes the value on.
+fn is_taken(value: f64, give: impl FnOnce(Given<'_>)) -> bool {
+    let taken = Cell::new(false);
+    give(Given {
+        value,
+        taken: &taken,
+    });
+    taken.get()
+}
+
+struct Given<'a> {
+    value: f64,
+    taken: &'a Cell<bool>,
+}
+
+impl IntoF64 for Given<'_> {
+    fn into_f64(self) -> f64 {
+        self.taken.set(true);
+        self.value
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the `metrics` facade is told, kept for a test to look at.
 //! Knows nothing of leasepool; a series is `NAME LABEL=VALUE ...`, with its labels sorted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use metrics::{
@@ -15,11 +15,20 @@ type Values = HashMap<String, f64>;
 type Recorded = HashMap<String, Vec<f64>>;
 
 #[derive(Default, Clone)]
-pub(crate) struct Recorder(Arc<Mutex<(Values, Recorded)>>);
+pub(crate) struct Recorder(Arc<Mutex<(Values, Recorded)>>, Arc<Mutex<HashSet<String>>>);
 
 impl Recorder {
     pub(crate) fn seen(&self) -> (Values, Recorded) {
         self.0.lock().unwrap().clone()
+    }
+
+    /// Whether the name was described.
+    pub(crate) fn is_described(&self, name: &str) -> bool {
+        self.1.lock().unwrap().contains(name)
+    }
+
+    fn describe(&self, name: &KeyName) {
+        self.1.lock().unwrap().insert(name.as_str().to_owned());
     }
 
     fn series(&self, key: &Key) -> Arc<Series> {
@@ -80,11 +89,17 @@ impl HistogramFn for Series {
 }
 
 impl metrics::Recorder for Recorder {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_counter(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+        self.describe(&name);
+    }
 
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+        self.describe(&name);
+    }
 
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, name: KeyName, _: Option<Unit>, _: SharedString) {
+        self.describe(&name);
+    }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         Counter::from_arc(self.series(key))

@@ -692,6 +692,32 @@ mod metrics {
     }
 
     #[test]
+    fn a_recorder_that_comes_late_is_told_all() {
+        in_child(
+            "seeing::metrics::a_recorder_that_comes_late_is_told_all",
+            || {
+                let fixture = Fixture::new();
+                let pool = fixture.builder(2).name("chat").build().unwrap();
+                for i in 0..5 {
+                    drop(pool.lease(i).unwrap());
+                }
+                // The pool tells the facade each second.
+                thread::sleep(Duration::from_millis(2_500));
+                let mut seen = Seen::install();
+                seen.until("leasepool_max_connections pool=chat", 2.0);
+                drop(pool.lease("later").unwrap());
+                pool.close().unwrap();
+                seen.look();
+                assert_eq!(seen.recorded["leasepool_hold_seconds pool=chat"].len(), 6);
+                for name in seen.values.keys().chain(seen.recorded.keys()) {
+                    let name = name.split(' ').next().unwrap();
+                    assert!(seen.recorder.is_described(name), "{name}");
+                }
+            },
+        );
+    }
+
+    #[test]
     fn the_facade_is_told_of_checkpoints() {
         in_child("seeing::metrics::the_facade_is_told_of_checkpoints", || {
             let mut seen = Seen::install();
