@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::agent_lock::{AgentLock, AgentLockGuard};
 use super::backend::{Backend, CloseMode};
 use super::guard::{Checkout, Handle};
-use super::lot::{From, Loan, OWN, Taken};
+use super::lot::{From, Loan, Taken};
 use super::parking::Entry;
 use super::prepare::{Check, Checked, Need, Renewed};
 use super::request::{OWN_OPENING, Request};
@@ -31,6 +31,8 @@ use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Held, Refusal};
 use crate::sync::wait::{await_until, block_on, block_until};
 
+/// How the ids of the pool's own borrowers begin.
+const OWN: &str = "leasepool: ";
 /// How long a request waits at the limit around opening.
 const OPENING_PATIENCE: Duration = Duration::from_millis(10);
 

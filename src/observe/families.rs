@@ -1,6 +1,7 @@
 //! The public names of a pool's numbers: one list for the `metrics` facade and for Prometheus.
 //! It measures nothing.
 
+use super::health::Health;
 use super::histogram::Histogram;
 use super::stats::Stats;
 
@@ -189,6 +190,20 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
         ));
     }
     families
+}
+
+/// The verdict as a number, for alerts.
+pub(crate) fn verdict(health: &Health) -> Family {
+    let number = match health {
+        Health::Healthy => 0,
+        Health::Degraded(_) => 1,
+        Health::Down(_) => 2,
+    };
+    gauge(
+        "leasepool_health",
+        "The verdict: 0 healthy, 1 degraded, 2 down.",
+        number,
+    )
 }
 
 fn counter(

@@ -277,7 +277,9 @@ impl<B: Pooled> Shared<B> {
 
     #[cfg(any(feature = "metrics", feature = "status"))]
     pub(crate) fn families(&self) -> Vec<crate::observe::families::Family> {
-        self.core.families(&self.stats())
+        let mut families = self.core.families(&self.stats());
+        families.push(crate::observe::families::verdict(&self.health()));
+        families
     }
 
     #[cfg(feature = "metrics")]

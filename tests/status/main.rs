@@ -1,5 +1,6 @@
 //! The status router over real HTTP, and its page in a real browser.
 
 mod browser;
+mod dashboards;
 mod router;
 mod server;

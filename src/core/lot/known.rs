@@ -43,8 +43,6 @@ pub(super) enum Standing {
     Evicted,
 }
 
-/// How the ids of the pool's own borrowers begin.
-pub(crate) const OWN: &str = "leasepool: ";
 /// The agent of all borrowers that name none: any number of them, on any thread. A connection parked for one
 /// of them serves the others just as well.
 pub(crate) const ANONYMOUS: &str = "leasepool: get";

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crate::sync::prim::{Guard, Mutex};
 use crate::sync::thread;
 use cell::{CREDIT, Cell, Place, State};
-pub(crate) use known::{ANONYMOUS, Entry, OWN};
+pub(crate) use known::{ANONYMOUS, Entry};
 use known::{Hints, Known, Mark, Recent, Standing};
 use moves::Moves;
 use uses::{PERIOD, SAMPLE};
