@@ -1,6 +1,9 @@
 //! The chat server, from the outside: real HTTP, real signals.
 
+mod browser;
 mod client;
+#[path = "../status/driver.rs"]
+mod driver;
 mod guards;
 mod per_agent;
 mod requests;

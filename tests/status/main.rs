@@ -2,5 +2,6 @@
 
 mod browser;
 mod dashboards;
+mod driver;
 mod router;
 mod server;
