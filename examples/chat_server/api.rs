@@ -3,19 +3,23 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::body::to_bytes;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
+use axum::middleware::{Next, from_fn};
 use axum::response::sse::{Event, Sse};
-use axum::response::{Html, IntoResponse, Json};
+use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{delete, get, post};
 use futures_core::Stream;
 use leasepool::rusqlite::Savepoint;
 use leasepool::status;
 use leasepool::web::{Agent, AgentSource, LeaseLayer};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use crate::fault::Fault;
 use crate::store::{self, Found, LONGEST_LIST, Message, Session};
@@ -25,6 +29,8 @@ const LONGEST_ID: usize = 64;
 /// In characters.
 const LONGEST_TEXT: usize = 8_000;
 const LONGEST_BODY: usize = 64 * 1024;
+/// How long a body may take to arrive.
+const BODY: Duration = Duration::from_secs(5);
 const LONGEST_QUERY: usize = 200;
 
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
@@ -45,16 +51,26 @@ pub(crate) fn router(app: &App) -> Router {
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .layer(DefaultBodyLimit::max(LONGEST_BODY))
+        .layer(from_fn(in_time))
         .with_state(app.clone())
 }
 
-/// For operators. It says nothing of who asks: see `main`.
-pub(crate) fn status(app: &App) -> Router {
+/// Reads the body before anything is done for the request. A client that is slow gives its place to others.
+async fn in_time(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match timeout(BODY, to_bytes(body, LONGEST_BODY)).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(head, body.into())).await,
+        Ok(Err(_)) => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
+    }
+}
+
+/// For operators. Who they are is for `main` to say.
+pub(crate) fn status(app: &App) -> status::Page {
     status::Page::new(&app.pool)
         .agents(status::Agents::Show)
         .places(status::Places::Show)
         .until(app.stop.clone().cancelled_owned())
-        .public()
 }
 
 fn is_id(id: &str) -> bool {

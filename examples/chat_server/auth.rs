@@ -1,9 +1,13 @@
-//! Who may see the status page: whoever sends the token.
+//! Who may see the status page: whoever sends the token, or asks from this machine.
 //! It knows no users.
+
+use std::net::IpAddr;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
@@ -27,6 +31,23 @@ pub(crate) fn behind_token(router: Router, token: String) -> Router {
             (StatusCode::UNAUTHORIZED, challenge, "not for you\n").into_response()
         }
     }))
+}
+
+/// Whether the request names this machine's loopback. A page of another site can send requests there, too, but under that
+/// site's name.
+pub(crate) fn is_for_loopback(head: &Parts) -> bool {
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let name = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    name == "localhost"
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 fn has_token(headers: &HeaderMap, token: &str) -> bool {

@@ -71,7 +71,7 @@ struct Args {
     #[arg(long)]
     per_address: Option<usize>,
     /// Serves the status page on the same address, for who sends this token, as a bearer's or as a password.
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "TOKEN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     status_token: Option<String>,
     /// Where to serve the status page without a token: on loopback. By default on the same address, if that is on
     /// loopback, or else nowhere.
@@ -152,6 +152,7 @@ async fn serve(args: Args) -> Result<(), AnyError> {
     let pool = Pool::builder(database)
         .max_connections(args.connections)
         .lease_timeout(Duration::from_millis(args.lease_timeout_ms))
+        .leases_per_agent(args.connections.div_ceil(2))
         .synchronous(Synchronous::Normal)
         .pragma("cache_size", PAGE_CACHE)
         .setup(store::set_up)
@@ -172,20 +173,21 @@ async fn serve(args: Args) -> Result<(), AnyError> {
     let clients = clients.ok_or_else(|| format!("{reserved} descriptors are not enough"))?;
     let of_address = args.per_address.unwrap_or(clients.div_ceil(2));
     let listener = TcpListener::bind(args.listen).await?;
-    let status = api::status(&app);
+    let (page, chat) = (api::status(&app), api::router(&app));
     let (router, aside) = match (args.status_token, args.status) {
         (Some(token), _) => {
-            let status = auth::behind_token(status, token);
-            (api::router(&app).nest_service("/status", status), None)
+            let page = auth::behind_token(page.public(), token);
+            (chat.nest_service("/status", page), None)
         }
-        (None, Some(address)) => (
-            api::router(&app),
-            Some((TcpListener::bind(address).await?, status)),
-        ),
+        (None, Some(address)) => {
+            let aside = TcpListener::bind(address).await?;
+            (chat, Some((aside, page.guarded(auth::is_for_loopback))))
+        }
         (None, None) if listener.local_addr()?.ip().is_loopback() => {
-            (api::router(&app).nest_service("/status", status), None)
+            let page = page.guarded(auth::is_for_loopback);
+            (chat.nest_service("/status", page), None)
         }
-        (None, None) => (api::router(&app), None),
+        (None, None) => (chat, None),
     };
     if let Some((listener, status)) = aside {
         println!("status page on http://{}/", listener.local_addr()?);

@@ -23,7 +23,7 @@ pub(crate) fn request(
     path: &str,
     body: Option<&str>,
 ) -> io::Result<TcpStream> {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     if let Some(body) = body {
         let length = body.len();
         head += &format!("Content-Type: application/json\r\nContent-Length: {length}\r\n");

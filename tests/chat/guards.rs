@@ -4,14 +4,16 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use crate::client::{Answer, answer, get, send};
 use crate::server::{LONG, Server};
 
 /// From an address of loopback that others do not use.
 fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    // Not for the servers that other tests start meanwhile.
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
     bind(&socket, &SocketAddr::from((from, 0))).unwrap();
     connect(&socket, &to).unwrap();
     let stream = TcpStream::from(socket);
@@ -21,13 +23,24 @@ fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
 
 #[test]
 fn who_sends_half_a_head_keeps_nobody_out() {
+    keeps_nobody_out(b"GET /healthz HTTP/1.1\r\nhost: x\r\nslow: ");
+}
+
+#[test]
+fn who_sends_half_a_body_keeps_nobody_out() {
+    keeps_nobody_out(
+        b"POST /api/sessions/a/messages HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n{",
+    );
+}
+
+fn keeps_nobody_out(half: &[u8]) {
     let mut server = Server::start(&["--fd-limit", "128"]);
     let start = Instant::now();
     // Those beyond the limit of an address are sent away, at once or while they write.
     let mut slow: Vec<_> = (0..200)
         .map(|_| {
             let mut stream = connect_from(Ipv4Addr::new(127, 0, 0, 2), server.address);
-            let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nslow: ");
+            let _ = stream.write_all(half);
             stream
         })
         .collect();
@@ -102,6 +115,27 @@ fn the_status_page_wants_its_token() {
     server.ended();
 }
 
+/// A page of another site can send requests to loopback, under a name of its own.
+#[test]
+fn the_status_page_is_not_for_other_sites() {
+    let mut server = Server::start(&[]);
+    for (host, status) in [
+        ("localhost:1", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 403),
+        ("", 403),
+    ] {
+        let request = format!(
+            "GET /status/status.json HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
+        );
+        let answer = answer(send(server.address, request.as_bytes()).unwrap()).unwrap();
+        assert_eq!(answer.status, status, "{host}");
+    }
+    server.terminate();
+    server.ended();
+}
+
 #[test]
 fn the_status_page_is_not_for_the_world() {
     let mut server = Server::start(&["--listen", "0.0.0.0:0"]);
@@ -117,6 +151,8 @@ fn the_status_page_is_not_for_the_world() {
     }
     server.terminate();
     server.ended();
+    let refused = Server::refused(&["--status-token", ""]);
+    assert!(refused.contains("--status-token"), "{refused}");
     let refused = Server::refused(&["--status", "0.0.0.0:0"]);
     assert!(refused.contains("--status-token"), "{refused}");
     let mut server = Server::start(&["--status", "127.0.0.1:0"]);
