@@ -68,6 +68,30 @@ fn dashboards_name_what_there_is() {
     server.stop();
 }
 
+/// Prometheus compares only series whose labels are equal. A rule over two values of one label never fires without
+/// `ignoring` or `on`, and nothing says so.
+#[test]
+fn rules_compare_what_can_be_compared() {
+    let expressions = FILES[1]
+        .1
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("expr: "));
+    let mut compared = 0;
+    for expression in expressions {
+        let sides: Vec<_> = names(expression)
+            .map(|(_, behind)| matchers(behind))
+            .collect();
+        if sides.windows(2).any(|two| two[0] != two[1]) {
+            let says = ["ignoring (", "on ("]
+                .iter()
+                .any(|word| expression.contains(word));
+            assert!(says, "never fires: {expression}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
+}
+
 /// What `promtool check metrics` asks of names.
 #[test]
 fn names_follow_the_rules_of_prometheus() {
