@@ -10,7 +10,7 @@ use super::Core;
 use super::backend::Backend;
 use crate::error::Error;
 use crate::observe::claim::Claim;
-use crate::sync::keyed_map::KeyedEntry;
+use crate::sync::keyed_map::{KeyedEntry, KeyedMap};
 use crate::sync::semaphore::{Closed, Refusal, Semaphore};
 
 pub(crate) struct AgentLock(Semaphore<Claim>);
@@ -18,18 +18,46 @@ pub(crate) struct AgentLock(Semaphore<Claim>);
 /// Its holder alone uses the agent's database, or has one lease of the quota. Dropping it lets the next borrower in.
 pub(crate) struct AgentLockGuard(Arc<KeyedEntry<AgentLock>>);
 
-impl AgentLock {
-    /// For so many borrowers at a time.
+/// The locks in use, each for so many borrowers at a time.
+pub(crate) struct AgentLocks {
+    by_key: KeyedMap<AgentLock>,
+    borrowers: usize,
+    overtaking: Duration,
+}
+
+impl AgentLocks {
     pub(crate) fn new(borrowers: usize, overtaking: Duration) -> Self {
-        AgentLock(Semaphore::new(borrowers, overtaking))
+        AgentLocks {
+            by_key: KeyedMap::new(),
+            borrowers,
+            overtaking,
+        }
     }
 
+    pub(crate) fn get(&self, key: &str) -> Arc<KeyedEntry<AgentLock>> {
+        let new = || AgentLock(Semaphore::new(self.borrowers, self.overtaking));
+        self.by_key.get(key, new)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<KeyedEntry<AgentLock>>> {
+        self.by_key.all()
+    }
+}
+
+impl AgentLock {
     pub(crate) fn semaphore(&self) -> &Semaphore<Claim> {
         &self.0
     }
 }
 
 impl<B: Backend> Core<B> {
+    /// Where each agent has its own database: the key of the one that the lock is for.
+    #[inline]
+    pub(super) fn database_of<'a>(&self, lock: Option<&'a AgentLockGuard>) -> Option<&'a str> {
+        lock.filter(|_| self.backend.is_per_agent())
+            .map(AgentLockGuard::key)
+    }
+
     /// The key of the agent's database. The agent's entry remembers it, if the agent is known.
     pub(crate) fn lock_key(&self, agent: &str) -> Result<Arc<str>, Error> {
         let entry = self.parking.lot.find(agent);
@@ -71,7 +99,8 @@ impl AgentLockGuard {
         Ok(AgentLockGuard(Arc::clone(lock)))
     }
 
-    pub(crate) fn key(&self) -> &str {
+    /// The key of the agent, or of its database where each agent has its own.
+    pub(super) fn key(&self) -> &str {
         self.0.key()
     }
 }

@@ -12,6 +12,12 @@ const SHORT: usize = 63;
 /// The prefix of the ids that the pool itself borrows under.
 const RESERVED: &str = "leasepool: ";
 
+/// Whether it is an id that the pool itself borrows under. No agent has one.
+#[inline]
+pub(crate) fn is_reserved(id: &str) -> bool {
+    id.starts_with(RESERVED)
+}
+
 /// A valid agent id.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentName(Text);
@@ -44,9 +50,7 @@ impl AgentName {
             _ if matches!(text, Text::TooLong) => Err("it is longer than 1024 bytes"),
             _ if rendered.is_err() => Err("it cannot be displayed"),
             "" => Err("it is empty"),
-            id if id.starts_with(RESERVED) => {
-                Err("ids that begin with \"leasepool: \" are reserved")
-            }
+            id if is_reserved(id) => Err("ids that begin with \"leasepool: \" are reserved"),
             _ => Ok(AgentName(text)),
         }
     }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::agent_lock::{AgentLock, AgentLockGuard};
+use super::agent_name::is_reserved;
 use super::backend::{Backend, CloseMode};
 use super::guard::{Checkout, Handle};
 use super::lot::{From, Loan, Taken};
@@ -31,8 +32,6 @@ use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Held, Refusal};
 use crate::sync::wait::{await_until, block_on, block_until};
 
-/// How the ids of the pool's own borrowers begin.
-const OWN: &str = "leasepool: ";
 /// How long a request waits at the limit around opening.
 const OPENING_PATIENCE: Duration = Duration::from_millis(10);
 
@@ -415,7 +414,7 @@ impl<B: Backend> Core<B> {
     /// borrowers have none.
     #[inline]
     fn has_lock(&self, agent: &str) -> bool {
-        self.locks.is_some() && (self.backend.is_per_agent() || !agent.starts_with(OWN))
+        self.locks.is_some() && (self.backend.is_per_agent() || !is_reserved(agent))
     }
 
     /// The agent's entry, which may not be known yet, and its lock, if it has one.
@@ -437,11 +436,7 @@ impl<B: Backend> Core<B> {
             Some(_) => self.lock_key(request.agent)?,
             None => self.lock_key_async(request.agent).await?,
         };
-        let borrowers = match self.backend.is_per_agent() {
-            true => 1,
-            false => self.options.leases_per_agent.unwrap_or(1),
-        };
-        let lock = locks.get(&key, || AgentLock::new(borrowers, self.options.overtaking));
+        let lock = locks.get(&key);
         if self.permits.is_closed() {
             return Err(Error::Closed);
         }
@@ -630,12 +625,11 @@ impl<B: Backend> Core<B> {
     ) -> Option<Taken<TakenSlot<B>, Arc<KeyedEntry<AgentLock>>>> {
         let lot = &self.parking.lot;
         // Parked for another agent with the same database, or free because the agent was evicted.
-        if self.backend.is_per_agent()
-            && let Some(lock) = lock
+        if let Some(key) = self.database_of(lock)
             && !entry.has_slot()
-            && self.backend.is_open(lock.key())
+            && self.backend.is_open(key)
             && let Some(taken) =
-                lot.take_matching_for(&entry, loan, |slot, _| self.is_open_to(slot, lock.key()))
+                lot.take_matching_for(&entry, loan, |slot, _| self.is_open_to(slot, key))
         {
             return Some(taken);
         }

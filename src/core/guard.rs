@@ -148,15 +148,10 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     /// What the connection needs before it can be lent.
     #[inline]
     pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Need {
-        let per_agent = self.core().backend.is_per_agent();
-        let key = self
-            .lock
-            .as_ref()
-            .filter(|_| per_agent)
-            .map(AgentLockGuard::key);
+        let core = self.handle.core();
         match &mut self.lent {
             Some(lent) => {
-                let core = self.handle.core();
+                let key = core.database_of(self.lock.as_ref());
                 core.inspect(&mut lent.slot, now, hit, key)
             }
             None => Need::Open(None),

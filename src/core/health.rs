@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::observe::health::Signs;
 
 impl<B: Backend> Core<B> {
-    /// Looks at locks that leases take, so only a call of `health` or a status page gets here.
+    /// Looks at locks that leases take, so it is called for a verdict that was asked for, and once a second for metrics.
     pub(crate) fn tell(&self, signs: &mut Signs) {
         let now = Instant::now();
         signs.closed = self.is_closed();

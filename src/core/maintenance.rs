@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::time::{Duration, Instant};
 
+use super::agent_lock::AgentLocks;
 use super::backend::{Backend, CloseMode, MakeRoom, Patience};
 use super::request::Request;
 use super::slot::TakenSlot;
@@ -13,7 +14,6 @@ use super::{Core, Permit, Stuck};
 use crate::observe::claim::Claim;
 use crate::observe::events;
 use crate::observe::stats::{Holder, count};
-use crate::sync::keyed_map::KeyedMap;
 
 /// How long holders must have been waiting themselves before the pool reports a deadlock.
 const DEADLOCK: Duration = Duration::from_secs(1);
@@ -203,7 +203,7 @@ impl<B: Backend> Core<B> {
 
     /// Refuses all callers that wait at agents' locks.
     pub(super) fn close_locks(&self) {
-        let locks: Vec<Arc<_>> = self.locks.iter().flat_map(KeyedMap::all).collect();
+        let locks: Vec<Arc<_>> = self.locks.iter().flat_map(AgentLocks::all).collect();
         for lock in locks {
             lock.semaphore().close();
         }

@@ -79,11 +79,10 @@ use crate::observe::claim::Claim;
 use crate::observe::events;
 use crate::observe::slow_waits::{SlowWait, SlowWaits};
 use crate::observe::stats::{Counters, Holder, Stats, Waiting, count};
-use crate::sync::keyed_map::KeyedMap;
 use crate::sync::origin::Origin;
 use crate::sync::semaphore::Semaphore;
 use crate::sync::workers::WorkerPool;
-use agent_lock::AgentLock;
+use agent_lock::AgentLocks;
 use backend::{Backend, CloseMode, NotClosed};
 use parking::Parking;
 use settling::Settling;
@@ -113,8 +112,8 @@ pub struct Core<B: Backend> {
     /// Detects a fork: in a fork of this process, no code may touch the pool's state.
     origin: Origin,
     permits: Semaphore<Claim>,
-    /// Where each agent has its own database: the locks of the databases in use.
-    locks: Option<KeyedMap<AgentLock>>,
+    /// Where each agent has its own database, or a quota: the locks in use.
+    locks: Option<AgentLocks>,
     /// Limits how many connections are opened at once, where each agent has its own database.
     opening: Semaphore<Claim>,
     /// Held by a caller that takes several permits one after the other. Two such callers could otherwise wait
@@ -175,11 +174,14 @@ impl<B: Backend> Core<B> {
             backend.is_per_agent(),
             Arc::clone(&counters),
         )?;
+        let borrowers = match backend.is_per_agent() {
+            true => Some(1),
+            false => options.leases_per_agent,
+        };
         Ok(Arc::new_cyclic(|this| Core {
             origin: Origin::here(),
             permits: Semaphore::new(options.max_connections, overtaking),
-            locks: (backend.is_per_agent() || options.leases_per_agent.is_some())
-                .then(KeyedMap::new),
+            locks: borrowers.map(|n| AgentLocks::new(n, overtaking)),
             opening: Semaphore::new(2 * cores, Duration::ZERO),
             several: Semaphore::new(1, Duration::ZERO),
             parking,
@@ -280,7 +282,7 @@ impl<B: Backend> Core<B> {
 
     fn waiting_claims(&self) -> Vec<Claim> {
         let mut claims = self.permits.waiters();
-        for lock in self.locks.iter().flat_map(KeyedMap::all) {
+        for lock in self.locks.iter().flat_map(AgentLocks::all) {
             claims.extend(lock.semaphore().waiters());
         }
         claims
@@ -422,7 +424,7 @@ impl<B: Backend> Core<B> {
         stats.lent = levels.lent;
         stats.parked = levels.parked;
         stats.reclaims += levels.reclaims;
-        let locks = self.locks.iter().flat_map(KeyedMap::all);
+        let locks = self.locks.iter().flat_map(AgentLocks::all);
         let at_locks: usize = locks.map(|lock| lock.semaphore().waiting()).sum();
         stats.waiting = self.permits.waiting() + at_locks;
         stats.wait = self.slow_waits.snapshot(stats.leases);

@@ -29,7 +29,7 @@ mod run;
 
 mod files;
 
-mod seeing;
+pub(crate) mod seeing;
 
 mod closing;
 

@@ -15,6 +15,7 @@ use crate::observe::stats::Stats;
 use crate::observe::windows::{Spread, Window, Windows};
 use crate::pool::Pool;
 use crate::pool::pooled::Backend;
+use crate::pool::seeing::is_reserved;
 
 /// Longer lists show only this many entries, the first.
 const LISTED: usize = 100;
@@ -61,7 +62,7 @@ impl Privacy {
     fn agent(&self, agent: String) -> String {
         match self.agents {
             // What the pool does itself is no secret.
-            _ if is_own(&agent) => agent,
+            _ if is_reserved(&agent) => agent,
             Agents::Show => agent,
             Agents::Hash => format!("#{:016x}", self.secret.hash_one(agent)),
             Agents::Hide => "–".to_owned(),
@@ -74,11 +75,6 @@ impl Privacy {
             Places::Hide => "–".to_owned(),
         }
     }
-}
-
-/// Whether it is the pool that borrows or waits. No agent's id may begin so.
-fn is_own(agent: &str) -> bool {
-    agent.starts_with("leasepool: ")
 }
 
 /// The pool at this moment, with the history.
@@ -469,7 +465,7 @@ impl Recent {
 impl Person {
     fn new(privacy: &Privacy, agent: String, time: Duration, place: &Location<'_>) -> Person {
         Person {
-            own: is_own(&agent),
+            own: is_reserved(&agent),
             agent: privacy.agent(agent),
             seconds: time.as_secs_f64(),
             place: privacy.place(place),
