@@ -53,15 +53,7 @@ impl Histogram {
     /// The duration that a share `q` of all durations (0.0 to 1.0; 0.99 for the 99th percentile) did not
     /// exceed, rounded up to the end of its bucket; zero if there is none.
     pub fn quantile(&self, q: f64) -> Duration {
-        let rank = (q.clamp(0.0, 1.0) * self.count as f64).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        for (end, n) in self.buckets() {
-            seen += n;
-            if seen >= rank {
-                return end;
-            }
-        }
-        self.max
+        quantile(self.buckets(), self.count, q).unwrap_or(self.max)
     }
 
     /// The buckets that are not empty, in order: the longest duration that counts in each, and its count.
@@ -102,7 +94,6 @@ impl Histogram {
     }
 
     /// The counts added since `earlier`, a snapshot of the same recorder: ends of buckets, and counts.
-    #[cfg(feature = "metrics")]
     pub(crate) fn since(&self, earlier: &Histogram) -> impl Iterator<Item = (Duration, u64)> {
         self.buckets.iter().enumerate().filter_map(|(i, n)| {
             let before = earlier.buckets.get(i).copied().unwrap_or(0);
@@ -121,6 +112,21 @@ impl fmt::Debug for Histogram {
             .field("max", &self.max)
             .finish_non_exhaustive()
     }
+}
+
+/// The end of the bucket that a share `q` of all `count` durations did not exceed. The buckets are in order.
+pub(super) fn quantile<T>(
+    buckets: impl IntoIterator<Item = (T, u64)>,
+    count: u64,
+    q: f64,
+) -> Option<T> {
+    let rank = (q.clamp(0.0, 1.0) * count as f64).ceil().max(1.0) as u64;
+    let mut seen = 0;
+    let found = buckets.into_iter().find(|(_, n)| {
+        seen += n;
+        seen >= rank
+    });
+    found.map(|(end, _)| end)
 }
 
 /// Records durations; a [`Histogram`] is a snapshot of it.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::histogram::Histogram;
+use super::histogram::{Histogram, quantile};
 use super::stats::Stats;
 
 /// How often a snapshot is taken.
@@ -299,19 +299,8 @@ impl Part {
 impl Sparse {
     /// What was added between two snapshots of the same histogram.
     fn between(earlier: &Histogram, later: &Histogram) -> Sparse {
-        let mut before = earlier.buckets().peekable();
-        let mut buckets = Vec::new();
-        for (end, n) in later.buckets() {
-            let mut known = 0;
-            // The last bucket of a snapshot ends at the longest duration; the same bucket may end later now.
-            while let Some((_, n)) = before.next_if(|(before, _)| *before <= end) {
-                known += n;
-            }
-            let more = n.saturating_sub(known);
-            if more > 0 {
-                buckets.push((nanos(end), more));
-            }
-        }
+        let added = later.since(earlier);
+        let buckets = added.map(|(end, n)| (nanos(end), n)).collect();
         Sparse {
             buckets,
             sum: later.sum().saturating_sub(earlier.sum()),
@@ -326,6 +315,11 @@ impl Sparse {
         }
         self.buckets.extend_from_slice(&other.buckets);
         self.buckets.sort_unstable_by_key(|(end, _)| *end);
+        self.join();
+    }
+
+    /// Makes one bucket of neighbours that end alike.
+    fn join(&mut self) {
         self.buckets.dedup_by(|next, kept| {
             let same = next.0 == kept.0;
             kept.1 += if same { next.1 } else { 0 };
@@ -340,27 +334,14 @@ impl Sparse {
             let low = (1_u64 << shift) - 1;
             *end = end.saturating_add(low) & !low;
         }
-        let sum = self.sum;
-        let coarse = std::mem::take(&mut self.buckets);
-        for bucket in coarse {
-            match self.buckets.last_mut() {
-                Some(last) if last.0 == bucket.0 => last.1 += bucket.1,
-                _ => self.buckets.push(bucket),
-            }
-        }
-        self.sum = sum;
+        self.join();
     }
 
     fn spread(&self) -> Spread {
         let count = self.buckets.iter().map(|(_, n)| n).sum();
-        let quantile = |q: f64| {
-            let rank = (q * count as f64).ceil().max(1.0) as u64;
-            let mut seen = 0;
-            let found = self.buckets.iter().find(|(_, n)| {
-                seen += n;
-                seen >= rank
-            });
-            Duration::from_nanos(found.map_or(0, |(end, _)| *end))
+        let quantile = |q| {
+            let end = quantile(self.buckets.iter().copied(), count, q);
+            Duration::from_nanos(end.unwrap_or(0))
         };
         Spread {
             count,
