@@ -65,12 +65,12 @@ impl Writer {
         let busy_timeout = without_busy_timeout(connection)?;
         let mut patience = until(deadline);
         let begun = begin_immediate(connection, || {
-            handle.queue.is_kept_out(Instant::now());
+            handle.queue.kept_out(Instant::now());
             patience()
         });
         connection.busy_timeout(busy_timeout)?;
         if begun.is_ok() {
-            handle.queue.is_let_in();
+            handle.queue.let_in();
         }
         let mut transaction = begun?;
         let guard = connection.guard();

@@ -183,12 +183,12 @@ impl QueueHandle {
     ) -> rusqlite::Result<Group<'a>> {
         let begun = Group::begin(checkout.connection_mut(), || {
             let now = Instant::now();
-            self.queue.is_kept_out(now);
+            self.queue.kept_out(now);
             self.expire(now);
             now < first.deadline() && !first.is_cancelled()
         });
         if begun.is_ok() {
-            self.queue.is_let_in();
+            self.queue.let_in();
         }
         begun
     }

@@ -7,10 +7,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Acquire, Release},
-};
 use std::time::{Duration, Instant};
 
 use event_listener::Event;
@@ -25,9 +21,8 @@ pub(super) struct WriteQueue {
     pub(super) write_lock: Semaphore<Claim>,
     /// Notified when the leader of a closed queue steps down.
     idle: Event,
-    /// The leader waits for SQLite's write lock, which another process or a connection outside of this queue
-    /// holds.
-    locked_out: AtomicBool,
+    /// SQLite's write lock could not be had, and has not been had since: another process, or a connection outside of this
+    /// queue, holds it.
     lock_out: Mutex<Option<LockOut>>,
 }
 
@@ -73,7 +68,6 @@ impl WriteQueue {
             }),
             write_lock: Semaphore::new(1, overtaking),
             idle: Event::new(),
-            locked_out: AtomicBool::new(false),
             lock_out: Mutex::new(None),
         }
     }
@@ -148,8 +142,7 @@ impl WriteQueue {
     }
 
     /// SQLite's write lock cannot be had now.
-    pub(super) fn is_kept_out(&self, now: Instant) {
-        self.locked_out.store(true, Release);
+    pub(super) fn kept_out(&self, now: Instant) {
         let mut lock_out = self.lock_out.lock();
         let since = lock_out
             .filter(|before| now.saturating_duration_since(before.asked) < FORGOTTEN)
@@ -158,11 +151,8 @@ impl WriteQueue {
     }
 
     /// A write has got SQLite's write lock.
-    pub(super) fn is_let_in(&self) {
-        if self.locked_out.load(Acquire) {
-            *self.lock_out.lock() = None;
-            self.locked_out.store(false, Release);
-        }
+    pub(super) fn let_in(&self) {
+        *self.lock_out.lock() = None;
     }
 
     /// How long SQLite's write lock could not be had, if that is still so as far as is known.
@@ -173,6 +163,6 @@ impl WriteQueue {
     }
 
     pub(super) fn is_locked_out(&self) -> bool {
-        self.locked_out.load(Acquire)
+        self.lock_out.lock().is_some()
     }
 }
