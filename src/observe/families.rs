@@ -194,15 +194,10 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
 
 /// The verdict as a number, for alerts.
 pub(crate) fn verdict(health: &Health) -> Family {
-    let number = match health {
-        Health::Healthy => 0,
-        Health::Degraded(_) => 1,
-        Health::Down(_) => 2,
-    };
     gauge(
         "leasepool_health",
         "The verdict: 0 healthy, 1 degraded, 2 down.",
-        number,
+        health.level(),
     )
 }
 

@@ -44,6 +44,16 @@ impl Health {
         matches!(self, Health::Down(_))
     }
 
+    /// The worse, the higher.
+    #[cfg(any(feature = "metrics", feature = "status"))]
+    pub(crate) fn level(&self) -> usize {
+        match self {
+            Health::Healthy => 0,
+            Health::Degraded(_) => 1,
+            Health::Down(_) => 2,
+        }
+    }
+
     /// `healthy`, `degraded` or `down`.
     pub fn name(&self) -> &'static str {
         match self {

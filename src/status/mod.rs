@@ -38,7 +38,6 @@
 //! under a name of its own (DNS rebinding). Let the guard compare the header `Host` with the names that you use.
 
 mod feed;
-mod metrics;
 mod page;
 mod prometheus;
 mod snapshot;

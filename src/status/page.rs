@@ -21,9 +21,10 @@ use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
 
 use super::feed::{Feed, Shutdown};
-use super::metrics;
+use super::prometheus;
 use super::snapshot::{Agents, Places, Privacy};
 use super::watch::Watched;
+use crate::observe::health::Health;
 use crate::pool::Pool;
 use crate::pool::pooled::Backend;
 
@@ -208,8 +209,9 @@ async fn json(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Respo
 
 async fn numbers(State(feed): State<Arc<Feed>>) -> Response {
     const TEXT: (HeaderName, &str) = (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
-    let texts = feed.pools().map(|pool| pool.metrics());
-    ([TEXT], metrics::merge(texts.collect())).into_response()
+    let numbered = |pool: &Arc<dyn Watched>| (pool.name().to_owned(), pool.families());
+    let pools: Vec<_> = feed.pools().map(numbered).collect();
+    ([TEXT], prometheus::text(&pools)).into_response()
 }
 
 async fn events(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Response {
@@ -234,17 +236,15 @@ async fn events(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Res
 }
 
 async fn healthz(State(feed): State<Arc<Feed>>) -> Response {
-    let mut worst = "healthy";
-    let mut status = StatusCode::OK;
-    for health in feed.pools().map(|pool| pool.health()) {
-        if health.is_down() {
-            status = StatusCode::SERVICE_UNAVAILABLE;
-            worst = health.name();
-        } else if status == StatusCode::OK && !health.reasons().is_empty() {
-            worst = health.name();
-        }
-    }
-    (status, format!("{worst}\n")).into_response()
+    let verdicts = feed.pools().map(|pool| pool.health());
+    let worst = verdicts
+        .max_by_key(Health::level)
+        .unwrap_or(Health::Healthy);
+    let status = match worst.is_down() {
+        true => StatusCode::SERVICE_UNAVAILABLE,
+        false => StatusCode::OK,
+    };
+    (status, format!("{}\n", worst.name())).into_response()
 }
 
 async fn readyz(State(feed): State<Arc<Feed>>) -> Response {

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::prometheus;
 use super::snapshot::{Now, Privacy};
 use crate::error::Error;
+use crate::observe::families::Family;
 use crate::observe::health::Health;
 use crate::pool::Pool;
 use crate::pool::pooled::Backend;
@@ -15,7 +15,7 @@ pub(super) trait Watched: Send + Sync {
     fn now(&self, privacy: &Privacy, started: SystemTime, uptime: Duration) -> Now;
     fn health(&self) -> Health;
     fn ready(&self) -> Result<(), Error>;
-    fn metrics(&self) -> String;
+    fn families(&self) -> Vec<Family>;
 }
 
 impl<B: Backend> Watched for Pool<B> {
@@ -35,7 +35,7 @@ impl<B: Backend> Watched for Pool<B> {
         Pool::ready(self)
     }
 
-    fn metrics(&self) -> String {
-        prometheus::text(self)
+    fn families(&self) -> Vec<Family> {
+        Pool::families(self)
     }
 }
