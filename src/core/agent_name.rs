@@ -4,19 +4,12 @@
 use std::fmt::{self, Display, Write};
 
 use crate::error::Error;
+use crate::observe::reserved::is_reserved;
 
 /// Longest id of an agent, in bytes.
 const MAX_LEN: usize = 1024;
 /// Ids up to this length, in bytes, need no allocation. A UUID has 36.
 const SHORT: usize = 63;
-/// The prefix of the ids that the pool itself borrows under.
-const RESERVED: &str = "leasepool: ";
-
-/// Whether it is an id that the pool itself borrows under. No agent has one.
-#[inline]
-pub(crate) fn is_reserved(id: &str) -> bool {
-    id.starts_with(RESERVED)
-}
 
 /// A valid agent id.
 #[derive(Debug, Clone)]

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::agent_lock::{AgentLock, AgentLockGuard};
-use super::agent_name::is_reserved;
 use super::backend::{Backend, CloseMode};
 use super::guard::{Checkout, Handle};
 use super::lot::{From, Loan, Taken};
@@ -27,6 +26,7 @@ use super::{Core, Permit};
 use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
 use crate::observe::events;
+use crate::observe::reserved::is_reserved;
 use crate::observe::stats::count;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Held, Refusal};

@@ -17,6 +17,7 @@ use super::guard::Checkout;
 use super::request::Request;
 use super::{Core, Options};
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 use crate::observe::stats::Stats;
 use crate::sync::ticker::Ticker;
 use crate::sync::wait::block_on;
@@ -140,7 +141,7 @@ impl Pool {
         agent: impl AsRef<str>,
         wait: Option<Duration>,
     ) -> Result<Checkout<Fake>, Error> {
-        let place = std::panic::Location::caller();
+        let place = CallSite::here();
         self.core
             .checkout(&self.core, &Request::new(agent.as_ref(), wait, place))
     }

@@ -201,7 +201,8 @@ impl Loan {
     pub(crate) fn holder(&self, agent: &str, now: Instant) -> Holder {
         Holder {
             agent: agent.to_owned(),
-            borrowed_at: self.borrowed_at,
+            borrowed_at: self.borrowed_at.line,
+            request: self.borrowed_at.request,
             age: self.age(now),
         }
     }

@@ -1,7 +1,6 @@
 //! Request: which agent asks for a connection, since when, until when, and what it waits for.
 //! It takes nothing.
 
-use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use parking_lot::Mutex;
 use super::agent_lock::AgentLock;
 use super::lot::Loan;
 use crate::error::{Error, Wanted};
+use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::thread;
@@ -21,7 +21,7 @@ pub(crate) struct Request<'a> {
     pub(super) asked_at: Instant,
     /// `None`: it does not wait.
     pub(super) wait: Option<Duration>,
-    place: &'static Location<'static>,
+    place: CallSite,
     /// The thread that blocks while it waits.
     thread: Option<u64>,
     /// What it is waiting for, for the error if it times out.
@@ -51,11 +51,7 @@ const STAGES: [Wanted; 3] = [Wanted::Connection, Wanted::Agent, Wanted::Opening]
 
 impl<'a> Request<'a> {
     /// `wait`: how long to wait; `None`: not at all.
-    pub(crate) fn new(
-        agent: &'a str,
-        wait: Option<Duration>,
-        place: &'static Location<'static>,
-    ) -> Self {
+    pub(crate) fn new(agent: &'a str, wait: Option<Duration>, place: CallSite) -> Self {
         Request {
             agent,
             asked_at: Instant::now(),

@@ -1,28 +1,24 @@
 //! Claim: which agent asks for something, since when, and from which line.
 //! It decides nothing.
 
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::stats::{Holder, Waiting};
+use crate::observe::call_site::CallSite;
 use crate::sync::thread;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
     pub(crate) agent: Arc<str>,
     pub(crate) asked_at: Instant,
-    pub(crate) place: &'static Location<'static>,
+    pub(crate) place: CallSite,
     /// The thread that asked and blocks while it waits; `None` for a caller that awaits.
     pub(crate) thread: Option<u64>,
 }
 
 impl Claim {
-    pub(crate) fn new(
-        agent: Arc<str>,
-        asked_at: Instant,
-        place: &'static Location<'static>,
-    ) -> Self {
+    pub(crate) fn new(agent: Arc<str>, asked_at: Instant, place: CallSite) -> Self {
         Claim {
             agent,
             asked_at,
@@ -40,7 +36,8 @@ impl Claim {
     pub(crate) fn waiting(&self, now: Instant) -> Waiting {
         Waiting {
             agent: self.agent.as_ref().to_owned(),
-            asked_at: self.place,
+            asked_at: self.place.line,
+            request: self.place.request,
             age: now.saturating_duration_since(self.asked_at),
         }
     }
@@ -49,7 +46,8 @@ impl Claim {
     pub(crate) fn holder(&self, now: Instant) -> Holder {
         Holder {
             agent: self.agent.as_ref().to_owned(),
-            borrowed_at: self.place,
+            borrowed_at: self.place.line,
+            request: self.place.request,
             age: now.saturating_duration_since(self.asked_at),
         }
     }

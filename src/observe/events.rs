@@ -71,6 +71,7 @@ macro_rules! tell_of_lease {
                 pool = $pool,
                 agent = $holder.agent,
                 borrowed_at = %$holder.borrowed_at,
+                request = $holder.request,
                 age = ?$holder.age,
                 $what
             )
@@ -217,6 +218,7 @@ pub(crate) fn wal_pinned(pool: &str, pages: u32, holder: Option<&Holder>) {
             pages,
             agent = holder.agent,
             borrowed_at = %holder.borrowed_at,
+            request = holder.request,
             age = ?holder.age,
             "the write-ahead log cannot shrink: a lease reads from it"
         ),

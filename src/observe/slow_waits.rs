@@ -23,6 +23,8 @@ pub struct SlowWait {
     pub agent: String,
     /// Where the lease was asked for.
     pub asked_at: &'static Location<'static>,
+    /// Method and route of the request that waited: see [`Holder::request`](crate::Holder::request).
+    pub request: Option<&'static str>,
     /// How long it waited.
     pub waited: Duration,
     /// How long ago the wait ended.
@@ -110,7 +112,8 @@ impl SlowWaits {
             .iter()
             .map(|wait| SlowWait {
                 agent: wait.claim.agent.as_ref().to_owned(),
-                asked_at: wait.claim.place,
+                asked_at: wait.claim.place.line,
+                request: wait.claim.place.request,
                 waited: wait.waited,
                 ago: now.saturating_duration_since(wait.ended),
                 served: wait.served,

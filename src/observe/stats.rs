@@ -6,7 +6,9 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use super::call_site::CallSite;
 use super::histogram::{Histogram, Recorder};
+use super::reserved::is_of_pool;
 
 /// What a pool is doing, and what it has done since it was built: [`Pool::stats`](crate::Pool::stats).
 ///
@@ -125,10 +127,22 @@ impl Stats {
 pub struct Holder {
     /// The agent.
     pub agent: String,
-    /// Where the lease was taken.
+    /// Where the lease was taken. For a lease that an extractor of a web framework took: where the layer, or the
+    /// application data, was made.
     pub borrowed_at: &'static Location<'static>,
+    /// Method and route of the request that the lease serves (`GET /notes/{id}`), if an extractor gave the lease or its
+    /// [`Agent`](crate::Agent), and the framework knows the route.
+    pub request: Option<&'static str>,
     /// How long it has been held.
     pub age: Duration,
+}
+
+impl Holder {
+    /// Whether the pool itself holds the connection, to write a group, run a checkpoint, back up or vacuum. `agent` then
+    /// says what for.
+    pub fn is_pool(&self) -> bool {
+        is_of_pool(&self.agent)
+    }
 }
 
 /// A caller that waits for a connection: [`Pool::waiting`](crate::Pool::waiting).
@@ -139,17 +153,19 @@ pub struct Waiting {
     pub agent: String,
     /// Where the lease was asked for.
     pub asked_at: &'static Location<'static>,
+    /// Method and route of the request that waits: see [`Holder::request`].
+    pub request: Option<&'static str>,
     /// How long it has been waiting.
     pub age: Duration,
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:?} since {:?} at {}",
-            self.agent, self.age, self.borrowed_at
-        )
+        let place = CallSite {
+            line: self.borrowed_at,
+            request: self.request,
+        };
+        write!(f, "{:?} since {:?} at {place}", self.agent, self.age)
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,9 @@ use super::lease::Lease;
 use super::pooled::Backend;
 use super::{Pool, at_most};
 use crate::core::agent_name::AgentName;
-use crate::core::lot::ANONYMOUS;
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
+use crate::observe::reserved::ANONYMOUS;
 use crate::sqlite::Sqlite;
 
 /// One agent of a pool: a handle for everything that is done for it. [`Pool::agent`] makes one, and the web extractors
@@ -46,12 +46,8 @@ pub struct Agent<B: Backend = Sqlite> {
     id: Id,
     /// For how long its calls wait, if that is not as long as the pool's options say.
     within: Option<Duration>,
-    /// Where the handle was made, or the source of agents was given.
-    #[cfg_attr(
-        not(any(feature = "axum", feature = "actix")),
-        allow(dead_code, reason = "only extractors read it")
-    )]
-    place: &'static Location<'static>,
+    /// Where the handle was made, or the source of agents was given; and the request that it serves.
+    place: CallSite,
 }
 
 #[derive(Debug, Clone)]
@@ -64,11 +60,7 @@ enum Id {
 }
 
 impl<B: Backend> Agent<B> {
-    pub(crate) fn named(
-        pool: &Pool<B>,
-        id: impl Display,
-        place: &'static Location<'static>,
-    ) -> Self {
+    pub(crate) fn named(pool: &Pool<B>, id: impl Display, place: CallSite) -> Self {
         let id = match AgentName::parse(id) {
             Ok(id) => Id::Named(id.as_str().into()),
             Err(reason) => Id::Invalid(reason),
@@ -78,19 +70,15 @@ impl<B: Backend> Agent<B> {
 
     /// Of a request that names none.
     #[cfg(any(feature = "tower", feature = "actix"))]
-    pub(crate) fn unnamed(
-        pool: &Pool<B>,
-        reason: &'static str,
-        place: &'static Location<'static>,
-    ) -> Self {
+    pub(crate) fn unnamed(pool: &Pool<B>, reason: &'static str, place: CallSite) -> Self {
         Agent::of(pool, Id::Invalid(reason), place)
     }
 
-    pub(crate) fn anonymous(pool: &Pool<B>, place: &'static Location<'static>) -> Self {
+    pub(crate) fn anonymous(pool: &Pool<B>, place: CallSite) -> Self {
         Agent::of(pool, Id::Anonymous, place)
     }
 
-    fn of(pool: &Pool<B>, id: Id, place: &'static Location<'static>) -> Self {
+    fn of(pool: &Pool<B>, id: Id, place: CallSite) -> Self {
         Agent {
             pool: pool.clone(),
             id,
@@ -139,8 +127,7 @@ impl<B: Backend> Agent<B> {
     #[track_caller]
     pub fn lease(&self) -> Result<Lease<B>, Error> {
         let wait = Some(self.wait());
-        self.pool
-            .lease_within(self.borrower()?, wait, Location::caller())
+        self.pool.lease_within(self.borrower()?, wait, self.here())
     }
 
     /// Lends the agent a connection without waiting: [`Pool::try_lease`].
@@ -152,8 +139,7 @@ impl<B: Backend> Agent<B> {
     /// Never waits for another lease; may open a connection.
     #[track_caller]
     pub fn try_lease(&self) -> Result<Lease<B>, Error> {
-        self.pool
-            .lease_within(self.borrower()?, None, Location::caller())
+        self.pool.lease_within(self.borrower()?, None, self.here())
     }
 
     /// Lends the agent a connection, for async code: [`Pool::lease_async`].
@@ -162,18 +148,41 @@ impl<B: Backend> Agent<B> {
     /// Those of [`Pool::lease`].
     #[track_caller]
     pub fn lease_async(&self) -> impl Future<Output = Result<Lease<B>, Error>> + Send {
-        self.lease_async_at(Location::caller())
+        self.lease_async_at(self.here())
     }
 
-    async fn lease_async_at(&self, place: &'static Location<'static>) -> Result<Lease<B>, Error> {
+    async fn lease_async_at(&self, place: CallSite) -> Result<Lease<B>, Error> {
         let (agent, wait) = (self.borrower()?, self.wait());
         self.pool.lease_async_within(agent, wait, place).await
+    }
+
+    /// The line that calls, and the request that the handle serves.
+    #[track_caller]
+    pub(super) fn here(&self) -> CallSite {
+        CallSite {
+            request: self.place.request,
+            ..CallSite::here()
+        }
+    }
+
+    /// Where the handle was made.
+    #[cfg(any(feature = "axum", feature = "actix"))]
+    pub(super) fn place(&self) -> CallSite {
+        self.place
+    }
+
+    /// A handle that serves this request.
+    #[cfg(any(feature = "axum", feature = "actix"))]
+    pub(crate) fn serving(&self, request: Option<&'static str>) -> Self {
+        let mut agent = self.clone();
+        agent.place.request = request;
+        agent
     }
 
     /// The same; the place that it shows is where the source of agents was given.
     #[cfg(any(feature = "axum", feature = "actix"))]
     pub(crate) async fn lease_extracted(&self) -> Result<Lease<B>, Error> {
-        self.lease_async_at(self.place).await
+        self.lease_async_at(self.place()).await
     }
 
     /// Evicts the agent: [`Pool::evict`]. Of the handle of [`Pool::anonymous`], it gives back what is parked now.

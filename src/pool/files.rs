@@ -1,16 +1,22 @@
 //! Files: whole databases, copied, rebuilt and removed, and the agents that have one.
 //! It keeps borrowers from a database where necessary, and leaves the files to the backend.
 
-use std::panic::Location;
+use std::future::Future;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
 
 use super::Pool;
 use super::agent::Agent;
 use crate::core::backend::Backend;
 use crate::core::reentrancy::{self, Within};
 use crate::core::request::Request;
-use crate::error::Error;
+use crate::error::{Error, Wanted};
+use crate::observe::call_site::CallSite;
+use crate::observe::reserved::{BACKUP, VACUUM};
 use crate::sqlite::{AgentIds, Backup, Sqlite};
+use crate::sync::wait::await_until;
 
 impl Pool {
     /// Copies the database, as one commit left it, to the file `to`, which may be a backup from before. Others read and
@@ -56,19 +62,18 @@ impl Pool {
     /// Like [`Pool::backup`].
     #[track_caller]
     pub fn backup_with(&self, to: impl AsRef<Path>, mut how: Backup<'_>) -> Result<(), Error> {
-        const AGENT: &str = "leasepool: backup";
         let core = &self.shared.core;
         core.backend.check_shared(
             "Pool::backup",
             "use Agent::backup: agents have files of their own",
         )?;
-        let request = Request::new(AGENT, Some(self.lease_timeout()), Location::caller());
+        let request = Request::new(BACKUP, Some(self.lease_timeout()), CallSite::here());
         let done = self.shared.lease(&request).and_then(|lease| {
             let patience = core.patience(&request);
             core.backend
                 .backup(&lease, to.as_ref(), &mut how, &patience)
         });
-        core.evict(AGENT);
+        core.evict(BACKUP);
         done
     }
 
@@ -85,7 +90,6 @@ impl Pool {
     /// Like [`Pool::lease`], and then for as long as SQLite takes to write the whole database again.
     #[track_caller]
     pub fn vacuum(&self) -> Result<(), Error> {
-        const AGENT: &str = "leasepool: vacuum";
         let core = &self.shared.core;
         core.backend.check_vacuum()?;
         core.backend.check_shared(
@@ -93,12 +97,12 @@ impl Pool {
             "use Agent::vacuum: agents have files of their own",
         )?;
         core.backend.check_writable()?;
-        let request = Request::new(AGENT, Some(self.lease_timeout()), Location::caller());
+        let request = Request::new(VACUUM, Some(self.lease_timeout()), CallSite::here());
         let vacuumed = self
             .shared
             .lease(&request)
             .and_then(|lease| Sqlite::vacuum(&lease));
-        core.evict(AGENT);
+        core.evict(VACUUM);
         vacuumed
     }
 
@@ -145,6 +149,60 @@ impl Agent {
         self.pool().shared().core.backend.has_file(agent)
     }
 
+    /// Like [`Agent::exists`], for async code: a thread of the pool looks, unless the agent has a connection.
+    ///
+    /// # Errors
+    /// Those of [`Agent::exists`]; [`Error::Exhausted`] if the file system does not answer within `lease_timeout`;
+    /// [`Error::NoThread`] if no thread can be started.
+    #[track_caller]
+    pub fn exists_async(&self) -> impl Future<Output = Result<bool, Error>> + Send {
+        let place = self.here();
+        async move {
+            if self.has_connection()? {
+                return Ok(true);
+            }
+            self.look(place, Sqlite::has_file).await
+        }
+    }
+
+    /// Refuses an agent without a file.
+    #[cfg(any(feature = "axum", feature = "actix"))]
+    pub(crate) async fn check_existing(&self) -> Result<(), Error> {
+        if self.has_connection()? {
+            return Ok(());
+        }
+        self.look(self.place(), Sqlite::check_existing).await
+    }
+
+    /// Whether the agent has a connection to a file of its own.
+    fn has_connection(&self) -> Result<bool, Error> {
+        let core = &self.pool().shared().core;
+        Ok(core.backend.is_per_agent() && core.has_slot(self.borrower()?))
+    }
+
+    /// Lets a thread of the pool look at the file system.
+    async fn look<T: Send + 'static>(
+        &self,
+        place: CallSite,
+        look: fn(&Sqlite, &str) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let core = &self.pool().shared().core;
+        core.check_origin()?;
+        let request = Request::new(self.borrower()?, Some(self.wait()), place);
+        let request = request.awaiting_for_a_thread();
+        let (theirs, agent) = (Arc::clone(core), request.agent().to_owned());
+        let answer = core
+            .workers()
+            .hand_over(move || look(&theirs.backend, &agent));
+        let answer = pin!(answer.map_err(Error::no_thread)?);
+        match await_until(request.deadline(), answer).await {
+            Some(Ok(answer)) => answer,
+            // The panic came from the user's function, so it continues in the caller.
+            Some(Err(panic)) => resume_unwind(panic),
+            None => Err(core.given_up(&request, Wanted::Opening)),
+        }
+    }
+
     /// Removes the agent's database: closes its connection and deletes its files. The next lease of the agent makes a new
     /// database. Returns whether there was one.
     ///
@@ -167,7 +225,7 @@ impl Agent {
     pub fn remove(&self) -> Result<bool, Error> {
         let core = &self.pool().shared().core;
         core.backend.check_writable()?;
-        let request = Request::new(self.borrower()?, Some(self.wait()), Location::caller());
+        let request = Request::new(self.borrower()?, Some(self.wait()), self.here());
         core.backend.check_per_agent()?;
         // The pool must close every connection to the files before it removes them. The room is for a connection that
         // shuts out other processes.
@@ -195,7 +253,7 @@ impl Agent {
         let core = &self.pool().shared().core;
         core.backend.check_writable()?;
         core.backend.check_has_owner()?;
-        let place = Location::caller();
+        let place = self.here();
         let request = Request::new(self.borrower()?, Some(self.wait()), place).of_stranger();
         let is_strange = || {
             matches!(
@@ -277,7 +335,7 @@ impl Agent {
         let backend = &core.backend;
         backend.check_writable()?;
         backend.check_has_owner()?;
-        let place = Location::caller();
+        let place = self.here();
         let request = Request::new(self.borrower()?, Some(self.wait()), place);
         if !backend.has_file(request.agent())? {
             drop(self.pool().shared().lease(&request)?);
@@ -321,7 +379,7 @@ impl Agent {
         if !core.backend.is_per_agent() {
             return self.pool().backup_with(to, how);
         }
-        let request = Request::new(agent, Some(self.wait()), Location::caller());
+        let request = Request::new(agent, Some(self.wait()), self.here());
         // In exclusive locking mode no second connection may open the file, so the agent's is closed first.
         let exclusively = core.backend.locks_exclusively();
         let places = core.options.max_connections.min(2);

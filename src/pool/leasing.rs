@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::panic::Location;
 use std::time::Duration;
 
 use super::Pool;
@@ -14,6 +13,7 @@ use super::pooled::Backend;
 use crate::core::agent_name::AgentName;
 use crate::core::request::Request;
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 
 impl Pool {
     /// Starts to build a pool on `database`. Every option has a default.
@@ -52,7 +52,7 @@ impl<B: Backend> Pool<B> {
     #[track_caller]
     pub fn get(&self) -> Result<Lease<B>, Error> {
         let wait = Some(self.lease_timeout());
-        self.lease_within(self.no_agent()?, wait, Location::caller())
+        self.lease_within(self.no_agent()?, wait, CallSite::here())
     }
 
     /// Like [`Pool::get`], but fails at once with [`Error::Exhausted`] instead of waiting.
@@ -64,7 +64,7 @@ impl<B: Backend> Pool<B> {
     /// Never waits for another lease; may open a connection.
     #[track_caller]
     pub fn try_get(&self) -> Result<Lease<B>, Error> {
-        self.lease_within(self.no_agent()?, None, Location::caller())
+        self.lease_within(self.no_agent()?, None, CallSite::here())
     }
 
     /// Like [`Pool::get`], for async code; see [`Pool::lease_async`].
@@ -73,7 +73,7 @@ impl<B: Backend> Pool<B> {
     /// Those of [`Pool::get`].
     #[track_caller]
     pub fn get_async(&self) -> impl Future<Output = Result<Lease<B>, Error>> + Send {
-        let place = Location::caller();
+        let place = CallSite::here();
         async move {
             let wait = self.lease_timeout();
             self.lease_async_within(self.no_agent()?, wait, place).await
@@ -96,7 +96,7 @@ impl<B: Backend> Pool<B> {
     pub fn lease(&self, agent: impl Display) -> Result<Lease<B>, Error> {
         let agent = AgentName::of(agent)?;
         let wait = Some(self.lease_timeout());
-        self.lease_within(agent.as_str(), wait, Location::caller())
+        self.lease_within(agent.as_str(), wait, CallSite::here())
     }
 
     /// Like [`Pool::lease`], but fails at once with [`Error::Exhausted`] instead of waiting.
@@ -109,7 +109,7 @@ impl<B: Backend> Pool<B> {
     #[track_caller]
     pub fn try_lease(&self, agent: impl Display) -> Result<Lease<B>, Error> {
         let agent = AgentName::of(agent)?;
-        self.lease_within(agent.as_str(), None, Location::caller())
+        self.lease_within(agent.as_str(), None, CallSite::here())
     }
 
     /// Like [`Pool::lease`], for async code, on any executor. The caller awaits its turn in the same queue as callers
@@ -142,7 +142,7 @@ impl<B: Backend> Pool<B> {
         &self,
         agent: impl Display,
     ) -> impl Future<Output = Result<Lease<B>, Error>> + Send {
-        let (agent, place) = (AgentName::of(agent), Location::caller());
+        let (agent, place) = (AgentName::of(agent), CallSite::here());
         async move {
             let wait = self.lease_timeout();
             self.lease_async_within(agent?.as_str(), wait, place).await
@@ -165,7 +165,7 @@ impl<B: Backend> Pool<B> {
     /// It never fails: if the id is invalid, each call of the handle returns [`Error::InvalidAgent`].
     #[track_caller]
     pub fn agent(&self, id: impl Display) -> Agent<B> {
-        Agent::named(self, id, Location::caller())
+        Agent::named(self, id, CallSite::here())
     }
 
     /// The handle of borrowers that belong to no agent: [`Pool::get`], with all that an [`Agent`] can do.
@@ -182,7 +182,7 @@ impl<B: Backend> Pool<B> {
     /// ```
     #[track_caller]
     pub fn anonymous(&self) -> Agent<B> {
-        Agent::anonymous(self, Location::caller())
+        Agent::anonymous(self, CallSite::here())
     }
 
     /// Evicts an agent: gives the connections that are parked for it back for others to use, and those lent to it as
@@ -201,7 +201,7 @@ impl<B: Backend> Pool<B> {
         &self,
         agent: &str,
         wait: Option<Duration>,
-        place: &'static Location<'static>,
+        place: CallSite,
     ) -> Result<Lease<B>, Error> {
         self.shared.lease(&Request::new(agent, wait, place))
     }
@@ -210,7 +210,7 @@ impl<B: Backend> Pool<B> {
         &self,
         agent: &str,
         wait: Duration,
-        place: &'static Location<'static>,
+        place: CallSite,
     ) -> Result<Lease<B>, Error> {
         let request = Request::new(agent, Some(wait), place).awaiting();
         self.shared.lease_async(request).await

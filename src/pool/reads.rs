@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use super::work::{Begun, Order};
 use crate::core::agent_name::AgentName;
 use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 use crate::sqlite::{Sqlite, until};
 
 impl Pool {
@@ -65,7 +65,7 @@ impl Pool {
     {
         let agent = AgentName::of(agent)?;
         let wait = self.lease_timeout();
-        let read = self.read_within(agent.as_str(), wait, Location::caller(), work);
+        let read = self.read_within(agent.as_str(), wait, CallSite::here(), work);
         Ok(read??)
     }
 
@@ -97,7 +97,7 @@ impl Pool {
         F: FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        let (agent, place) = (AgentName::of(agent), Location::caller());
+        let (agent, place) = (AgentName::of(agent), CallSite::here());
         async move {
             let (agent, wait) = (agent?, self.lease_timeout());
             let read = self.read_async_within(agent.as_str(), wait, place, work);
@@ -109,7 +109,7 @@ impl Pool {
         &self,
         agent: &str,
         wait: Duration,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<Result<T, E>, Error> {
         let deadline = Instant::now() + wait;
@@ -122,7 +122,7 @@ impl Pool {
         &self,
         agent: &str,
         wait: Duration,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: F,
     ) -> Result<Result<T, E>, Error>
     where
@@ -195,8 +195,7 @@ impl Agent {
         E: From<Error>,
     {
         let (agent, wait) = (self.borrower()?, self.wait());
-        self.pool()
-            .read_within(agent, wait, Location::caller(), work)?
+        self.pool().read_within(agent, wait, self.here(), work)?
     }
 
     /// Like [`Agent::read_async`], for `work` that may fail in ways of its own: with any error that an [`Error`] converts
@@ -211,7 +210,7 @@ impl Agent {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let place = Location::caller();
+        let place = self.here();
         async move {
             let (agent, wait) = (self.borrower()?, self.wait());
             let read = self.pool().read_async_within(agent, wait, place, work);

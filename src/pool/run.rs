@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use super::pooled::{Backend, Pooled, Target};
 use super::work::Order;
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 use crate::sqlite::Sqlite;
 
 const RUN: &str = "the work given to run";
@@ -96,7 +96,7 @@ impl Pool {
         F: FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        let (agent, place) = (AgentName::of(agent), Location::caller());
+        let (agent, place) = (AgentName::of(agent), CallSite::here());
         async move {
             let run = self.run_at(agent?.as_str(), None, place, work).await;
             Ok(run??)
@@ -109,7 +109,7 @@ impl<B: Backend> Pool<B> {
         &self,
         agent: &str,
         timeout: Option<Duration>,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: F,
     ) -> Result<R, Error>
     where
@@ -159,17 +159,13 @@ impl Agent {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.run_from(Location::caller(), work)
+        self.run_from(self.here(), work)
     }
 }
 
 impl<B: Backend> Agent<B> {
     /// [`Agent::run_and_then`], of every pool whose connections may block, called from this place.
-    pub(super) async fn run_from<T, E, F>(
-        &self,
-        place: &'static Location<'static>,
-        work: F,
-    ) -> Result<T, E>
+    pub(super) async fn run_from<T, E, F>(&self, place: CallSite, work: F) -> Result<T, E>
     where
         F: FnOnce(&mut Target<B>) -> Result<T, E> + Send + 'static,
         T: Send + 'static,

@@ -3,8 +3,6 @@
 
 use super::Pool;
 use super::pooled::Backend;
-#[cfg(feature = "status")]
-pub(crate) use crate::core::agent_name::is_reserved;
 use crate::error::Error;
 use crate::observe::health::Health;
 use crate::observe::slow_waits::SlowWait;

@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -17,6 +17,7 @@ use super::pooled::{Backend, Lent};
 use super::{Pool, Shared};
 use crate::core::request::{OWN_OPENING, Request};
 use crate::error::{Error, Wanted};
+use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
 use crate::sync::alarm::Alarm;
 use crate::sync::runners::Job;
@@ -28,7 +29,7 @@ pub(super) struct Order {
     /// What was called, for the error if the work panics.
     pub(super) call: &'static str,
     pub(super) agent: Arc<str>,
-    pub(super) place: &'static Location<'static>,
+    pub(super) place: CallSite,
     pub(super) asked_at: Instant,
     /// How long it waits for a connection and for a thread. `None`: for a thread, as long as that takes.
     pub(super) wait: Option<Duration>,
@@ -161,7 +162,7 @@ impl<B: Backend> Lease<B> {
         let order = Order {
             call,
             agent: Lease::agent(&self).into(),
-            place: Location::caller(),
+            place: CallSite::here(),
             asked_at: Instant::now(),
             wait: None,
             within: None,

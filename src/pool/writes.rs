@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use super::beside;
 use super::lease::Lease;
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 
 impl Pool {
     /// Runs `work` in a transaction that writes, and returns what it returned, once the transaction has committed.
@@ -82,7 +82,7 @@ impl Pool {
         F: FnOnce(&mut Savepoint<'_>) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        let (agent, place) = (AgentName::of(agent)?, Location::caller());
+        let (agent, place) = (AgentName::of(agent)?, CallSite::here());
         let wait = self.lease_timeout();
         let work = |tx: &mut Savepoint<'_>| Ok(work(tx)?);
         let writer = &self.shared().beside.writer;
@@ -119,7 +119,7 @@ impl Pool {
         F: FnOnce(&mut Savepoint<'_>) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        let (agent, place) = (AgentName::of(agent), Location::caller());
+        let (agent, place) = (AgentName::of(agent), CallSite::here());
         async move {
             let (agent, wait) = (agent?, self.lease_timeout());
             let work = |tx: &mut Savepoint<'_>| Ok(work(tx)?);
@@ -180,7 +180,7 @@ impl Pool {
         &self,
         agent: &str,
         wait: Duration,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: F,
     ) -> Result<T, E>
     where
@@ -295,7 +295,7 @@ impl Agent {
     {
         let (agent, wait) = (self.borrower()?, self.wait());
         let writer = &self.pool().shared().beside.writer;
-        writer.write(agent, wait, Location::caller(), work)
+        writer.write(agent, wait, self.here(), work)
     }
 
     /// Like [`Agent::write_async`], for `work` that may fail in ways of its own; see [`Agent::write_and_then`].
@@ -312,7 +312,7 @@ impl Agent {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let place = Location::caller();
+        let place = self.here();
         async move {
             let (agent, wait) = (self.borrower()?, self.wait());
             self.pool()
@@ -413,7 +413,7 @@ impl Lease {
         F: FnOnce(&mut Transaction<'_>) -> Result<T, E>,
         E: From<Error>,
     {
-        let place = Location::caller();
+        let place = CallSite::here();
         let shared = Arc::clone(lease.shared());
         let result = shared
             .beside

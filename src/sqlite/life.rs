@@ -59,6 +59,20 @@ impl Sqlite {
         Ok(is_there(&path)? || leaving(&path).exists())
     }
 
+    /// Refuses an agent that this process does not serve, or that has no file.
+    ///
+    /// # Errors
+    /// [`Error::NotHere`], [`Error::NoDatabase`].
+    #[cfg(any(feature = "axum", feature = "actix"))]
+    pub(crate) fn check_existing(&self, agent: &str) -> Result<(), Error> {
+        let agents = self.agents()?;
+        agents.hosting.admit(agent)?;
+        match self.has_file(agent)? {
+            true => Ok(()),
+            false => Err(super::hosting::no_database(agent, &agents.path(agent)?)),
+        }
+    }
+
     /// Removes the agent's file. Returns whether there was one. If another process uses the file, this waits
     /// until the deadline of `patience`.
     pub(crate) fn remove_file(&self, agent: &str, patience: &Patience<'_>) -> Result<bool, Error> {

@@ -3,19 +3,19 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 use crate::observe::health::{Health, Signs};
 use crate::observe::histogram::Histogram;
+use crate::observe::reserved::{is_of_pool, is_reserved};
 use crate::observe::stats::Stats;
 use crate::observe::windows::{Spread, Window, Windows};
 use crate::pool::Pool;
 use crate::pool::pooled::Backend;
-use crate::pool::seeing::is_reserved;
 
 /// Longer lists show only this many entries, the first.
 const LISTED: usize = 100;
@@ -33,7 +33,7 @@ pub enum Agents {
     Hide,
 }
 
-/// Whether the status page shows the source lines where leases were taken.
+/// Whether the status page shows where leases were taken: source lines, and the routes of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Places {
@@ -69,10 +69,13 @@ impl Privacy {
         }
     }
 
-    fn place(&self, place: &Location<'_>) -> String {
+    fn place(&self, place: CallSite) -> (String, Option<&'static str>) {
         match self.places {
-            Places::Show => format!("{}:{}", place.file(), place.line()),
-            Places::Hide => "–".to_owned(),
+            Places::Show => {
+                let line = format!("{}:{}", place.line.file(), place.line.line());
+                (line, place.request)
+            }
+            Places::Hide => ("–".to_owned(), None),
         }
     }
 }
@@ -257,6 +260,8 @@ struct Person {
     seconds: f64,
     /// The source line.
     place: String,
+    /// Method and route of the request that it serves.
+    request: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -285,6 +290,7 @@ impl Now {
         let ready = pool.ready();
         let descriptors = pool.counted_descriptors();
         let person = |agent, time: Duration, place| Person::new(privacy, agent, time, place);
+        let at = |line, request| CallSite { line, request };
         let recent = &windows.ten_seconds;
         Now {
             name: pool.name().to_owned(),
@@ -325,14 +331,14 @@ impl Now {
                 write_p99: recent.write.p99.as_secs_f64(),
             },
             holders: holders
-                .map(|h| person(h.agent, h.age, h.borrowed_at))
+                .map(|h| person(h.agent, h.age, at(h.borrowed_at, h.request)))
                 .collect(),
             waiters: waiters
-                .map(|w| person(w.agent, w.age, w.asked_at))
+                .map(|w| person(w.agent, w.age, at(w.asked_at, w.request)))
                 .collect(),
             slowest_waits: slowest
                 .map(|wait| Slow {
-                    who: person(wait.agent, wait.waited, wait.asked_at),
+                    who: person(wait.agent, wait.waited, at(wait.asked_at, wait.request)),
                     ago_s: wait.ago.as_secs_f64(),
                     served: wait.served,
                 })
@@ -463,12 +469,14 @@ impl Recent {
 }
 
 impl Person {
-    fn new(privacy: &Privacy, agent: String, time: Duration, place: &Location<'_>) -> Person {
+    fn new(privacy: &Privacy, agent: String, time: Duration, place: CallSite) -> Person {
+        let (place, request) = privacy.place(place);
         Person {
-            own: is_reserved(&agent),
+            own: is_of_pool(&agent),
             agent: privacy.agent(agent),
             seconds: time.as_secs_f64(),
-            place: privacy.place(place),
+            place,
+            request,
         }
     }
 }

@@ -10,7 +10,9 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ContentType, HeaderValue, RETRY_AFTER};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError};
 
-use super::{Agent, AgentSource, Agents, Answer, NODE_HEADER, RequestParts, sealed};
+use super::{
+    Agent, AgentSource, Agents, Answer, Existing, NODE_HEADER, RequestParts, request_name, sealed,
+};
 use crate::error::Error;
 use crate::pool::Pool;
 use crate::pool::lease::Lease;
@@ -60,7 +62,11 @@ impl<B: Backend> FromRequest for Agent<B> {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let data = request.app_data::<LeaseData<B>>();
         ready(match data {
-            Some(data) => Ok(data.0.of(request)),
+            Some(data) => {
+                let route = request.match_pattern();
+                let name = route.and_then(|route| request_name(request.method(), &route));
+                Ok(data.0.of(request).serving(name))
+            }
             None => Err(Error::NotInstalled { what: "LeaseData" }),
         })
     }
@@ -76,6 +82,33 @@ impl<B: Backend> FromRequest for Lease<B> {
         Box::pin(async move {
             let agent = agent.await?;
             agent.lease_extracted().await
+        })
+    }
+}
+
+impl FromRequest for Existing<Agent> {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let agent = Agent::from_request(request, payload);
+        Box::pin(async move {
+            let agent = agent.await?;
+            agent.check_existing().await?;
+            Ok(Existing(agent))
+        })
+    }
+}
+
+impl FromRequest for Existing<Lease> {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let agent = Existing::<Agent>::from_request(request, payload);
+        Box::pin(async move {
+            let Existing(agent) = agent.await?;
+            Ok(Existing(agent.lease_extracted().await?))
         })
     }
 }

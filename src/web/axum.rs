@@ -1,13 +1,13 @@
 //! The feature `axum`: a lease, or the agent, as an extractor, and errors as responses.
 //! It translates only.
 
-use axum_core::extract::FromRequestParts;
-use axum_core::response::{IntoResponse, Response};
+use axum::extract::{FromRequestParts, MatchedPath};
+use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
-use super::{Agent, Answer, NODE_HEADER};
+use super::{Agent, Answer, Existing, NODE_HEADER, request_name};
 use crate::error::Error;
 use crate::pool::lease::Lease;
 use crate::pool::pooled::Backend;
@@ -18,9 +18,10 @@ impl<S: Send + Sync, B: Backend> FromRequestParts<S> for Agent<B> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
         let agent = parts.extensions.get::<Agent<B>>();
-        agent
-            .cloned()
-            .ok_or_else(|| Error::NotInstalled { what: "LeaseLayer" })
+        let agent = agent.ok_or(Error::NotInstalled { what: "LeaseLayer" })?;
+        let route = parts.extensions.get::<MatchedPath>();
+        let request = route.and_then(|route| request_name(&parts.method, route.as_str()));
+        Ok(agent.serving(request))
     }
 }
 
@@ -31,6 +32,25 @@ impl<S: Send + Sync, B: Backend> FromRequestParts<S> for Lease<B> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let agent = Agent::<B>::from_request_parts(parts, state).await?;
         agent.lease_extracted().await
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Existing<Agent> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let agent = Agent::from_request_parts(parts, state).await?;
+        agent.check_existing().await?;
+        Ok(Existing(agent))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Existing<Lease> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let Existing(agent) = Existing::<Agent>::from_request_parts(parts, state).await?;
+        Ok(Existing(agent.lease_extracted().await?))
     }
 }
 

@@ -31,9 +31,12 @@ mod axum;
 #[cfg(feature = "tower")]
 mod tower;
 
-use std::panic::Location;
+#[cfg(any(feature = "axum", feature = "actix"))]
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+#[cfg(any(feature = "axum", feature = "actix"))]
+use parking_lot::RwLock;
 use percent_encoding::percent_decode_str;
 
 #[cfg(feature = "actix")]
@@ -43,6 +46,7 @@ pub use self::tower::{LeaseLayer, LeaseService};
 
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::observe::events;
 use crate::pool::Pool;
@@ -137,11 +141,37 @@ impl<R> std::fmt::Debug for AgentSource<R> {
     }
 }
 
+/// At most so many different requests are told apart.
+#[cfg(any(feature = "axum", feature = "actix"))]
+const REQUESTS: usize = 1024;
+
+/// Method and route, as [`Holder::request`](crate::Holder::request) shows them. A program has a fixed number of routes, and
+/// so each name is made once and kept. `None` if there are too many.
+#[cfg(any(feature = "axum", feature = "actix"))]
+fn request_name(method: impl AsRef<str>, route: &str) -> Option<&'static str> {
+    static NAMES: RwLock<BTreeSet<&str>> = RwLock::new(BTreeSet::new());
+    // Clients may send any method, and routers may take any.
+    const METHODS: [&str; 8] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH",
+    ];
+    let method = method.as_ref();
+    let known = METHODS.into_iter().find(|known| *known == method);
+    let name = format!("{} {route}", known.unwrap_or("*"));
+    if let Some(name) = NAMES.read().get(name.as_str()) {
+        return Some(name);
+    }
+    let mut names = NAMES.write();
+    if names.len() < REQUESTS {
+        names.insert(Box::leak(name.clone().into_boxed_str()));
+    }
+    names.get(name.as_str()).copied()
+}
+
 /// A pool, and how to find the agent of a request.
 struct Agents<R, B: Backend> {
     pool: Pool<B>,
     source: AgentSource<R>,
-    place: &'static Location<'static>,
+    place: CallSite,
 }
 
 impl<R, B: Backend> Agents<R, B> {
@@ -150,7 +180,7 @@ impl<R, B: Backend> Agents<R, B> {
         Agents {
             pool,
             source,
-            place: Location::caller(),
+            place: CallSite::here(),
         }
     }
 
@@ -179,6 +209,32 @@ impl<R, B: Backend> std::fmt::Debug for Agents<R, B> {
         f.debug_struct("Agents").finish_non_exhaustive()
     }
 }
+
+/// Extracts what `T` does ([`Agent`] or [`Lease`](crate::Lease)), for an agent that has a database already. For
+/// other agents the response is a 404 ([`Error::NoDatabase`](crate::Error::NoDatabase)), and no database is made. For pools of
+/// [`Database::per_agent`](crate::Database::per_agent), where a request for any id would make a file otherwise.
+///
+/// ```
+/// use leasepool::web::{Agent, Existing};
+/// use leasepool::Error;
+///
+/// // A handler for axum or actix-web.
+/// async fn notes(Existing(agent): Existing<Agent>) -> Result<String, Error> {
+///     let notes: i64 = agent
+///         .read_async(|tx| tx.query_row("SELECT count(*) FROM note", [], |row| row.get(0)))
+///         .await?;
+///     Ok(notes.to_string())
+/// }
+/// ```
+///
+/// It looks when it is extracted. If the agent is removed between that and a call of the handler, the call makes a new
+/// database. A thread of the pool looks at the file system, unless the agent has a connection.
+/// [`on_missing`](crate::Database::on_missing) is not called: with it, use [`Database::create`](crate::Database::create)`(false)`.
+///
+/// Where agents share a file, the extractor fails with [`Error::Unsupported`](crate::Error::Unsupported) (500).
+#[cfg(any(feature = "axum", feature = "actix"))]
+#[derive(Debug, Clone, Copy)]
+pub struct Existing<T>(pub T);
 
 /// The header of a response with the status 421: the node that serves the agent, by the name that
 /// [`Database::owner`](crate::Database::owner) gave it. A proxy, or the client, repeats the request there. It is left

@@ -2,7 +2,6 @@
 //! It begins only the transaction of a lease: `group_commit` begins those of groups.
 
 use std::future::poll_fn;
-use std::panic::Location;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::writer::Writer;
 use crate::core::guard::{Checkout, Handle};
 use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
 use crate::observe::stats::count;
 use crate::sqlite::{Sqlite, begin_immediate, until, without_busy_timeout};
@@ -30,7 +30,7 @@ impl Writer {
     pub(crate) fn write_on<T, E, F, H: Handle<Sqlite>>(
         self: &Arc<Self>,
         checkout: &mut Checkout<Sqlite, H>,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: F,
     ) -> Result<T, E>
     where
@@ -46,7 +46,7 @@ impl Writer {
         self: &Arc<Self>,
         checkout: &mut Checkout<Sqlite, H>,
         asked_at: Instant,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: F,
     ) -> Answer<T, E>
     where
@@ -95,7 +95,7 @@ impl Writer {
         self: &Arc<Self>,
         agent: &str,
         wait: Duration,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: F,
     ) -> Result<T, E>
     where
@@ -116,7 +116,7 @@ impl Writer {
         self: &Arc<Self>,
         agent: &str,
         wait: Duration,
-        place: &'static Location<'static>,
+        place: CallSite,
         work: F,
     ) -> Result<T, E>
     where

@@ -3,7 +3,6 @@
 //! is too old for several passes. Where another process runs the checkpoints, the pool runs one only in an emergency,
 //! and never takes that lock.
 
-use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,13 +10,13 @@ use super::group_commit::QueueHandle;
 use super::writer::Writer;
 use crate::core::request::Request;
 use crate::error::Error;
+use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
 use crate::observe::events;
+use crate::observe::reserved::CHECKPOINT;
 use crate::observe::stats::{add, count};
 use crate::sqlite::{Checkpointed, Mode, Noted, Passes, Wal, checkpoint};
 
-/// The agent id under which the pool borrows a connection for checkpoints.
-pub(super) const AGENT: &str = "leasepool: checkpoint";
 /// How many pages may be left to copy while no write can begin.
 const SHORT: u32 = 64;
 /// The largest number of copies without the write lock.
@@ -79,7 +78,7 @@ fn begin(writer: &Arc<Writer>, wal: &Wal) {
 fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     let running = wal.run();
     let core = &writer.core;
-    let request = Request::new(AGENT, Some(WAIT), Location::caller());
+    let request = Request::new(CHECKPOINT, Some(WAIT), CallSite::here());
     let checkout = core.checkout(core, &request)?;
     let connection: &rusqlite::Connection = checkout.connection();
     if wal.is_external() {
@@ -105,7 +104,9 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     }
     if running.ended(result) {
         let holders = core.holders();
-        let holder = holders.into_iter().find(|holder| holder.agent != AGENT);
+        let holder = holders
+            .into_iter()
+            .find(|holder| holder.agent != CHECKPOINT);
         count(&core.counters.checkpoints_pinned);
         events::wal_pinned(&core.options.name, result.log, holder.as_ref());
     }
@@ -141,8 +142,8 @@ fn finish(
         Passes::One => MOMENT,
     })?;
     let begun = Instant::now();
-    let claim = Claim::new(Arc::from(AGENT), begun, Location::caller()).blocking();
-    let handle = QueueHandle::of(writer, AGENT)?;
+    let claim = Claim::new(Arc::from(CHECKPOINT), begun, CallSite::here()).blocking();
+    let handle = QueueHandle::of(writer, CHECKPOINT)?;
     let _lock = handle.write_lock_blocking(&claim, begun + WAIT)?;
     let begun = Instant::now();
     loop {

@@ -18,6 +18,7 @@ use crate::core::Core;
 use crate::core::backend::Backend;
 use crate::error::{Error, Wanted};
 use crate::observe::health::{LOCKED_OUT, WriteSigns};
+use crate::observe::reserved::WRITER;
 use crate::observe::stats::Stats;
 use crate::sqlite::{Noted, Sqlite};
 use crate::sync::keyed_map::{KeyedEntry, KeyedMap};
@@ -56,8 +57,6 @@ pub(crate) struct Writer {
 
 /// A write of a lease, from the moment it is let in until it ends.
 pub(super) struct OfLease<'a>(&'a Writer);
-
-const WRITER: &str = "leasepool: writer";
 
 impl Writer {
     pub(crate) fn new(core: Arc<Core<Sqlite>>, limits: Limits, threads: usize) -> Arc<Self> {

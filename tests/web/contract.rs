@@ -159,6 +159,92 @@ fn an_agent_of_another_node_is_a_421_that_names_the_node() {
     }
 }
 
+/// Three hundred requests for agents that nobody made had left three hundred databases.
+#[test]
+fn requests_of_unknown_agents_are_404s_that_make_no_file() {
+    for framework in FRAMEWORKS {
+        let fixture = Fixture::new();
+        let folder = fixture.path.with_extension("agents");
+        let database = Database::per_agent(&folder).owner(|agent| match agent {
+            "bob" => Owner::Elsewhere("node-2".to_owned()),
+            _ => Owner::Here,
+        });
+        let pool = Pool::builder(database)
+            .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS visit (agent NOT NULL)"))
+            .build()
+            .unwrap();
+        let server = Server::start(framework, &pool, Named::BySegment);
+        for i in 0..300 {
+            for what in ["visit", "work"] {
+                let missing = get(server.address, &format!("/existing/agent-{i}/{what}"));
+                assert_eq!(missing.status, 404, "{missing:?}");
+                assert_eq!(missing.body, "the agent has no database");
+            }
+        }
+        assert_eq!(pool.agents().unwrap().count(), 0);
+        assert_eq!(pool.stats().opens, 0);
+        let elsewhere = get(server.address, "/existing/bob/visit");
+        assert_eq!(elsewhere.status, 421, "{elsewhere:?}");
+        // Once it is made, it is served: while it is parked, and from its file.
+        assert_eq!(get(server.address, "/agents/alice/visit").body, "alice 1");
+        assert_eq!(get(server.address, "/existing/alice/visit").body, "alice 2");
+        assert_eq!(get(server.address, "/existing/alice/work").body, "alice 2");
+        pool.evict("alice");
+        assert_eq!(get(server.address, "/existing/alice/visit").body, "alice 3");
+        pool.agent("alice").remove().unwrap();
+        assert_eq!(get(server.address, "/existing/alice/visit").status, 404);
+        server.stop();
+        pool.close().unwrap();
+    }
+    // Where agents share a file, none has a database of its own.
+    on_each(2, Named::BySegment, |_, _, server| {
+        assert_eq!(get(server.address, "/existing/alice/visit").status, 500);
+    });
+}
+
+/// An extractor's lease named the line where the layer was made, whatever request it served.
+#[test]
+fn a_holder_names_method_and_route() {
+    on_each(1, Named::BySegment, |framework, pool, server| {
+        let mut stream = ask(server.address, "/agents/alice/stream?n=1000000", b"");
+        read_until(&mut stream, "chunk 0");
+        let holders = pool.holders();
+        assert_eq!(holders[0].agent, "alice");
+        assert_eq!(
+            holders[0].request,
+            Some("GET /agents/{agent}/stream"),
+            "{framework:?}"
+        );
+        assert!(!holders[0].is_pool());
+        let told = holders[0].to_string();
+        assert!(told.ends_with("(GET /agents/{agent}/stream)"), "{told}");
+        // Callers that wait name it, too: for an extracted lease, and for a call of an extracted agent.
+        for what in ["visit", "work"] {
+            let path = format!("/agents/bob/{what}");
+            let route = format!("GET /agents/{{agent}}/{what}");
+            let waits = || {
+                let waiting = pool.waiting();
+                waiting.iter().any(|w| w.request == Some(&*route))
+            };
+            // The request gives up after 200 ms; a slow machine may miss it, and asks again.
+            until("it waits", || {
+                std::thread::scope(|scope| {
+                    let request = scope.spawn(|| get(server.address, &path));
+                    let mut seen = false;
+                    while !request.is_finished() {
+                        seen |= waits();
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    assert_eq!(request.join().unwrap().status, 503);
+                    seen
+                })
+            });
+        }
+        drop(stream);
+        until("the stream is given up", || pool.holders().is_empty());
+    });
+}
+
 #[test]
 fn exhaustion_is_a_503_that_says_when_to_come_again() {
     on_each(1, Named::BySegment, |_, pool, server| {

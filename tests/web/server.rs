@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix_web::HttpMessage;
-use leasepool::web::{Agent, AgentSource, LeaseData, LeaseLayer, RequestParts};
+use leasepool::web::{Agent, AgentSource, Existing, LeaseData, LeaseLayer, RequestParts};
 use leasepool::{Error, Lease, Pool};
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -137,6 +137,14 @@ async fn work(agent: Agent) -> Result<String, Error> {
     Ok(format!("{} {sum}", agent.id()?))
 }
 
+async fn visit_existing(Existing(lease): Existing<Lease>) -> Result<String, Error> {
+    visit(&lease)
+}
+
+async fn work_existing(Existing(agent): Existing<Agent>) -> Result<String, Error> {
+    work(agent).await
+}
+
 async fn write(agent: Agent) -> Result<String, Error> {
     let id = agent.id()?.to_owned();
     agent
@@ -211,7 +219,9 @@ fn serve_axum(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot:
             "/agents/{agent}/write-wrong",
             get(|agent: Agent, size: Query<Size>| write_wrong(agent, size.n)),
         )
-        .route("/agents/{agent}/idle", get(|_: Agent| async { "no lease" }));
+        .route("/agents/{agent}/idle", get(|_: Agent| async { "no lease" }))
+        .route("/existing/{agent}/visit", get(visit_existing))
+        .route("/existing/{agent}/work", get(work_existing));
     if let Some(source) = source(named, query) {
         router = router.layer(LeaseLayer::new(pool, source));
     }
@@ -275,7 +285,9 @@ fn serve_actix(listener: TcpListener, pool: Pool, named: Named, stopped: oneshot
                 .route(
                     "/agents/{agent}/idle",
                     get().to(|_: Agent| async { "no lease" }),
-                );
+                )
+                .route("/existing/{agent}/visit", get().to(visit_existing))
+                .route("/existing/{agent}/work", get().to(work_existing));
             if let Some(leases) = &leases {
                 app = app.app_data(leases.clone());
             }

@@ -209,7 +209,7 @@ fn asking<'a>(
     agent: &'a str,
     wait: Duration,
 ) -> Pin<Box<dyn Future<Output = Result<Checkout<Fake>, Error>> + 'a>> {
-    let place = std::panic::Location::caller();
+    let place = CallSite::here();
     let request = Request::new(agent, Some(wait), place).awaiting();
     Box::pin(pool.core.checkout_async(&pool.core, request))
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use foldhash::quality::{FixedState, RandomState};
 
 use super::uses::Uses;
+use crate::observe::reserved::ANONYMOUS;
 use crate::sync::prim::{self, Mutex};
 use crate::sync::thread;
 
@@ -42,10 +43,6 @@ pub(super) enum Standing {
     /// Each slot that comes back for it becomes free.
     Evicted,
 }
-
-/// The agent of all borrowers that name none: any number of them, on any thread. A connection parked for one
-/// of them serves the others just as well.
-pub(crate) const ANONYMOUS: &str = "leasepool: get";
 
 /// No slot.
 pub(super) const NONE: usize = usize::MAX;

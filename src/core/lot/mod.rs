@@ -21,15 +21,16 @@ mod tests;
 mod uses;
 
 use std::collections::HashSet;
-use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::observe::call_site::CallSite;
+use crate::observe::reserved::ANONYMOUS;
 use crate::sync::prim::{Guard, Mutex};
 use crate::sync::thread;
 use cell::{CREDIT, Cell, Place, State};
-pub(crate) use known::{ANONYMOUS, Entry};
+pub(crate) use known::Entry;
 use known::{Hints, Known, Mark, Recent, Standing};
 use moves::Moves;
 use uses::{PERIOD, SAMPLE};
@@ -50,7 +51,7 @@ pub(crate) trait FreeList<S> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Loan {
     pub(crate) since: Instant,
-    pub(crate) borrowed_at: &'static Location<'static>,
+    pub(crate) borrowed_at: CallSite,
     /// The thread that took it; 0, which is no thread's number, once its borrower is done with it.
     pub(crate) thread: u64,
     /// Whether it was reported as overdue.
@@ -637,7 +638,7 @@ impl<L> Default for Returned<L> {
 }
 
 impl Loan {
-    pub(crate) fn new(since: Instant, borrowed_at: &'static Location<'static>) -> Self {
+    pub(crate) fn new(since: Instant, borrowed_at: CallSite) -> Self {
         Loan {
             since,
             borrowed_at,

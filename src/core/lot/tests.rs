@@ -59,7 +59,7 @@ type Lent = (Slot, Arc<Entry<()>>);
 
 /// Where the slot came from: "hit", "free", or the agent that lost it.
 fn take(lot: &SlotLot, agent: &str, busy: bool) -> (Lent, String) {
-    let loan = Loan::new(Instant::now(), Location::caller());
+    let loan = Loan::new(Instant::now(), CallSite::here());
     if let Some(lent) = lot.take_hinted(agent, loan) {
         return (lent, "hit".to_owned());
     }

@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::panic::Location;
 use std::sync::Arc;
 
 use bb8::ManageConnection;
@@ -12,6 +11,7 @@ use tokio::runtime::Handle;
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
 use crate::managed::{Awaited, AwaitedCallback, Work};
+use crate::observe::call_site::CallSite;
 use crate::pool::Pool;
 use crate::pool::agent::Agent;
 use crate::pool::builder::Builder;
@@ -74,7 +74,7 @@ where
         F: AsyncFnOnce(&mut M::Connection) -> Result<T, E>,
         E: From<Error>,
     {
-        let (agent, place) = (AgentName::of(agent), Location::caller());
+        let (agent, place) = (AgentName::of(agent), CallSite::here());
         async move {
             let (agent, wait) = (agent?, self.lease_timeout());
             let lease = self.lease_async_within(agent.as_str(), wait, place);

@@ -4,6 +4,7 @@
 use r2d2::ManageConnection;
 
 use crate::managed::Managed;
+use crate::observe::call_site::CallSite;
 use crate::pool::Pool;
 use crate::pool::builder::Builder;
 
@@ -97,7 +98,6 @@ where
 mod run {
     use std::fmt::Display;
     use std::future::Future;
-    use std::panic::Location;
 
     use super::*;
     use crate::core::agent_name::AgentName;
@@ -128,7 +128,7 @@ mod run {
             T: Send + 'static,
             E: From<Error> + Send + 'static,
         {
-            let (agent, place) = (AgentName::of(agent), Location::caller());
+            let (agent, place) = (AgentName::of(agent), CallSite::here());
             async move { self.run_at(agent?.as_str(), None, place, work).await? }
         }
     }
@@ -151,7 +151,7 @@ mod run {
             T: Send + 'static,
             E: From<Error> + Send + 'static,
         {
-            self.run_from(Location::caller(), work)
+            self.run_from(self.here(), work)
         }
     }
 }

@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 mod core;
+mod observe;
 pub mod quality;
 pub mod queue;
 pub mod slots;

@@ -1,7 +1,6 @@
 //! Models of permits and lot together: a permit holder always finds a slot, and no slot is lost.
 //! What threads do here follows `checkout.rs`, `checkin.rs`, `maintenance.rs` and `close.rs`, step by step.
 
-use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use loom::cell::UnsafeCell;
 use loom::future::block_on;
 
 use crate::core::lot::{Entry, FreeList, Levels, Loan, Lot, Taken, Token};
+use crate::observe::call_site::CallSite;
 use crate::sync::prim::Mutex;
 use crate::sync::semaphore::{Closed, Refusal, Semaphore};
 use crate::{Overtaking, explore, part, together};
@@ -89,7 +89,7 @@ impl Pool {
 
     /// For a permit holder.
     fn take(&self, agent: &'static str) -> (Slot, Arc<Entry<()>>) {
-        let loan = Loan::new(self.now, Location::caller());
+        let loan = Loan::new(self.now, CallSite::here());
         let (slot, entry) = self.lot.take_hinted(agent, loan).unwrap_or_else(|| {
             let known = self.lot.find(agent);
             let entry = known.unwrap_or_else(|| Entry::new(Arc::from(agent), None));
