@@ -561,11 +561,13 @@ impl<B: Backend> Core<B> {
     ) -> Result<Step<B, H>, Error> {
         self.backend.refresh(now);
         let loan = request.loan(now);
+        let is_limited = request.is_limited && self.max_hold.is_some();
         if entry.is_none()
             && let Some((slot, entry)) = self.parking.lot.take_hinted(request.agent, loan)
         {
             permit.pass_on();
-            return Ok(Checkout::new(handle, entry, slot, lock).inspected(now, true));
+            let checkout = Checkout::new(handle, entry, slot, lock).limited(is_limited);
+            return Ok(checkout.inspected(now, true));
         }
         // Before the search: what ends meanwhile is found.
         let settling = match B::IS_REMOTE && request.wait.is_some() {
@@ -599,7 +601,7 @@ impl<B: Backend> Core<B> {
         };
         permit.pass_on();
         let hit = matches!(from, From::Agent);
-        let checkout = Checkout::new(handle, entry, slot, lock);
+        let checkout = Checkout::new(handle, entry, slot, lock).limited(is_limited);
         if let From::Other(loser) = &from {
             events::reclaimed(&self.options.name, &loser.agent);
         }

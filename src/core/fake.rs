@@ -197,6 +197,7 @@ fn pool(max_connections: usize) -> (Pool, Arc<Switches>) {
         lease_timeout: LONG,
         overtaking: Duration::from_micros(500),
         max_lifetime: None,
+        max_hold: None,
         leases_per_agent: None,
         slow_hold: None,
         overdue_after: Some(Duration::from_secs(1)),

@@ -29,6 +29,8 @@ pub struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
     /// `None` only at the end.
     lent: Option<Lent<B>>,
     verdict: Verdict,
+    /// Whether its borrower may hold it for `max_hold` only.
+    is_limited: bool,
     /// Where each agent has its own database, or a quota: its lock. It is released after the slot and the permit.
     lock: Option<AgentLockGuard>,
 }
@@ -70,14 +72,25 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
             handle: handle.clone(),
             lent: Some(Lent { slot, entry }),
             verdict: Verdict::Unready,
+            is_limited: false,
             lock,
         }
+    }
+
+    /// For a request whose borrower may not hold it for ever.
+    #[inline]
+    pub(super) fn limited(mut self, is_limited: bool) -> Self {
+        self.is_limited = is_limited;
+        self
     }
 
     /// From here on, the checkout counts as a lease.
     #[inline]
     pub(super) fn ready(mut self, hit: bool) -> Self {
         self.verdict = Verdict::Park;
+        if self.is_limited {
+            self.begin_hold();
+        }
         self.core()
             .counters
             .count_lease(self.lent().slot.index, hit);
@@ -90,6 +103,22 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
             open.used = true;
         }
         self.ready(hit)
+    }
+
+    #[cold]
+    fn begin_hold(&self) {
+        let interrupter = self.open().and_then(|open| open.interrupter.clone());
+        if let (Some(max_hold), Some(interrupter)) = (&self.core().max_hold, interrupter) {
+            max_hold.begin(self.index(), interrupter);
+        }
+    }
+
+    /// From here on, nothing interrupts what runs on the connection.
+    #[cold]
+    fn end_hold(&self) {
+        if let (Some(max_hold), Some(lent)) = (&self.core().max_hold, &self.lent) {
+            max_hold.end(lent.slot.index);
+        }
     }
 
     /// Which of the N slots it has.
@@ -137,6 +166,7 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
 
     /// Ends the lease and closes its connection on this thread.
     pub(crate) fn discard(mut self) {
+        self.end_hold();
         if let Some(Lent { slot, entry }) = self.lent.take() {
             match B::IS_REMOTE {
                 true => self.core().check_in(entry, slot, Verdict::Discard),
@@ -194,6 +224,9 @@ impl<B: Backend, H: Handle<B>> Drop for Checkout<B, H> {
             // The connection belongs to the other process, and so does everything that its end would notify.
             std::mem::forget((self.lent.take(), self.lock.take(), self.handle.clone()));
             return;
+        }
+        if self.is_limited {
+            self.end_hold();
         }
         if let Some(Lent { slot, entry }) = self.lent.take() {
             self.core().check_in(entry, slot, self.verdict);

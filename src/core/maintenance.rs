@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::agent_lock::AgentLocks;
 use super::backend::{Backend, CloseMode, MakeRoom, Patience};
+use super::max_hold::MaxHold;
 use super::request::Request;
 use super::slot::TakenSlot;
 use super::{Core, Permit, Stuck};
@@ -22,11 +23,16 @@ impl<B: Backend> Core<B> {
     /// How often [`maintain`](Core::maintain) must be called, so that every timeout is obeyed to within a
     /// second.
     pub(crate) fn maintenance_period(&self) -> Duration {
-        let shortest = [self.options.idle_timeout, self.options.overdue_after]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(Duration::MAX);
+        let options = &self.options;
+        let shortest = [
+            options.idle_timeout,
+            options.overdue_after,
+            options.max_hold,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(Duration::MAX);
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 
@@ -46,6 +52,9 @@ impl<B: Backend> Core<B> {
         if let Some(limit) = self.options.overdue_after {
             self.report_overdue(now, limit);
         }
+        if let Some(max_hold) = &self.max_hold {
+            self.interrupt_long_holds(max_hold, now);
+        }
         self.report_deadlock(now);
         let generation = self.backend.generation();
         let replaced = self.swept_generation.swap(generation, AcqRel) != generation;
@@ -63,7 +72,7 @@ impl<B: Backend> Core<B> {
 
     fn report_overdue(&self, now: Instant, limit: Duration) {
         let mut overdue = Vec::new();
-        self.parking.lot.loans(|entry, loan| {
+        self.parking.lot.loans(|_, entry, loan| {
             if !loan.reported && loan.age(now) >= limit {
                 loan.reported = true;
                 overdue.push(loan.holder(&entry.agent, now));
@@ -72,6 +81,23 @@ impl<B: Backend> Core<B> {
         for holder in overdue {
             count(&self.counters.overdue);
             events::overdue(&self.options.name, &holder);
+        }
+    }
+
+    /// Interrupts, again and again, what runs on leases that are held for too long: SQLite forgets an interrupt with the
+    /// statement.
+    fn interrupt_long_holds(&self, max_hold: &MaxHold, now: Instant) {
+        let mut long = Vec::new();
+        self.parking.lot.loans(|index, entry, loan| {
+            if loan.age(now) >= max_hold.limit {
+                long.push((index, loan.holder(&entry.agent, now)));
+            }
+        });
+        for (index, holder) in long {
+            if max_hold.interrupt(index, now) {
+                count(&self.counters.interrupted);
+                events::interrupted(&self.options.name, &holder);
+            }
         }
     }
 
@@ -102,7 +128,7 @@ impl<B: Backend> Core<B> {
         let mut found = Vec::new();
         let mut all = true;
         let contended = self.permits.waiting() > 0;
-        self.parking.lot.loans(|entry, loan| {
+        self.parking.lot.loans(|_, entry, loan| {
             let lock = entry.lock.as_ref();
             let wanted = contended || lock.is_some_and(|lock| lock.semaphore().waiting() > 0);
             if !wanted {

@@ -56,6 +56,7 @@ pub(crate) mod guard;
 mod health;
 pub(crate) mod lot;
 mod maintenance;
+mod max_hold;
 mod parking;
 mod prepare;
 pub(crate) mod reentrancy;
@@ -84,6 +85,7 @@ use crate::sync::semaphore::Semaphore;
 use crate::sync::workers::WorkerPool;
 use agent_lock::AgentLocks;
 use backend::{Backend, CloseMode, NotClosed};
+use max_hold::MaxHold;
 use parking::Parking;
 use settling::Settling;
 use slot::{OpenConnection, TakenSlot};
@@ -101,6 +103,7 @@ pub(crate) struct Options {
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) overdue_after: Option<Duration>,
     pub(crate) slow_hold: Option<Duration>,
+    pub(crate) max_hold: Option<Duration>,
     pub(crate) leases_per_agent: Option<usize>,
 }
 
@@ -121,6 +124,8 @@ pub struct Core<B: Backend> {
     several: Semaphore<Claim>,
     parking: Parking<B>,
     slow_waits: SlowWaits,
+    /// Where the hold of a borrower is limited.
+    max_hold: Option<MaxHold>,
     /// Slots that are out of circulation, together with their permits.
     out: Mutex<Out<B>>,
     /// Notified each time a slot goes out of circulation.
@@ -187,6 +192,9 @@ impl<B: Backend> Core<B> {
             parking,
             counters,
             slow_waits: SlowWaits::new(),
+            max_hold: options
+                .max_hold
+                .map(|limit| MaxHold::new(limit, options.max_connections)),
             out: Mutex::new(Out {
                 stuck: Vec::new(),
                 retired: Vec::new(),
@@ -306,7 +314,7 @@ impl<B: Backend> Core<B> {
     /// The holders, and the threads that took their leases.
     fn holders_and_threads(&self, now: Instant) -> (Vec<Holder>, Vec<Option<u64>>) {
         let mut found = Vec::new();
-        self.parking.lot.loans(|entry, loan| {
+        self.parking.lot.loans(|_, entry, loan| {
             found.push((loan.holder(&entry.agent, now), Some(loan.thread)));
         });
         for claim in self.permits.granted(now) {
@@ -378,6 +386,7 @@ impl<B: Backend> Core<B> {
             connection,
             opened_at,
             used,
+            interrupter,
             doomed,
         } = *open;
         let mode = doomed.unwrap_or(mode);
@@ -389,6 +398,7 @@ impl<B: Backend> Core<B> {
                     connection,
                     opened_at,
                     used,
+                    interrupter,
                     doomed,
                 }));
                 return Err(Stuck);

@@ -40,6 +40,8 @@ pub(crate) struct Request<'a> {
     pub(super) opens_here: bool,
     /// An async task asks, and has the connection where it runs.
     is_awaited: bool,
+    /// `max_hold` applies to it.
+    pub(super) is_limited: bool,
 }
 
 /// How long a caller at least waits for its own connection to be opened. A short timeout limits the wait for
@@ -66,6 +68,7 @@ impl<'a> Request<'a> {
             of_stranger: false,
             opens_here: false,
             is_awaited: false,
+            is_limited: false,
         }
     }
 
@@ -85,12 +88,20 @@ impl<'a> Request<'a> {
             of_stranger: false,
             opens_here: false,
             is_awaited: false,
+            is_limited: false,
         }
     }
 
     /// For a caller that needs what is left here of an agent that another process serves.
     pub(crate) fn of_stranger(mut self) -> Self {
         self.of_stranger = true;
+        self
+    }
+
+    /// For a borrower's own SQL, which `max_hold` limits. It does not apply to what the pool does itself.
+    #[inline]
+    pub(crate) fn limited(mut self) -> Self {
+        self.is_limited = true;
         self
     }
 

@@ -91,6 +91,17 @@ pub(crate) fn overdue_returned(pool: &str, holder: &Holder) {
     tell_of_lease!(info, pool, holder, "overdue lease returned");
 }
 
+/// A lease is held for longer than `max_hold`. Reported once for each lease.
+pub(crate) fn interrupted(pool: &str, holder: &Holder) {
+    #[cfg(feature = "tracing")]
+    tell_of_lease!(
+        warn,
+        pool,
+        holder,
+        "lease held for longer than max_hold: its statements are interrupted until it is returned"
+    );
+}
+
 /// An async task held a lease for long, and perhaps a thread of its executor with it.
 pub(crate) fn slow_hold(pool: &str, holder: &Holder) {
     #[cfg(feature = "tracing")]

@@ -177,6 +177,11 @@ pub(crate) fn families(stats: &Stats, descriptors: Option<usize>, ceiling: usize
             stats.overdue,
         ),
         plain_counter(
+            "leasepool_interrupted_total",
+            "Leases held longer than max_hold, whose statements were interrupted.",
+            stats.interrupted,
+        ),
+        plain_counter(
             "leasepool_slow_holds_total",
             "Leases of async tasks held longer than slow_hold.",
             stats.slow_holds,

@@ -76,6 +76,8 @@ pub struct Stats {
     pub discarded_by_probe: u64,
     /// Leases held longer than `overdue_after`.
     pub overdue: u64,
+    /// Leases held longer than `max_hold`, whose statements the pool interrupted from then on.
+    pub interrupted: u64,
     /// Leases of async tasks held longer than `slow_hold`.
     pub slow_holds: u64,
 
@@ -197,6 +199,7 @@ pub(crate) struct Counters {
     pub(crate) discarded_by_lease: AtomicU64,
     pub(crate) discarded_by_probe: AtomicU64,
     pub(crate) overdue: AtomicU64,
+    pub(crate) interrupted: AtomicU64,
     pub(crate) slow_holds: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) write_failures: AtomicU64,
@@ -270,6 +273,7 @@ impl Counters {
             discarded_by_lease: AtomicU64::default(),
             discarded_by_probe: AtomicU64::default(),
             overdue: AtomicU64::default(),
+            interrupted: AtomicU64::default(),
             slow_holds: AtomicU64::default(),
             writes: AtomicU64::default(),
             write_failures: AtomicU64::default(),
@@ -319,6 +323,7 @@ impl Counters {
             probes: 0,
             discarded_by_probe: self.discarded_by_probe.load(Relaxed),
             overdue: self.overdue.load(Relaxed),
+            interrupted: self.interrupted.load(Relaxed),
             slow_holds: self.slow_holds.load(Relaxed),
             writes: self.writes.load(Relaxed),
             write_failures: self.write_failures.load(Relaxed),

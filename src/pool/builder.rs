@@ -199,6 +199,25 @@ impl Builder {
         self
     }
 
+    /// How long a borrower may hold a lease before the pool interrupts its statements; 1 ms to a year, or `None`: never.
+    /// It applies to leases, reads and `run`. From then on, the pool interrupts (`sqlite3_interrupt`) whatever runs on the
+    /// connection, four times a second or more often, until the lease is returned. The interrupted statement fails with
+    /// `SQLITE_INTERRUPT`; if it is an INSERT, UPDATE or DELETE, SQLite rolls its transaction back.
+    ///
+    /// The lease stays its borrower's: the pool takes no connection away. So a borrower that runs no statement, or that is in
+    /// a function of its own, keeps the connection for as long as it likes, and shows in
+    /// [`Pool::holders`](crate::Pool::holders). A wait for another connection's lock ends by `busy_timeout`. What the pool
+    /// does itself (writes through the queue, backups, checkpoints, VACUUM) is not limited.
+    ///
+    /// [`Stats::interrupted`](crate::Stats::interrupted) counts such leases, and a `tracing` event (with the feature of that
+    /// name) names agent and source line. For one piece of work, see [`Agent::within`](crate::Agent::within) with `run`.
+    ///
+    /// Defaults to `None`. [`overdue_after`](Builder::overdue_after) only reports.
+    pub fn max_hold(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.common.max_hold = time.into();
+        self
+    }
+
     /// How many writes ([`Pool::write`](crate::Pool::write)) may wait for their turn; 1 to 1,000,000. A further write fails at
     /// once with [`Error::Exhausted`](crate::Error::Exhausted).
     ///

@@ -35,6 +35,7 @@ pub(super) struct Common {
     max_lifetime: Option<Duration>,
     overdue_after: Option<Duration>,
     slow_hold: Option<Duration>,
+    pub(super) max_hold: Option<Duration>,
     leases_per_agent: Option<usize>,
 }
 
@@ -51,6 +52,7 @@ impl Default for Common {
             max_lifetime: None,
             overdue_after: Some(Duration::from_secs(60)),
             slow_hold: Some(Duration::from_millis(10)),
+            max_hold: None,
             leases_per_agent: None,
         }
     }
@@ -67,6 +69,7 @@ impl Common {
             ("max_lifetime", self.max_lifetime),
             ("overdue_after", self.overdue_after),
             ("slow_hold", self.slow_hold),
+            ("max_hold", self.max_hold),
         ] {
             if let Some(timeout) = timeout {
                 within(option, timeout, &TIMEOUTS)?;
@@ -95,6 +98,7 @@ impl Common {
             max_lifetime: self.max_lifetime,
             overdue_after: self.overdue_after,
             slow_hold: self.slow_hold,
+            max_hold: self.max_hold,
             leases_per_agent: self.leases_per_agent,
         }
     }

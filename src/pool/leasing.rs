@@ -203,7 +203,8 @@ impl<B: Backend> Pool<B> {
         wait: Option<Duration>,
         place: CallSite,
     ) -> Result<Lease<B>, Error> {
-        self.shared.lease(&Request::new(agent, wait, place))
+        self.shared
+            .lease(&Request::new(agent, wait, place).limited())
     }
 
     pub(crate) async fn lease_async_within(
@@ -212,7 +213,7 @@ impl<B: Backend> Pool<B> {
         wait: Duration,
         place: CallSite,
     ) -> Result<Lease<B>, Error> {
-        let request = Request::new(agent, Some(wait), place).awaiting();
+        let request = Request::new(agent, Some(wait), place).limited().awaiting();
         self.shared.lease_async(request).await
     }
 }

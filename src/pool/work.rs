@@ -135,7 +135,10 @@ impl<B: Backend> Pool<B> {
             },
         };
         let request = Request::new(&order.agent, order.wait, order.place);
-        let request = request.since(order.asked_at).awaiting_for_a_thread();
+        let request = request
+            .since(order.asked_at)
+            .limited()
+            .awaiting_for_a_thread();
         let lease = shared.lease_async(request).await?;
         match done(shared, order, Some(lease), work).await? {
             Done::Worked(_, result) => Ok(result),
@@ -499,7 +502,7 @@ where
     fn request(&self) -> Request<'_> {
         let order = &self.order;
         let request = Request::new(&order.agent, order.wait, order.place);
-        request.since(order.asked_at)
+        request.since(order.asked_at).limited()
     }
 
     /// Interrupts the work. Returns whether it goes on.

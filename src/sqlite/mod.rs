@@ -43,7 +43,7 @@ use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 
-use crate::core::backend::{Backend, CloseMode, Fate, NotClosed, Patience};
+use crate::core::backend::{Backend, CloseMode, Fate, Interrupter, NotClosed, Patience};
 use crate::error::Error;
 use crate::observe::stats::Stats;
 
@@ -527,6 +527,11 @@ impl Backend for Sqlite {
             Source::Agents(agents) => agents.check(),
             Source::Memory { .. } => Ok(()),
         }
+    }
+
+    fn interrupter(&self, connection: &Connection) -> Option<Interrupter> {
+        let handle = connection.get_interrupt_handle();
+        Some(std::sync::Arc::new(move || handle.interrupt()))
     }
 
     fn closing(&self) {

@@ -21,6 +21,7 @@ mod kill;
 mod litestream;
 #[cfg(feature = "r2d2_sqlite")]
 mod manager;
+mod max_hold;
 mod model;
 mod opening;
 mod options;

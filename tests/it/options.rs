@@ -33,6 +33,8 @@ fn an_option_out_of_range_is_named() {
         ("max_lifetime", memory().max_lifetime(Duration::ZERO)),
         ("overdue_after", memory().overdue_after(Duration::MAX)),
         ("slow_hold", memory().slow_hold(Duration::ZERO)),
+        ("max_hold", memory().max_hold(Duration::ZERO)),
+        ("max_hold", memory().max_hold(Duration::MAX)),
         ("lease_timeout", memory().lease_timeout(day * 2)),
         ("busy_timeout", memory().busy_timeout(Duration::MAX)),
         ("statement_cache", memory().statement_cache(10_001)),
@@ -67,6 +69,7 @@ proptest! {
         lifetime in prop::option::of(any::<Duration>()),
         overdue in prop::option::of(any::<Duration>()),
         slow in prop::option::of(any::<Duration>()),
+        hold in prop::option::of(any::<Duration>()),
         lease in any::<Duration>(),
         busy in any::<Duration>(),
         statements in any::<usize>(),
@@ -81,6 +84,7 @@ proptest! {
             .max_lifetime(lifetime)
             .overdue_after(overdue)
             .slow_hold(slow)
+            .max_hold(hold)
             .lease_timeout(lease)
             .busy_timeout(busy)
             .statement_cache(statements)

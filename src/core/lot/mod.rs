@@ -580,12 +580,12 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         (freed, idle)
     }
 
-    /// Calls `look` with every loan.
-    pub(crate) fn loans(&self, mut look: impl FnMut(&Arc<Entry<L>>, &mut Loan)) {
-        for cell in &self.cells {
+    /// Calls `look` with every loan, and the index of its slot.
+    pub(crate) fn loans(&self, mut look: impl FnMut(usize, &Arc<Entry<L>>, &mut Loan)) {
+        for (index, cell) in self.cells.iter().enumerate() {
             let state = &mut *cell.lock();
             if let (Place::Lent(loan), Some(owner)) = (&mut state.place, &state.owner) {
-                look(owner, loan);
+                look(index, owner, loan);
             }
         }
     }
