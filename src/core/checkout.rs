@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::agent_lock::{AgentLock, AgentLockGuard};
 use super::backend::{Backend, CloseMode};
-use super::guard::{Checkout, Handle};
+use super::guard::{Checkout, Handle, Terms};
 use super::lot::{From, Loan, Taken};
 use super::parking::Entry;
 use super::prepare::{Check, Checked, Need, Renewed};
@@ -561,12 +561,15 @@ impl<B: Backend> Core<B> {
     ) -> Result<Step<B, H>, Error> {
         self.backend.refresh(now);
         let loan = request.loan(now);
-        let is_limited = request.is_limited && self.max_hold.is_some();
+        let terms = Terms {
+            is_limited: request.is_limited && self.max_hold.is_some(),
+            has_waited: request.opens_here || request.waited().is_some(),
+        };
         if entry.is_none()
             && let Some((slot, entry)) = self.parking.lot.take_hinted(request.agent, loan)
         {
             permit.pass_on();
-            let checkout = Checkout::new(handle, entry, slot, lock).limited(is_limited);
+            let checkout = Checkout::new(handle, entry, slot, lock, terms);
             return Ok(checkout.inspected(now, true));
         }
         // Before the search: what ends meanwhile is found.
@@ -601,7 +604,7 @@ impl<B: Backend> Core<B> {
         };
         permit.pass_on();
         let hit = matches!(from, From::Agent);
-        let checkout = Checkout::new(handle, entry, slot, lock).limited(is_limited);
+        let checkout = Checkout::new(handle, entry, slot, lock, terms);
         if let From::Other(loser) = &from {
             events::reclaimed(&self.options.name, &loser.agent);
         }

@@ -29,8 +29,7 @@ pub struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
     /// `None` only at the end.
     lent: Option<Lent<B>>,
     verdict: Verdict,
-    /// Whether its borrower may hold it for `max_hold` only.
-    is_limited: bool,
+    terms: Terms,
     /// Where each agent has its own database, or a quota: its lock. It is released after the slot and the permit.
     lock: Option<AgentLockGuard>,
 }
@@ -39,6 +38,15 @@ pub struct Checkout<B: Backend, H: Handle<B> = Arc<Core<B>>> {
 struct Lent<B: Backend> {
     slot: TakenSlot<B>,
     entry: Arc<Entry>,
+}
+
+/// What its request says of a checkout.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Terms {
+    /// Its borrower may hold it for `max_hold` only.
+    pub(super) is_limited: bool,
+    /// The caller has waited for other borrowers, or for a thread.
+    pub(super) has_waited: bool,
 }
 
 /// What happens to the connection at the end of its checkout.
@@ -67,33 +75,26 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         entry: Arc<Entry>,
         slot: TakenSlot<B>,
         lock: Option<AgentLockGuard>,
+        terms: Terms,
     ) -> Self {
         Checkout {
             handle: handle.clone(),
             lent: Some(Lent { slot, entry }),
             verdict: Verdict::Unready,
-            is_limited: false,
+            terms,
             lock,
         }
-    }
-
-    /// For a request whose borrower may not hold it for ever.
-    #[inline]
-    pub(super) fn limited(mut self, is_limited: bool) -> Self {
-        self.is_limited = is_limited;
-        self
     }
 
     /// From here on, the checkout counts as a lease.
     #[inline]
     pub(super) fn ready(mut self, hit: bool) -> Self {
         self.verdict = Verdict::Park;
-        if self.is_limited {
+        if self.terms.is_limited {
             self.begin_hold();
         }
-        self.core()
-            .counters
-            .count_lease(self.lent().slot.index, hit);
+        let (index, waited) = (self.lent().slot.index, self.terms.has_waited);
+        self.core().counters.count_lease(index, hit, waited);
         self
     }
 
@@ -225,7 +226,7 @@ impl<B: Backend, H: Handle<B>> Drop for Checkout<B, H> {
             std::mem::forget((self.lent.take(), self.lock.take(), self.handle.clone()));
             return;
         }
-        if self.is_limited {
+        if self.terms.is_limited {
             self.end_hold();
         }
         if let Some(Lent { slot, entry }) = self.lent.take() {

@@ -443,7 +443,7 @@ impl<B: Backend> Core<B> {
         let locks = self.locks.iter().flat_map(AgentLocks::all);
         let at_locks: usize = locks.map(|lock| lock.semaphore().waiting()).sum();
         stats.waiting = self.permits.waiting() + at_locks;
-        stats.wait = self.slow_waits.snapshot(stats.leases);
+        stats.wait = self.slow_waits.snapshot(self.counters.unwaited());
         self.backend.observe(&mut stats);
         stats
     }

@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 
 use super::claim::Claim;
 use super::histogram::{Histogram, Recorder};
-use super::stats::count;
 
 /// How many slow waits are remembered, and for how long.
 const SLOWEST: usize = 10;
@@ -35,8 +34,8 @@ pub struct SlowWait {
 
 pub(crate) struct SlowWaits {
     histogram: Recorder,
-    /// Waits that ended with a permit.
-    served: AtomicU64,
+    /// The most leases without a wait that a snapshot has seen.
+    unwaited: AtomicU64,
     /// The slowest first.
     slowest: Mutex<Vec<Wait>>,
     /// Waits of at most this many nanoseconds are not among the slowest. Zero while fewer are remembered, or
@@ -56,7 +55,7 @@ impl SlowWaits {
         SlowWaits {
             // A caller that waited has lost more time than a shared cache line costs.
             histogram: Recorder::new(1),
-            served: AtomicU64::new(0),
+            unwaited: AtomicU64::new(0),
             slowest: Mutex::default(),
             bar: AtomicU64::new(0),
         }
@@ -65,9 +64,6 @@ impl SlowWaits {
     pub(crate) fn record(&self, waited: Duration, served: bool, claim: impl FnOnce() -> Claim) {
         let ended = Instant::now();
         self.histogram.record(0, waited);
-        if served {
-            count(&self.served);
-        }
         let nanos = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         if nanos <= self.bar.load(Relaxed) {
             return;
@@ -122,10 +118,12 @@ impl SlowWaits {
             .collect()
     }
 
-    /// The waits of all calls. The rest of `leases` did not wait and counts as zero.
-    pub(crate) fn snapshot(&self, leases: u64) -> Histogram {
+    /// The waits of all calls. The `unwaited` leases count as zero: a number that may be too small while leases are
+    /// counted. No bucket of a later snapshot has less.
+    pub(crate) fn snapshot(&self, unwaited: u64) -> Histogram {
         let mut histogram = self.histogram.snapshot();
-        histogram.add_zeros(leases.saturating_sub(self.served.load(Relaxed)));
+        let before = self.unwaited.fetch_max(unwaited, Relaxed);
+        histogram.add_zeros(unwaited.max(before));
         histogram
     }
 }

@@ -3,7 +3,10 @@
 
 use std::fmt;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::time::Duration;
 
 use super::call_site::CallSite;
@@ -215,6 +218,8 @@ pub(crate) struct Counters {
 struct Leases {
     hits: AtomicU64,
     misses: AtomicU64,
+    /// Those of them whose callers waited. Never behind `hits` and `misses`.
+    waited: AtomicU64,
 }
 
 /// A counter that many threads add to at once, each on its own cache line.
@@ -284,14 +289,30 @@ impl Counters {
         }
     }
 
-    /// Counts a lease of this slot. For the permit holder that has the slot.
+    /// Counts a lease of this slot, whose caller has waited or not. For the permit holder that has the slot.
     #[inline]
-    pub(crate) fn count_lease(&self, slot: usize, hit: bool) {
+    pub(crate) fn count_lease(&self, slot: usize, hit: bool, waited: bool) {
         let Some(leases) = self.leases.get(slot) else {
             return;
         };
+        let add_one = |counter: &AtomicU64, ordering| {
+            counter.store(counter.load(Relaxed).wrapping_add(1), ordering);
+        };
+        if waited {
+            add_one(&leases.waited, Relaxed);
+        }
         let counter = if hit { &leases.hits } else { &leases.misses };
-        counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+        // A snapshot that sees this lease sees its wait, too.
+        add_one(counter, Release);
+    }
+
+    /// Leases without a wait: never more than there are, and fewer only while others are counted.
+    pub(crate) fn unwaited(&self) -> u64 {
+        let of_slot = |slot: &Leases| {
+            let leases = slot.hits.load(Acquire) + slot.misses.load(Acquire);
+            leases.saturating_sub(slot.waited.load(Relaxed))
+        };
+        self.leases.iter().map(of_slot).sum()
     }
 
     /// The counters' part of a snapshot; the pool adds what it can see itself.

@@ -112,6 +112,35 @@ fn waits_and_holds_are_measured() {
     assert!(slowest[0].asked_at.file().ends_with("seeing.rs"));
 }
 
+/// The number of leases that did not wait is derived from two others. It fell some hundred times a second.
+#[test]
+fn counts_of_waits_never_fall_while_callers_wait() {
+    let fixture = Fixture::new();
+    let pool = fixture.pool(2);
+    let leases = || {
+        for i in 0..20_000 {
+            drop(pool.lease(i % 5).unwrap());
+        }
+    };
+    std::thread::scope(|scope| {
+        let working: Vec<_> = (0..6).map(|_| scope.spawn(leases)).collect();
+        let (mut zeros, mut all) = (0, 0);
+        while working.iter().any(|thread| !thread.is_finished()) {
+            let wait = pool.stats().wait;
+            let first = wait.buckets().next();
+            // Nobody waits for so short a time.
+            let now = first.filter(|(end, _)| end.as_nanos() < 64);
+            let now = now.map_or(0, |(_, n)| n);
+            assert!(now >= zeros, "{now} after {zeros}");
+            assert!(wait.count() >= all, "{} after {all}", wait.count());
+            (zeros, all) = (now, wait.count());
+        }
+    });
+    let stats = pool.stats();
+    assert_eq!((stats.leases, stats.wait.count()), (120_000, 120_000));
+    assert!(stats.wait.max() > Duration::ZERO, "nobody waited");
+}
+
 #[test]
 fn only_the_ten_slowest_waits_are_remembered() {
     let pool = Pool::builder(Database::memory())
