@@ -198,6 +198,8 @@ fn pool(max_connections: usize) -> (Pool, Arc<Switches>) {
         overtaking: Duration::from_micros(500),
         max_lifetime: None,
         max_hold: None,
+        #[cfg(feature = "metrics")]
+        opentelemetry: false,
         leases_per_agent: None,
         slow_hold: None,
         overdue_after: Some(Duration::from_secs(1)),

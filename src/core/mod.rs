@@ -105,6 +105,9 @@ pub(crate) struct Options {
     pub(crate) slow_hold: Option<Duration>,
     pub(crate) max_hold: Option<Duration>,
     pub(crate) leases_per_agent: Option<usize>,
+    /// Publish OpenTelemetry's names, too.
+    #[cfg(feature = "metrics")]
+    pub(crate) opentelemetry: bool,
 }
 
 /// The state that all handles and leases of a pool share.
@@ -428,9 +431,17 @@ impl<B: Backend> Core<B> {
 
     /// All numbers, under their public names.
     #[cfg(any(feature = "metrics", feature = "status"))]
-    pub(crate) fn families(&self, stats: &Stats) -> Vec<crate::observe::families::Family> {
-        let descriptors = self.backend.counted_descriptors();
-        crate::observe::families::families(stats, descriptors, self.fd_ceiling())
+    pub(crate) fn families(
+        &self,
+        stats: &Stats,
+        signs: &crate::observe::health::Signs,
+    ) -> Vec<crate::observe::families::Family> {
+        crate::observe::families::families(&crate::observe::families::Known {
+            stats,
+            signs,
+            descriptors: self.backend.counted_descriptors(),
+            ceiling: self.fd_ceiling(),
+        })
     }
 
     pub(crate) fn stats(&self) -> Stats {

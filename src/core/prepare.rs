@@ -271,23 +271,30 @@ fn renew<B: Backend, H: Handle<B>>(
 }
 
 /// Counts a connection as open while it is being opened, and afterwards if that succeeded.
-struct Opening<'a>(&'a Counters);
+struct Opening<'a> {
+    counters: &'a Counters,
+    begun: Instant,
+}
 
 impl<'a> Opening<'a> {
     fn new(counters: &'a Counters) -> Self {
         counters.open.fetch_add(1, AcqRel);
-        Opening(counters)
+        Opening {
+            counters,
+            begun: Instant::now(),
+        }
     }
 
     fn succeeded(self) {
-        count(&self.0.opens);
+        self.counters.open_time.record(0, self.begun.elapsed());
+        count(&self.counters.opens);
         std::mem::forget(self);
     }
 }
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        count(&self.0.open_failures);
-        self.0.open.fetch_sub(1, AcqRel);
+        count(&self.counters.open_failures);
+        self.counters.open.fetch_sub(1, AcqRel);
     }
 }

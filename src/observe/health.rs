@@ -102,6 +102,8 @@ pub(crate) struct WriteSigns {
     /// Pages in the log, and the number from which on it needs a checkpoint.
     pub(crate) log: usize,
     pub(crate) log_limit: Option<usize>,
+    /// The same in bytes.
+    pub(crate) log_limit_bytes: Option<u64>,
     /// The last checkpoint was blocked by an open read transaction.
     pub(crate) pinned: bool,
 }

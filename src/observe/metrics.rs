@@ -11,7 +11,7 @@ use metrics::{
     IntoF64, Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use super::families::{Family, Labelled, Numbers};
+use super::families::{Family, Numbers, Sample};
 use super::histogram::Histogram;
 
 /// How often the numbers are passed on.
@@ -32,52 +32,59 @@ impl Published {
             .is_none_or(|at| now.saturating_duration_since(at) >= EVERY)
     }
 
-    /// Passes all numbers to the facade. For a histogram, these are the durations added since the last call,
-    /// each as the end of its bucket.
+    /// Passes all numbers to the facade. For a histogram, these are the durations added since the last call, each as
+    /// the end of its bucket.
     pub(crate) fn publish(&mut self, pool: &str, families: Vec<Family>, now: Instant) {
         self.at = Some(now);
-        let (describe, mut heard) = (!self.heard, true);
-        for Family {
-            name,
-            help,
-            numbers,
-        } in families
-        {
-            match numbers {
-                Numbers::Counter(labelled) => {
+        let describe = !self.heard;
+        let mut heard = true;
+        for family in families {
+            let with_pool = |labels: Vec<_>| {
+                let all = std::iter::once((family.pool_label, pool.to_owned()));
+                let others = labels
+                    .into_iter()
+                    .map(|(name, of): (_, &str)| (name, of.to_owned()));
+                all.chain(others)
+                    .map(|(name, of)| Label::new(name, of))
+                    .collect::<Vec<_>>()
+            };
+            let (name, help) = (family.name, family.help);
+            match family.numbers {
+                Numbers::Counter(samples) => {
+                    for Sample { labels, value } in samples {
+                        counter!(name, with_pool(labels)).absolute(value);
+                    }
                     if describe {
                         describe_counter!(name, help);
                     }
-                    for (labels, value) in labelled.with_labels(pool) {
-                        counter!(name, labels).absolute(value);
-                    }
                 }
-                Numbers::Gauge(labelled) => {
+                Numbers::Gauge(samples) => {
+                    for Sample { labels, value } in samples {
+                        let gauge = gauge!(name, with_pool(labels));
+                        heard &= is_taken(value, |value| gauge.set(value));
+                    }
                     if describe {
                         describe_gauge!(name, help);
                     }
-                    for (labels, value) in labelled.with_labels(pool) {
-                        heard &= is_taken(value as f64, |value| gauge!(name, labels).set(value));
-                    }
                 }
                 Numbers::Histogram(now) => {
+                    self.add(name, histogram!(name, with_pool(Vec::new())), now);
                     if describe {
                         describe_histogram!(name, metrics::Unit::Seconds, help);
                     }
-                    self.add(pool, name, now);
                 }
             }
         }
+        // The first number is a gauge's: if that was taken, so was everything after it.
         self.heard = heard;
     }
 
-    fn add(&mut self, pool: &str, name: &'static str, now: Histogram) {
+    fn add(&mut self, name: &'static str, handle: metrics::Histogram, now: Histogram) {
         let place = self.histograms.iter().position(|(n, _)| *n == name);
         let before = match place {
             Some(place) => self.histograms.swap_remove(place).1,
             None => Histogram::default(),
         };
-        let handle = histogram!(name, "pool" => pool.to_owned());
         let mut added = now.since(&before);
         let is_heard = added.all(|(duration, n)| {
             let n = usize::try_from(n).unwrap_or(usize::MAX);
@@ -110,16 +117,5 @@ impl IntoF64 for Given<'_> {
     fn into_f64(self) -> f64 {
         self.taken.set(true);
         self.value
-    }
-}
-
-impl Labelled {
-    fn with_labels(self, pool: &str) -> impl Iterator<Item = (Vec<Label>, u64)> {
-        let Labelled { label, values } = self;
-        values.into_iter().map(move |(value, number)| {
-            let mut labels = vec![Label::new("pool", pool.to_owned())];
-            labels.extend(label.map(|label| Label::new(label, value)));
-            (labels, number)
-        })
     }
 }

@@ -88,6 +88,8 @@ pub struct Stats {
     pub writes_waiting: usize,
     /// Pages in the write-ahead log after the last commit; 0 if there is none. A level.
     pub wal_pages: usize,
+    /// The same in bytes, as the log is in its file. A level.
+    pub wal_bytes: u64,
     /// Writes whose transaction committed: calls of [`Pool::write`](crate::Pool::write),
     /// [`Lease::write`](crate::Lease::write) and the like. For `Pool::write`, this includes work that
     /// returned an error, so that its own savepoint was rolled back.
@@ -109,6 +111,8 @@ pub struct Stats {
     pub wait: Histogram,
     /// How long the leases that have ended were held.
     pub hold: Histogram,
+    /// How long it took to open each connection that was opened, `setup` and callbacks included.
+    pub open_time: Histogram,
     /// How long calls of [`Pool::write`](crate::Pool::write) and the like took, from the call to the answer.
     pub write: Histogram,
 }
@@ -181,6 +185,8 @@ pub(crate) struct Counters {
     leases: Box<[Leases]>,
     /// How long leases were held.
     pub(crate) hold: Recorder,
+    /// How long openings took.
+    pub(crate) open_time: Recorder,
     /// How long writes took.
     pub(crate) write: Recorder,
     pub(crate) open: AtomicUsize,
@@ -259,6 +265,8 @@ impl Counters {
         Counters {
             leases: (0..slots).map(|_| Leases::default()).collect(),
             hold: Recorder::by_slot(slots),
+            // An opening takes far longer than a shared cache line costs.
+            open_time: Recorder::new(1),
             write: Recorder::new(slots),
             open: AtomicUsize::default(),
             stuck: AtomicUsize::default(),
@@ -353,6 +361,7 @@ impl Counters {
             emergency_checkpoints: self.emergency_checkpoints.load(Relaxed),
             checkpoints_pinned: self.checkpoints_pinned.load(Relaxed),
             hold: self.hold.snapshot(),
+            open_time: self.open_time.snapshot(),
             write: self.write.snapshot(),
             ..Stats::default()
         }

@@ -37,6 +37,8 @@ pub(super) struct Common {
     slow_hold: Option<Duration>,
     pub(super) max_hold: Option<Duration>,
     leases_per_agent: Option<usize>,
+    #[cfg(feature = "metrics")]
+    opentelemetry: bool,
 }
 
 impl Default for Common {
@@ -54,6 +56,8 @@ impl Default for Common {
             slow_hold: Some(Duration::from_millis(10)),
             max_hold: None,
             leases_per_agent: None,
+            #[cfg(feature = "metrics")]
+            opentelemetry: false,
         }
     }
 }
@@ -100,6 +104,8 @@ impl Common {
             slow_hold: self.slow_hold,
             max_hold: self.max_hold,
             leases_per_agent: self.leases_per_agent,
+            #[cfg(feature = "metrics")]
+            opentelemetry: self.opentelemetry,
         }
     }
 }
@@ -258,6 +264,23 @@ impl<B: Backend> Builder<B> {
     /// Defaults to `None`: as many as there are connections.
     pub fn leases_per_agent(mut self, n: impl Into<Option<usize>>) -> Self {
         self.common.leases_per_agent = n.into();
+        self
+    }
+
+    /// Whether the pool publishes, beside its own names, those of OpenTelemetry's
+    /// [semantic conventions](https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools) for
+    /// connection pools: `db.client.connection.count` (by `db.client.connection.state`: `idle`, `used`), `.max`,
+    /// `.pending_requests`, `.timeouts`, and, as histograms in seconds, `.create_time`, `.wait_time` and `.use_time`. The
+    /// pool's name is `db.client.connection.pool.name`. A connection that is stuck counts as used. Exporters for Prometheus
+    /// write underscores for the dots.
+    ///
+    /// They go to the facade `metrics`, and not to the page of the feature `status`.
+    ///
+    /// Defaults to `false`.
+    #[cfg(feature = "metrics")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+    pub fn opentelemetry(mut self, publish: bool) -> Self {
+        self.common.opentelemetry = publish;
         self
     }
 }

@@ -275,11 +275,9 @@ impl<B: Pooled> Shared<B> {
         waiting
     }
 
-    #[cfg(any(feature = "metrics", feature = "status"))]
+    #[cfg(feature = "status")]
     pub(crate) fn families(&self) -> Vec<crate::observe::families::Family> {
-        let mut families = self.core.families(&self.stats());
-        families.push(crate::observe::families::verdict(&self.health()));
-        families
+        self.core.families(&self.stats(), &self.signs())
     }
 
     #[cfg(feature = "metrics")]
@@ -292,7 +290,11 @@ impl<B: Pooled> Shared<B> {
 
     #[cfg(feature = "metrics")]
     fn publish_now(&self) {
-        let families = self.families();
+        let stats = self.stats();
+        let mut families = self.core.families(&stats, &self.signs());
+        if self.core.options.opentelemetry {
+            families.extend(crate::observe::families::of_opentelemetry(&stats));
+        }
         // The recorder is foreign code. If it panics, callers must still get their answers.
         let published = catch_unwind(AssertUnwindSafe(|| {
             let mut published = self.published.lock();

@@ -512,7 +512,11 @@ impl Backend for Sqlite {
             Source::Agents(agents) => agents.open.len(),
             Source::Memory { .. } => 0,
         };
-        stats.wal_pages = self.wal().map_or(0, |wal| wal.pages() as usize);
+        if let Some(wal) = self.wal() {
+            let pages = wal.pages();
+            stats.wal_pages = pages as usize;
+            stats.wal_bytes = wal.bytes(pages);
+        }
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -312,7 +312,12 @@ impl Sqlite {
     ) -> Result<(), Fault> {
         // `prepare` sets pragmas that borrowers may not set.
         let _quiet = watch.quiet();
-        connection::prepare(connection, &self.settings, self.is_file())
+        connection::prepare(connection, &self.settings, self.is_file())?;
+        if let Some(wal) = self.wal() {
+            let size = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+            wal.set_page_size(size);
+        }
+        Ok(())
     }
 
     /// Pragmas by which a borrower could exceed the ceiling or change the whole process.

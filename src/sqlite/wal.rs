@@ -170,9 +170,11 @@ pub(super) fn hook(bytes: u32) -> Hook {
     found.map_or(note_or_checkpoint::<393_216>, |(_, hook)| hook)
 }
 
+/// SQLite's default length of a page.
+const PAGE: u32 = 4096;
+
 /// Converts bytes to pages of SQLite's default length.
 fn pages(bytes: u32) -> u32 {
-    const PAGE: u32 = 4096;
     (bytes / PAGE).max(1)
 }
 
@@ -243,6 +245,8 @@ pub(crate) struct Wal {
     due_at: AtomicU32,
     /// Pages after the last commit that was reported.
     pages: AtomicU32,
+    /// The length of the database's pages, in bytes.
+    page_size: AtomicU32,
     running: Mutex<bool>,
     /// Notified when a checkpoint has ended.
     ended: Condvar,
@@ -276,6 +280,7 @@ impl Wal {
             file: Mutex::default(),
             due_at: AtomicU32::new(limit),
             pages: AtomicU32::new(0),
+            page_size: AtomicU32::new(PAGE),
             running: Mutex::new(false),
             ended: Condvar::new(),
             pinned: AtomicBool::new(false),
@@ -315,6 +320,20 @@ impl Wal {
     /// How many pages it had after the last commit that was reported.
     pub(crate) fn pages(&self) -> u32 {
         self.pages.load(Relaxed)
+    }
+
+    /// The database's pages have this length.
+    pub(super) fn set_page_size(&self, bytes: u32) {
+        self.page_size.store(bytes, Relaxed);
+    }
+
+    /// How long a log of so many pages is, in bytes: a header, and a frame with a header of its own for each page.
+    pub(crate) fn bytes(&self, pages: u32) -> u64 {
+        let frame = u64::from(self.page_size.load(Relaxed)) + 24;
+        match pages {
+            0 => 0,
+            pages => 32 + u64::from(pages) * frame,
+        }
     }
 
     /// The pages from which on it needs a checkpoint; `None` if the pool never runs one.

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{RawQuery, Request, State};
@@ -21,7 +22,7 @@ use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
 
 use super::feed::{Feed, Shutdown};
-use super::prometheus;
+use super::prometheus::{self, Buckets};
 use super::snapshot::{Agents, Places, Privacy};
 use super::watch::Watched;
 use crate::observe::health::Health;
@@ -46,6 +47,7 @@ pub struct Page {
     agents: Option<Agents>,
     places: Option<Places>,
     watchers: usize,
+    buckets: Buckets,
     shutdown: Shutdown,
 }
 
@@ -57,6 +59,7 @@ impl Page {
             agents: None,
             places: None,
             watchers: WATCHERS,
+            buckets: Buckets::default(),
             shutdown: Box::pin(pending()),
         }
     }
@@ -93,6 +96,16 @@ impl Page {
         self
     }
 
+    /// Where the buckets of the histograms in `/metrics` end. Each end is moved up to that of an internal bucket, at most
+    /// 12.5 % (or 64 ns) further, so that every count is exact; ends beyond 39 hours become that. The last bucket is
+    /// always `+Inf`. The same ends for all pools of the page.
+    ///
+    /// Defaults to fourteen ends from 1 µs to 1 minute.
+    pub fn buckets(mut self, ends: impl IntoIterator<Item = Duration>) -> Page {
+        self.buckets = Buckets::near(ends);
+        self
+    }
+
     /// Ends the event streams when `shutdown` is ready, so that a graceful shutdown of the server does not wait for
     /// browsers.
     pub fn until(mut self, shutdown: impl Future<Output = ()> + Send + 'static) -> Page {
@@ -119,13 +132,14 @@ impl Page {
     }
 
     fn router(self, privacy: Privacy, guard: Option<Guard>) -> Router {
+        let buckets = Arc::new(self.buckets);
         let feed = Feed::new(self.pools, privacy, self.watchers, self.shutdown);
         // Without a runtime here, the history begins with the first request.
         feed.start();
         let mut seen = Router::new()
             .route("/", get(page))
             .route("/status.json", get(json))
-            .route("/metrics", get(numbers))
+            .route("/metrics", get(move |feed| numbers(feed, buckets)))
             .route("/events", get(events));
         if let Some(guard) = guard {
             seen = seen.route_layer(from_fn(move |request: Request, next: Next| {
@@ -207,11 +221,11 @@ async fn json(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Respo
     }
 }
 
-async fn numbers(State(feed): State<Arc<Feed>>) -> Response {
+async fn numbers(State(feed): State<Arc<Feed>>, buckets: Arc<Buckets>) -> Response {
     const TEXT: (HeaderName, &str) = (CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     let numbered = |pool: &Arc<dyn Watched>| (pool.name().to_owned(), pool.families());
     let pools: Vec<_> = feed.pools().map(numbered).collect();
-    ([TEXT], prometheus::text(&pools)).into_response()
+    ([TEXT], prometheus::text(&pools, &buckets)).into_response()
 }
 
 async fn events(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Response {

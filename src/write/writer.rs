@@ -237,6 +237,7 @@ impl Writer {
         if let Some(wal) = self.core.backend.wal() {
             signs.log = wal.pages() as usize;
             signs.log_limit = wal.limit().map(|pages| pages as usize);
+            signs.log_limit_bytes = wal.limit().map(|pages| wal.bytes(pages));
             signs.pinned = wal.wants_another_try();
         }
     }

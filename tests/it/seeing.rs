@@ -63,6 +63,22 @@ fn descriptors_are_those_the_kernel_has() {
 }
 
 #[test]
+fn the_log_is_as_long_as_its_file_whatever_the_length_of_pages() {
+    for page_size in [512, 4096, 65536] {
+        let fixture = Fixture::new();
+        let sized =
+            move |conn: &mut rusqlite::Connection| conn.pragma_update(None, "page_size", page_size);
+        let pool = fixture.builder(1).on_connect(sized).build().unwrap();
+        pool.execute("a", "INSERT INTO t VALUES (1)", ()).unwrap();
+        let wal = std::fs::metadata(fixture.path.with_extension("db-wal")).unwrap();
+        let stats = pool.stats();
+        assert!(stats.wal_pages > 0);
+        assert_eq!(stats.wal_bytes, wal.len(), "{page_size}");
+        assert_eq!(stats.open_time.count(), stats.opens);
+    }
+}
+
+#[test]
 fn waits_and_holds_are_measured() {
     let pool = Pool::builder(Database::memory())
         .max_connections(1)

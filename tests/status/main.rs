@@ -3,5 +3,6 @@
 mod browser;
 mod dashboards;
 mod driver;
+mod exporter;
 mod router;
 mod server;

@@ -86,6 +86,39 @@ fn who_waited_and_who_waits_is_told() {
 }
 
 #[test]
+fn buckets_are_those_that_were_asked_for() {
+    let (_folder, pool) = pool(2);
+    let ends = [5, 250, 1].map(Duration::from_millis);
+    let page = leasepool::status::Page::new(&pool).buckets(ends);
+    let server = Server::of(page, leasepool::status::Page::public, 0);
+    let lease = pool.lease("a").unwrap();
+    std::thread::sleep(Duration::from_millis(6));
+    drop(lease);
+    let (_, body) = server.get("/status/metrics");
+    let holds = |line: &&str| line.starts_with("leasepool_hold_seconds_bucket");
+    let of = |line: &str| line.split("le=").nth(1).map(str::to_owned);
+    let buckets: Vec<_> = body.lines().filter(holds).filter_map(of).collect();
+    let ends: Vec<_> = buckets
+        .iter()
+        .map(|line| line.split('}').next().unwrap())
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            "\"0.001048575\"",
+            "\"0.005242879\"",
+            "\"0.251658239\"",
+            "\"+Inf\""
+        ]
+    );
+    assert!(
+        buckets[1].ends_with(" 0") && buckets[3].ends_with(" 1"),
+        "{buckets:?}"
+    );
+    server.stop();
+}
+
+#[test]
 fn prometheus_text_is_well_formed_and_true() {
     let (_folder, pool) = pool(2);
     let server = Server::start(&pool, 0);
