@@ -27,6 +27,7 @@ use crate::error::{Error, Wanted};
 use crate::observe::claim::Claim;
 use crate::observe::events;
 use crate::observe::reserved::is_reserved;
+use crate::observe::spans::Span;
 use crate::observe::stats::count;
 use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::semaphore::{Closed, Held, Refusal};
@@ -476,7 +477,9 @@ impl<B: Backend> Core<B> {
         self.check_patience(request, Wanted::Agent)?;
         let claim = request.claim(Arc::clone(&entry.agent));
         let waiting = AgentLockGuard::lock(lock, claim.clone());
-        let answer = events::wait(&self.options.name, &claim.agent, waiting).await;
+        let answer = Span::wait(&self.options.name, &claim.agent)
+            .around(waiting)
+            .await;
         request.note_wait();
         let guard = answer.map_err(|Closed| Error::Closed)?;
         // The previous holder may have handed the agent over.
@@ -543,7 +546,9 @@ impl<B: Backend> Core<B> {
             let acquired = self.permits.acquire(claim.clone()).await;
             acquired.map(|()| Permit(self))
         };
-        let answer = events::wait(&self.options.name, &claim.agent, acquire).await;
+        let answer = Span::wait(&self.options.name, &claim.agent)
+            .around(acquire)
+            .await;
         answer.map_err(|Closed| Error::Closed)
     }
 

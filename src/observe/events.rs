@@ -1,4 +1,4 @@
-//! The events that the pool logs: the only file that knows the feature `tracing`.
+//! The events that the pool logs. Only this file and `spans` know the feature `tracing`.
 //! It decides nothing, and costs nothing where the feature is off.
 #![cfg_attr(
     not(feature = "tracing"),
@@ -47,19 +47,6 @@ pub(crate) fn closing(pool: &str, lent: usize) {
 pub(crate) fn closed(pool: &str) {
     #[cfg(feature = "tracing")]
     tell(|| tracing::info!(pool, "pool closed"));
-}
-
-/// Awaits `wait` in its own span.
-pub(crate) async fn wait<T>(pool: &str, agent: &str, wait: impl Future<Output = T>) -> T {
-    #[cfg(feature = "tracing")]
-    return tracing::Instrument::instrument(wait, wait_span(pool, agent)).await;
-    #[cfg(not(feature = "tracing"))]
-    wait.await
-}
-
-#[cfg(feature = "tracing")]
-fn wait_span(pool: &str, agent: &str) -> tracing::Span {
-    tracing::debug_span!("lease wait", pool, agent)
 }
 
 /// An event about a lease.

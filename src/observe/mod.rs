@@ -11,5 +11,6 @@ pub(crate) mod histogram;
 pub(crate) mod metrics;
 pub(crate) mod reserved;
 pub(crate) mod slow_waits;
+pub(crate) mod spans;
 pub(crate) mod stats;
 pub(crate) mod windows;

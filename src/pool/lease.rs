@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::pooled::{Backend, Lent, Target};
+use crate::observe::spans::Span;
 use crate::sqlite::Sqlite;
 
 /// A lent connection. It dereferences to [`rusqlite::Connection`], and ends when it is dropped.
@@ -60,14 +61,18 @@ pub struct Lease<B: Backend = Sqlite> {
     /// `None` only at the end.
     checkout: Option<Lent<B>>,
     interrupt: OnceLock<InterruptHandle>,
+    /// Dropped when all else has ended.
+    _span: Span,
 }
 
 impl<B: Backend> Lease<B> {
     #[inline]
     pub(super) fn new(checkout: Lent<B>) -> Self {
+        let span = Span::hold(&checkout.handle().core.options.name, checkout.agent());
         Lease {
             checkout: Some(checkout),
             interrupt: OnceLock::new(),
+            _span: span,
         }
     }
 

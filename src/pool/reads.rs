@@ -16,6 +16,7 @@ use crate::core::agent_name::AgentName;
 use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
 use crate::observe::call_site::CallSite;
+use crate::observe::spans::Span;
 use crate::sqlite::{Sqlite, until};
 
 impl Pool {
@@ -138,6 +139,7 @@ impl Pool {
             asked_at,
             wait: Some(wait),
             within: None,
+            span: Span::read(self.name(), agent, place),
         };
         let work = move |lent: &mut Lent<Sqlite>, begun: &Begun<'_, Sqlite>| {
             let mut in_time = until(asked_at + wait);

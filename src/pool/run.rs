@@ -16,6 +16,7 @@ use super::work::Order;
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
 use crate::observe::call_site::CallSite;
+use crate::observe::spans::Span;
 use crate::sqlite::Sqlite;
 
 const RUN: &str = "the work given to run";
@@ -51,12 +52,13 @@ impl Lease {
     /// - [`Error::Panicked`] if `work` panics. The lease has then ended, and the connection is reset before
     ///   any agent gets it, including the same one.
     /// - [`Error::NoThread`] if no thread can be started.
+    #[track_caller]
     pub fn run<F, R>(lease: Self, work: F) -> impl Future<Output = Result<(Self, R), Error>>
     where
         F: FnOnce(&mut Connection) -> R + Send + 'static,
         R: Send + 'static,
     {
-        lease.hand_over(RUN, |lent, begun| {
+        lease.hand_over(RUN, CallSite::here(), |lent, begun| {
             Sqlite::interruptible(lent, begun.cancel, work)
         })
     }
@@ -123,6 +125,7 @@ impl<B: Backend> Pool<B> {
             asked_at: Instant::now(),
             wait: Some(timeout.unwrap_or(self.lease_timeout())),
             within: timeout,
+            span: Span::run(self.name(), agent, place),
         };
         self.hand_over(order, |lent, begun| {
             B::interruptible(lent, begun.cancel, work)

@@ -19,6 +19,7 @@ use crate::core::request::{OWN_OPENING, Request};
 use crate::error::{Error, Wanted};
 use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
+use crate::observe::spans::Span;
 use crate::sync::alarm::Alarm;
 use crate::sync::runners::Job;
 use crate::sync::unwind::drop_quietly;
@@ -35,6 +36,8 @@ pub(super) struct Order {
     pub(super) wait: Option<Duration>,
     /// How long it waits for the end of the work.
     pub(super) within: Option<Duration>,
+    /// From the call to the answer, also on the thread that works.
+    pub(super) span: Span,
 }
 
 /// Work that has begun, as its closure sees it.
@@ -125,6 +128,15 @@ impl<B: Backend> Pool<B> {
         F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
         R: Send + 'static,
     {
+        let span = order.span.clone();
+        span.around(self.hand_over_in_span(order, work)).await
+    }
+
+    async fn hand_over_in_span<F, R>(&self, order: Order, work: F) -> Result<R, Error>
+    where
+        F: FnOnce(&mut Lent<B>, &Begun<'_, B>) -> R + Send + 'static,
+        R: Send + 'static,
+    {
         let shared = self.shared();
         shared.core.check_origin()?;
         let work = match B::IS_REMOTE {
@@ -152,6 +164,7 @@ impl<B: Backend> Lease<B> {
     pub(super) async fn hand_over<F, R>(
         self,
         call: &'static str,
+        place: CallSite,
         work: F,
     ) -> Result<(Self, R), Error>
     where
@@ -165,12 +178,14 @@ impl<B: Backend> Lease<B> {
         let order = Order {
             call,
             agent: Lease::agent(&self).into(),
-            place: CallSite::here(),
+            place,
             asked_at: Instant::now(),
             wait: None,
             within: None,
+            span: Span::run(&shared.core.options.name, Lease::agent(&self), place),
         };
-        match done(&shared, order, Some(self), work).await? {
+        let span = order.span.clone();
+        match span.around(done(&shared, order, Some(self), work)).await? {
             Done::Worked(Some(lease), result) => Ok((lease, result)),
             _ => Err(Error::Closed),
         }
@@ -345,7 +360,7 @@ where
 {
     fn run(self: Arc<Self>) -> Option<Waker> {
         let (work, lease) = self.begin()?;
-        let ended = self.attempt(work, lease)?;
+        let ended = self.order.span.in_scope(|| self.attempt(work, lease))?;
         self.end(ended)
     }
 }

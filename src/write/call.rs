@@ -17,6 +17,7 @@ use crate::core::reentrancy::{self, Within};
 use crate::error::Error;
 use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
+use crate::observe::spans::Span;
 use crate::observe::stats::count;
 use crate::sqlite::{Sqlite, begin_immediate, until, without_busy_timeout};
 use crate::sync::wait::{await_until, block_on, block_until};
@@ -38,7 +39,8 @@ impl Writer {
         E: From<Error>,
     {
         let asked_at = Instant::now();
-        let answer = self.write_leased(checkout, asked_at, place, work);
+        let span = Span::write(&self.core.options.name, checkout.agent(), place);
+        let answer = span.in_scope(|| self.write_leased(checkout, asked_at, place, work));
         self.counted(asked_at, answer)
     }
 
@@ -105,7 +107,10 @@ impl Writer {
     {
         let asked_at = Instant::now();
         let claim = Claim::new(Arc::from(agent), asked_at, place).blocking();
-        let answer = self.check_open().and_then(|()| {
+        let span = Span::write(&self.core.options.name, agent, place);
+        let work = within(span.clone(), work);
+        let answer = span.in_scope(|| {
+            self.check_open()?;
             let handle = QueueHandle::of(self, agent)?;
             Call::new(handle, claim, wait, work).wait()
         });
@@ -126,12 +131,14 @@ impl Writer {
     {
         let asked_at = Instant::now();
         let claim = Claim::new(Arc::from(agent), asked_at, place);
+        let span = Span::write(&self.core.options.name, agent, place);
+        let work = within(span.clone(), work);
         let answer = async {
             self.check_open()?;
             let handle = QueueHandle::of_async(self, agent).await?;
             Call::new(handle, claim, wait, work).answer().await
         };
-        let answer = answer.await;
+        let answer = span.around(answer).await;
         self.counted(asked_at, answer)
     }
 
@@ -159,6 +166,14 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The work of a call, in the span of the call, on whichever thread leads its group.
+fn within<T, E>(
+    span: Span,
+    work: impl FnOnce(&mut Savepoint<'_>) -> Result<T, E>,
+) -> impl FnOnce(&mut Savepoint<'_>) -> Result<T, E> {
+    move |savepoint| span.in_scope(|| work(savepoint))
 }
 
 /// One call of `write`. Dropping it cancels work that has not begun.

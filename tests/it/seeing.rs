@@ -406,6 +406,10 @@ mod events {
         }
 
         fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+            // Every lease has one: see `calls_and_leases_are_spans_of_their_callers`.
+            if attributes.metadata().name() == "lease hold" {
+                return;
+            }
             let mut line = Line(format!("SPAN {}", attributes.metadata().name()));
             attributes.record(&mut line);
             self.0.lock().unwrap().push(line.0);
@@ -499,6 +503,163 @@ mod events {
                 assert!(spans[0].starts_with("SPAN lease wait") && spans[0].contains("patient"));
                 assert!(spans[1].starts_with("SPAN lease wait") && spans[1].contains("async"));
                 drop(lease);
+            },
+        );
+    }
+
+    /// Spans that were opened, each with its parent, and those that were closed; events with the spans around them.
+    #[derive(Clone, Default)]
+    struct Tree(Arc<Mutex<(Vec<String>, usize)>>);
+
+    impl<S> Layer<S> for Tree
+    where
+        S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    {
+        fn on_new_span(
+            &self,
+            attributes: &span::Attributes<'_>,
+            id: &span::Id,
+            of: Context<'_, S>,
+        ) {
+            let scope: Vec<_> = of.span_scope(id).unwrap().map(|span| span.name()).collect();
+            let mut line = Line(scope.join(" < "));
+            attributes.record(&mut line);
+            self.0.lock().unwrap().0.push(line.0);
+        }
+
+        fn on_event(&self, event: &tracing::Event<'_>, of: Context<'_, S>) {
+            if event.metadata().target().starts_with("leasepool") {
+                return;
+            }
+            let mut line = Line("EVENT".to_owned());
+            event.record(&mut line);
+            for span in of.event_scope(event).into_iter().flatten() {
+                line.0.push_str(&format!(" < {}", span.name()));
+            }
+            self.0.lock().unwrap().0.push(line.0);
+        }
+
+        fn on_close(&self, _: span::Id, _: Context<'_, S>) {
+            self.0.lock().unwrap().1 += 1;
+        }
+    }
+
+    #[test]
+    fn calls_and_leases_are_spans_of_their_callers() {
+        in_child(
+            "seeing::events::calls_and_leases_are_spans_of_their_callers",
+            || {
+                let tree = Tree::default();
+                let subscriber = tracing_subscriber::registry().with(tree.clone());
+                tracing::subscriber::set_global_default(subscriber).unwrap();
+                let fixture = Fixture::new();
+                let pool = fixture.builder(2).name("chat").build().unwrap();
+                let told = |what: &'static str| {
+                    tracing::info!("{what}");
+                    Ok(())
+                };
+                tracing::info_span!("request").in_scope(|| {
+                    drop(pool.lease("a").unwrap());
+                    pool.write("a", move |_| told("in write")).unwrap();
+                    smol::block_on(async {
+                        drop(pool.lease_async("a").await.unwrap());
+                        let write = pool.write_async("a", move |_| told("in write_async"));
+                        write.await.unwrap();
+                        pool.run("a", move |_| told("in run")).await.unwrap();
+                        let read = pool.read_async("a", move |_| told("in read"));
+                        read.await.unwrap();
+                        let lease = pool.lease_async("a").await.unwrap();
+                        let ran = leasepool::Lease::run(lease, |_| tracing::info!("in Lease::run"));
+                        drop(ran.await.unwrap());
+                    });
+                    let mut lease = pool.lease("a").unwrap();
+                    leasepool::Lease::write(&mut lease, move |_| told("in Lease::write")).unwrap();
+                });
+                pool.close().unwrap();
+                let (seen, closed) = tree.0.lock().unwrap().clone();
+                let fields = " pool=\"chat\" agent=\"a\"";
+                let called = format!("{fields} called_at={}:", file!());
+                let is = |line: &str, wanted: &str| match line.strip_prefix(wanted) {
+                    Some(rest) => rest.is_empty() || rest == fields || rest.starts_with(&called),
+                    None => false,
+                };
+                let wanted = [
+                    "request",
+                    "lease hold < request",
+                    "write < request",
+                    "EVENT message=in write < write < request",
+                    "lease hold < request",
+                    "write < request",
+                    "EVENT message=in write_async < write < request",
+                    "run < request",
+                    "lease hold < run < request",
+                    "EVENT message=in run < run < request",
+                    "read < request",
+                    "lease hold < read < request",
+                    "EVENT message=in read < read < request",
+                    "lease hold < request",
+                    "run < request",
+                    "EVENT message=in Lease::run < run < request",
+                    "lease hold < request",
+                    "write < request",
+                    "EVENT message=in Lease::write < write < request",
+                ];
+                assert_eq!(seen.len(), wanted.len(), "{seen:#?}");
+                for (line, wanted) in seen.iter().zip(wanted) {
+                    assert!(is(line, wanted), "{line}: not {wanted}\n{seen:#?}");
+                }
+                let spans = wanted.iter().filter(|line| !line.starts_with("EVENT"));
+                assert_eq!(closed, spans.count());
+            },
+        );
+    }
+
+    /// Whatever a subscriber does with a span: the pool loses nothing, and its callers have their answers.
+    #[test]
+    fn a_subscriber_that_panics_in_spans_costs_nothing() {
+        in_child(
+            "seeing::events::a_subscriber_that_panics_in_spans_costs_nothing",
+            || {
+                struct Panics;
+                impl<S> Layer<S> for Panics
+                where
+                    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+                {
+                    fn on_new_span(
+                        &self,
+                        attributes: &span::Attributes<'_>,
+                        _: &span::Id,
+                        _: Context<'_, S>,
+                    ) {
+                        assert!(attributes.metadata().name() != "run", "new");
+                    }
+                    fn on_enter(&self, id: &span::Id, of: Context<'_, S>) {
+                        assert!(of.span(id).unwrap().name() != "read", "enter");
+                    }
+                    fn on_exit(&self, id: &span::Id, of: Context<'_, S>) {
+                        assert!(of.span(id).unwrap().name() != "write", "exit");
+                    }
+                    fn on_close(&self, id: span::Id, of: Context<'_, S>) {
+                        assert!(of.span(&id).unwrap().name() != "lease hold", "close");
+                    }
+                }
+                std::panic::set_hook(Box::new(|_| {}));
+                let subscriber = tracing_subscriber::registry().with(Panics);
+                tracing::subscriber::set_global_default(subscriber).unwrap();
+                let fixture = Fixture::new();
+                let pool = fixture.builder(1).lease_timeout(LONG).build().unwrap();
+                for i in 0..10 {
+                    drop(pool.lease(i).unwrap());
+                    pool.write(i, |_| Ok(())).unwrap();
+                    smol::block_on(async {
+                        pool.write_async(i, |_| Ok(())).await.unwrap();
+                        assert_eq!(pool.run(i, |_| Ok(1)).await.unwrap(), 1);
+                        assert_eq!(pool.read_async(i, |_| Ok(2)).await.unwrap(), 2);
+                    });
+                }
+                assert_eq!(pool.stats().lent, 0);
+                let _ = std::panic::take_hook();
+                pool.close().unwrap();
             },
         );
     }
