@@ -1,6 +1,7 @@
 //! The contenders: one store, written over four ways to reach SQLite, and the published store for tokio-rusqlite.
 //! It measures nothing. All run the same SQL on the same table, with the same pragmas.
 
+use std::fmt::Debug;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -117,38 +118,53 @@ impl SessionStore for ReadAsync {
     }
 }
 
+/// A way to run work on a connection: all in which the contenders that are a `Store` differ.
+/// Its future is not boxed, for an allocation would be measured with it.
+pub(crate) trait Call: Debug + Send + Sync + 'static {
+    fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
+    ) -> impl Future<Output = session_store::Result<T>> + Send;
+}
+
+/// The store as a library of connections would have it: each operation is one call.
+#[derive(Debug)]
+pub(crate) struct Store<C>(C);
+
+#[async_trait]
+impl<C: Call> SessionStore for Store<C> {
+    async fn save(&self, record: &Record) -> session_store::Result<()> {
+        let row = row(record);
+        self.0.call(move |conn| upsert(conn, row)).await
+    }
+
+    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
+        let id = id.to_string();
+        decode(self.0.call(move |conn| select(conn, id)).await?)
+    }
+
+    async fn delete(&self, id: &Id) -> session_store::Result<()> {
+        let id = id.to_string();
+        self.0.call(move |conn| delete(conn, id)).await
+    }
+}
+
 /// The port that changes least: each `conn.call(..)` of tokio-rusqlite became `run(..)`, saves included.
 #[derive(Debug)]
 pub(crate) struct Run(Agent);
 
 impl Run {
-    pub(crate) fn open(path: &Path) -> Self {
-        Run(pool(path).anonymous())
+    pub(crate) fn open(path: &Path) -> Store<Self> {
+        Store(Run(pool(path).anonymous()))
     }
+}
 
-    async fn run<T: Send + 'static>(
+impl Call for Run {
+    async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
     ) -> session_store::Result<T> {
         self.0.run(work).await.map_err(backend)
-    }
-}
-
-#[async_trait]
-impl SessionStore for Run {
-    async fn save(&self, record: &Record) -> session_store::Result<()> {
-        let row = row(record);
-        self.run(move |conn| upsert(conn, row)).await
-    }
-
-    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        let id = id.to_string();
-        decode(self.run(move |conn| select(conn, id)).await?)
-    }
-
-    async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        let id = id.to_string();
-        self.run(move |conn| delete(conn, id)).await
     }
 }
 
@@ -160,17 +176,19 @@ pub(crate) struct TokioRusqlite {
 }
 
 impl TokioRusqlite {
-    pub(crate) async fn open(path: &Path, connections: usize) -> Self {
+    pub(crate) async fn open(path: &Path, connections: usize) -> Store<Self> {
         let mut opened = Vec::new();
         for _ in 0..connections {
             opened.push(open(path).await);
         }
-        TokioRusqlite {
+        Store(TokioRusqlite {
             connections: opened,
             turn: AtomicUsize::new(0),
-        }
+        })
     }
+}
 
+impl Call for TokioRusqlite {
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
@@ -186,24 +204,6 @@ async fn open(path: &Path) -> tokio_rusqlite::Connection {
     conn
 }
 
-#[async_trait]
-impl SessionStore for TokioRusqlite {
-    async fn save(&self, record: &Record) -> session_store::Result<()> {
-        let row = row(record);
-        self.call(move |conn| upsert(conn, row)).await
-    }
-
-    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        let id = id.to_string();
-        decode(self.call(move |conn| select(conn, id)).await?)
-    }
-
-    async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        let id = id.to_string();
-        self.call(move |conn| delete(conn, id)).await
-    }
-}
-
 /// The published store, which prepares its statements anew for each call.
 pub(crate) async fn published(path: &Path) -> RusqliteStore {
     RusqliteStore::new(open(path).await)
@@ -213,7 +213,7 @@ pub(crate) async fn published(path: &Path) -> RusqliteStore {
 pub(crate) struct Deadpool(deadpool_sqlite::Pool);
 
 impl Deadpool {
-    pub(crate) fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Store<Self> {
         let builder = Config::new(path).builder(Runtime::Tokio1).unwrap();
         let pool = builder
             .max_size(CONNECTIONS)
@@ -225,39 +225,23 @@ impl Deadpool {
                 })
             }))
             .build();
-        Deadpool(pool.unwrap())
+        Store(Deadpool(pool.unwrap()))
     }
+}
 
-    async fn interact<T: Send + 'static>(
+impl Debug for Deadpool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Deadpool")
+    }
+}
+
+impl Call for Deadpool {
+    async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static,
     ) -> session_store::Result<T> {
         let connection = self.0.get().await.map_err(backend)?;
         let done = connection.interact(work).await;
         done.map_err(backend)?.map_err(backend)
-    }
-}
-
-impl std::fmt::Debug for Deadpool {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Deadpool")
-    }
-}
-
-#[async_trait]
-impl SessionStore for Deadpool {
-    async fn save(&self, record: &Record) -> session_store::Result<()> {
-        let row = row(record);
-        self.interact(move |conn| upsert(conn, row)).await
-    }
-
-    async fn load(&self, id: &Id) -> session_store::Result<Option<Record>> {
-        let id = id.to_string();
-        decode(self.interact(move |conn| select(conn, id)).await?)
-    }
-
-    async fn delete(&self, id: &Id) -> session_store::Result<()> {
-        let id = id.to_string();
-        self.interact(move |conn| delete(conn, id)).await
     }
 }
