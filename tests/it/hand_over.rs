@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -12,6 +12,7 @@ use leasepool::rusqlite::{Connection, ErrorCode};
 use leasepool::{Builder, Database, Error, Owner, Pool};
 
 use crate::common::{LONG, count, eventually, insert};
+use crate::shell::Shell;
 
 /// The agents that are at another node than the first, and at which.
 type Moved = Arc<Mutex<HashMap<String, usize>>>;
@@ -428,30 +429,11 @@ fn it_needs_no_more_than_one_connection_in_any_mode() {
     }
 }
 
-/// A shell of SQLite's that has run `sql` and keeps the database open.
-struct Shell(Child);
-
-impl Shell {
-    fn at(file: &Path, sql: &str) -> Shell {
-        use std::io::{BufRead, BufReader, Write};
-        let mut child = Command::new("sqlite3")
-            .arg(file)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        writeln!(child.stdin.as_mut().unwrap(), "{sql}; SELECT 'done';").unwrap();
-        let output = BufReader::new(child.stdout.as_mut().unwrap());
-        assert!(output.lines().any(|line| line.unwrap() == "done"));
-        Shell(child)
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A shell that has run `sql` and keeps the database open.
+fn shell_after(file: &Path, sql: &str) -> Shell {
+    let mut shell = Shell::on(file);
+    shell.run(sql);
+    shell
 }
 
 fn is_busy(error: &Error) -> bool {
@@ -467,7 +449,7 @@ fn another_process_that_has_it_open_keeps_it_here() {
     let nodes = Nodes::new();
     let pool = nodes.pool(0);
     insert(&pool.lease("a").unwrap());
-    let shell = Shell::at(&nodes.file(0, "a"), "SELECT count(*) FROM t");
+    let shell = shell_after(&nodes.file(0, "a"), "SELECT count(*) FROM t");
     let agent = pool.agent("a").within(Duration::from_millis(20));
     let error = agent.hand_over(|_| -> Result<(), Error> { panic!("not alone") });
     let error = error.unwrap_err();
@@ -491,9 +473,9 @@ fn the_process_that_runs_the_checkpoints_may_have_it_open() {
     }
     let file = nodes.file(0, "a");
     // It has read only a part of the log, and keeps the rest from being copied into the file.
-    let _reads = Shell::at(&file, "BEGIN; SELECT count(*) FROM t");
+    let _reads = shell_after(&file, "BEGIN; SELECT count(*) FROM t");
     insert(&pool.lease("a").unwrap());
-    let writes = Shell::at(&file, "BEGIN IMMEDIATE");
+    let writes = shell_after(&file, "BEGIN IMMEDIATE");
     let agent = pool.agent("a").within(Duration::from_millis(20));
     let error = agent.hand_over(|_| Ok::<_, Error>(())).unwrap_err();
     assert!(is_busy(&error), "{error:?}");
@@ -506,7 +488,7 @@ fn the_process_that_runs_the_checkpoints_may_have_it_open() {
     assert_eq!(count(&nodes.pool(1).lease("a").unwrap()), 11);
     // The same for the removal of a database.
     insert(&pool.lease("b").unwrap());
-    let _reads = Shell::at(&nodes.file(0, "b"), "BEGIN; SELECT count(*) FROM t");
+    let _reads = shell_after(&nodes.file(0, "b"), "BEGIN; SELECT count(*) FROM t");
     assert!(
         pool.agent("b")
             .within(Duration::from_millis(20))

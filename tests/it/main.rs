@@ -36,6 +36,7 @@ mod regression;
 mod replaced;
 mod run;
 mod seeing;
+mod shell;
 #[cfg(feature = "sqlcipher")]
 mod sqlcipher;
 mod starts;

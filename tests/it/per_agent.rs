@@ -1,10 +1,9 @@
 //! One database file for each agent, under one cap.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Barrier, mpsc};
@@ -17,6 +16,7 @@ use leasepool::{Builder, Database, Error, FileState, Lease, Pool, Wanted};
 use crate::common::{
     LONG, eventually, in_child, let_a_change_show, limit_descriptors, open_descriptors,
 };
+use crate::shell::Shell;
 
 struct Agents {
     _folder: tempfile::TempDir,
@@ -724,40 +724,9 @@ fn other_processes_may_use_the_files() {
     pool.close().unwrap();
 }
 
-/// A `sqlite3` shell that stays open.
-struct Shell {
-    process: Child,
-    said: BufReader<ChildStdout>,
-}
-
-impl Shell {
-    fn open(file: &Path) -> Self {
-        let mut process = Command::new("sqlite3")
-            .arg(file)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let said = BufReader::new(process.stdout.take().unwrap());
-        Shell { process, said }
-    }
-
-    fn ask(&mut self, sql: &str) -> String {
-        let mut answer = String::new();
-        writeln!(self.process.stdin.as_ref().unwrap(), "{sql}").unwrap();
-        self.said.read_line(&mut answer).unwrap();
-        answer.trim().to_owned()
-    }
-
-    fn quit(mut self) {
-        drop(self.process.stdin.take());
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
 #[test]
 fn an_exclusive_file_is_shared_with_who_has_it_open_and_given_back_by_evict() {
-    const COUNT: &str = "SELECT count(*) FROM t;";
+    const COUNT: &str = "SELECT count(*) FROM t";
     let agents = Agents::new();
     let pool = agents.builder(2).exclusive_locking(true).build().unwrap();
     let shm = beside(&agents.file("a"), "-shm");
@@ -778,22 +747,22 @@ fn an_exclusive_file_is_shared_with_who_has_it_open_and_given_back_by_evict() {
     );
     assert!(pool.evict("a"));
     eventually("the connection is closed", gets_in);
-    let mut shell = Shell::open(&agents.file("a"));
-    assert_eq!(shell.ask(COUNT), "1");
+    let mut shell = Shell::on(&agents.file("a"));
+    assert_eq!(shell.run(COUNT), "1");
     // The shell keeps the file open: both use it.
     insert(&pool.lease("a").unwrap(), 2);
     assert!(shm.exists());
-    assert_eq!(shell.ask(COUNT), "2");
+    assert_eq!(shell.run(COUNT), "2");
     assert_eq!(
-        shell.ask(&format!("INSERT INTO t VALUES (3); {COUNT}")),
+        shell.run(&format!("INSERT INTO t VALUES (3); {COUNT}")),
         "3"
     );
     assert_eq!(rows(&pool.lease("a").unwrap()), [1, 2, 3]);
     pool.write("a", |tx| tx.execute("INSERT INTO t VALUES (4)", ()))
         .unwrap();
-    assert_eq!(shell.ask(COUNT), "4");
+    assert_eq!(shell.run(COUNT), "4");
     // Alone again.
-    shell.quit();
+    shell.end();
     assert!(pool.evict("a"));
     eventually("the connection is closed", || pool.stats().files == 0);
     assert_eq!(rows(&pool.lease("a").unwrap()), [1, 2, 3, 4]);

@@ -1,7 +1,5 @@
 //! Reads: one snapshot that nothing can be written in, pools that only read, and files that another process writes.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
 use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +9,7 @@ use leasepool::rusqlite::{self, Connection, ErrorCode, Transaction};
 use leasepool::{Database, Error, FileState, Lease, Pool};
 
 use crate::common::*;
+use crate::shell::Shell;
 
 in_both_modes! {
     a_read_sees_one_snapshot,
@@ -32,37 +31,6 @@ fn code(error: &Error) -> Option<ErrorCode> {
     match error {
         Error::Sqlite(error) => error.sqlite_error_code(),
         _ => None,
-    }
-}
-
-/// A process that has the database open, and does what it is told.
-struct Shell(Child, BufReader<std::process::ChildStdout>);
-
-impl Shell {
-    fn on(path: &std::path::Path) -> Self {
-        let mut child = Command::new("sqlite3")
-            .arg(path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        Shell(child, output)
-    }
-
-    /// Returns when it is done.
-    fn run(&mut self, sql: &str) {
-        writeln!(self.0.stdin.as_mut().unwrap(), "{sql}; SELECT 'done';").unwrap();
-        let mut line = String::new();
-        while line.trim() != "done" {
-            line.clear();
-            assert!(self.1.read_line(&mut line).unwrap() > 0, "{sql}");
-        }
-    }
-
-    fn end(mut self) {
-        drop(self.0.stdin.take());
-        assert!(self.0.wait().unwrap().success());
     }
 }
 
@@ -439,7 +407,9 @@ fn a_file_that_only_reads_is_replaced() {
     let make = |path: &std::path::Path, rows: usize| {
         let mut shell = Shell::on(path);
         shell.run("CREATE TABLE t (x)");
-        (0..rows).for_each(|_| shell.run("INSERT INTO t VALUES (1)"));
+        for _ in 0..rows {
+            shell.run("INSERT INTO t VALUES (1)");
+        }
         shell.end();
     };
     make(&fixture.path, 1);
