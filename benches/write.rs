@@ -113,7 +113,7 @@ fn configure(connection: &mut Connection, sync: Sync) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", sync.to_string())
 }
 
-/// The work of a write, the same for everybody.
+/// The work of a write, the same for every contender.
 fn work(connection: &Connection, agent: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached("INSERT INTO message VALUES (?1, ?2)")?

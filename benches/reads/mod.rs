@@ -17,7 +17,7 @@ pub(crate) fn name(agent: usize) -> String {
     format!("agent-{agent}")
 }
 
-/// The work, the same for everybody: an agent's last messages.
+/// The work, the same for every contender: an agent's last messages.
 #[allow(dead_code, reason = "not every bench reads messages")]
 pub(crate) fn last_messages(
     connection: &Connection,

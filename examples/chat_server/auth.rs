@@ -1,4 +1,4 @@
-//! Who may see the status page: whoever sends the token, or asks from this machine.
+//! Who may see the status page: a client that sends the token, or one that asks from this machine.
 //! It knows no users.
 
 use std::net::IpAddr;

@@ -70,7 +70,7 @@ struct Args {
     /// Clients of one address at once; by default, half of all. Behind a proxy, all have its address.
     #[arg(long)]
     per_address: Option<usize>,
-    /// Serves the status page on the same address, for who sends this token, as a bearer's or as a password.
+    /// Serves the status page on the same address, for clients that send this token, as a bearer's or as a password.
     #[arg(long, value_name = "TOKEN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     status_token: Option<String>,
     /// Where to serve the status page without a token: on loopback. By default on the same address, if that is on
@@ -103,7 +103,11 @@ fn on_loopback(text: &str) -> Result<SocketAddr, AnyError> {
     let address: SocketAddr = text.parse()?;
     match address.ip().is_loopback() {
         true => Ok(address),
-        false => Err("it shows everybody what they need not know: give an address of loopback, or --status-token".into()),
+        false => Err(
+            "the status page shows agents' ids and source lines to every client: \
+                      give an address of loopback, or --status-token"
+                .into(),
+        ),
     }
 }
 

@@ -32,7 +32,8 @@
 //!
 //! # Who may see it
 //! The page shows agents' ids and source lines, so that a router is made only by an explicit choice: [`Page::guarded`], or
-//! [`Page::public`] where only operators can come anyway. The two probes answer everybody: they show no more than a word.
+//! [`Page::public`] where only operators can come anyway. The two probes answer every client: they show no more than
+//! a word.
 //!
 //! A mount on loopback is not safe by itself: any page that a browser on the same machine has open can send requests there,
 //! under a name of its own (DNS rebinding). Let the guard compare the header `Host` with the names that you use.

@@ -123,7 +123,7 @@ impl Page {
         self.router(privacy, Some(Arc::new(may_see)))
     }
 
-    /// The router, for everybody who can reach it. Agents' ids are hashed and source lines hidden, unless
+    /// The router, for every client that can reach it. Agents' ids are hashed and source lines hidden, unless
     /// [`agents`](Page::agents) and [`places`](Page::places) say otherwise.
     pub fn public(self) -> Router {
         let agents = self.agents.unwrap_or(Agents::Hash);

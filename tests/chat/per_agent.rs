@@ -57,7 +57,7 @@ fn each_session_has_a_file_and_sees_no_other() {
     }
     assert_eq!(texts(&server, "alice")[0], "hello hers");
     assert_eq!(texts(&server, "Alice")[0], "hello capital");
-    // Whoever only asks makes no file.
+    // A client that only asks makes no file.
     assert!(texts(&server, "nobody").is_empty());
     assert_eq!(
         json(&server, "/api/search?q=hello&session=nobody"),

@@ -91,12 +91,12 @@ fn a_backup_beside_writers_ends_and_is_one_commit(mode: Mode) {
         for i in 0..3 {
             let to = copies.path().join(format!("copy-{i}.db"));
             let mut steps = 0;
-            // A step of SQLite's begins anew if somebody has written since the one before.
+            // A step of SQLite's begins anew if another connection has written since the one before.
             let how = Backup::new().pages_per_step(4).progress(|done| {
                 steps += 1;
                 assert!(done.copied <= done.pages);
                 let before = pool.stats().writes;
-                eventually("somebody has written", || pool.stats().writes > before);
+                eventually("the writer has written", || pool.stats().writes > before);
                 match steps < 2_000 {
                     true => ControlFlow::Continue(()),
                     false => ControlFlow::Break(()),
@@ -163,7 +163,7 @@ fn a_compact_copy_is_smaller(mode: Mode) {
     assert_whole(&pool);
 }
 
-/// C5: a file that is there is replaced, as a whole; what belongs to somebody else stays, and is not mixed in.
+/// C5: a file that is there is replaced, as a whole; what belongs to another database stays, and is not mixed in.
 fn what_is_at_the_target(mode: Mode) {
     let fixture = mode.fixture();
     let pool = filled(&fixture, 2, 3);

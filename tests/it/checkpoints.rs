@@ -191,7 +191,7 @@ fn a_pragma_of_on_open_is_obeyed(mode: Mode) {
     }
 }
 
-/// A builder of pools that leave checkpoints to somebody else, with a `setup` whose writes alone would make SQLite
+/// A builder of pools that leave checkpoints to another process, with a `setup` whose writes alone would make SQLite
 /// run one.
 fn external(fixture: &Fixture, emergency: Option<u32>) -> Builder {
     builder(fixture)

@@ -558,7 +558,7 @@ fn a_database_swapped_for_another() {
     assert_eq!(stats.discarded_by_reset + stats.discarded_by_file, 1);
 }
 
-/// Hooks of `on_open` cannot be read back, so they are there for everybody by opening anew.
+/// Hooks of `on_open` cannot be read back, so every agent gets them by opening anew.
 #[test]
 fn a_hook_of_on_open_is_there_for_every_agent() {
     use std::sync::Arc;

@@ -146,7 +146,7 @@ fn a_file_that_is_no_database(mode: Mode) {
     assert_eq!(fixture.descriptors().all(), 0);
 }
 
-/// Permissions mean nothing to root, so this runs as somebody else.
+/// Permissions mean nothing to root, so this runs as another user.
 fn permissions(mode: Mode) {
     fn as_nobody(name: &str, body: impl FnOnce()) {
         use std::os::unix::fs::PermissionsExt;

@@ -331,7 +331,7 @@ fn an_interrupt_handle_ends_with_its_lease(mode: Mode) {
         });
         let interrupted = lease.query_row(endless, [], |row| row.get::<_, i64>(0));
         assert!(interrupted.is_err());
-        // The other thread goes on interrupting: whoever has the connection next feels nothing.
+        // The other thread goes on interrupting: the next borrower of the connection feels nothing.
         drop(lease);
         let other = pool.lease(mode.either("b", "a")).unwrap();
         let finite = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 300000) \

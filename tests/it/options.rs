@@ -466,7 +466,7 @@ mod pragmas {
                 .pragma("user_version", 3)
         };
         drop(open(builder()).unwrap());
-        // Somebody else writes meanwhile.
+        // Another connection writes meanwhile.
         let other = leasepool::rusqlite::Connection::open(fixture.file("a")).unwrap();
         let version = "PRAGMA user_version";
         assert_eq!(other.query_row(version, [], |row| row.get(0)), Ok(3));

@@ -664,7 +664,7 @@ fn files_replaced_and_deleted_from_outside() {
             }
             assert!(!agents.file(agent).exists(), "never created again");
         }
-        // Until somebody says so.
+        // Until the program removes the agent.
         assert!(!pool.agent(agent).remove().unwrap());
         assert!(rows(&pool.lease(agent).unwrap()).is_empty());
     }

@@ -443,7 +443,7 @@ fn a_log_that_cannot_be_made_is_said() {
     let mut shell = Shell::on(&fixture.path);
     shell.run("PRAGMA journal_mode = WAL; CREATE TABLE t (x)");
     shell.end();
-    // In the way of what SQLite would make, whoever the user is.
+    // In the way of what SQLite would make, also for root.
     std::fs::create_dir(fixture.path.with_extension("db-wal")).unwrap();
     let error = Pool::builder(Database::read_only(&fixture.path))
         .build()

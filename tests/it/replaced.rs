@@ -20,7 +20,7 @@ fn another(fixture: &Fixture, n: usize) -> std::path::PathBuf {
 
 fn renamed_over(fixture: &Fixture, n: usize) {
     std::fs::rename(another(fixture, n), &fixture.path).unwrap();
-    // The old file's WAL is not the new one's: whoever swaps databases removes it.
+    // The old file's WAL is not the new one's: a program that swaps databases removes it.
     for sidecar in ["db-wal", "db-shm"] {
         let _ = std::fs::remove_file(fixture.path.with_extension(sidecar));
     }
@@ -235,7 +235,7 @@ mod log {
         match pool.lease("a") {
             Err(Error::FileReplaced { found, .. }) => {
                 assert_eq!(found, FileState::LogLeft);
-                // Whoever removes what is left has the new file.
+                // A program that removes what is left has the new file.
                 for suffix in ["-wal", "-shm"] {
                     let _ = std::fs::remove_file(beside(&fixture.file("a"), suffix));
                 }
@@ -321,7 +321,7 @@ mod log {
         std::fs::remove_file(beside(&fixture.file("a"), "-wal")).unwrap();
         let_a_change_show();
         match mode {
-            // Nobody can be served while somebody has the old log.
+            // No agent can be served while a lease has the old log.
             Mode::Shared => {
                 let error = pool.lease("b").unwrap_err();
                 let found = FileState::LogRemoved;

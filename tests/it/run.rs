@@ -447,7 +447,7 @@ fn calls_that_are_dropped_in_the_queue_leave_it(mode: Mode) {
     assert_whole(&pool);
 }
 
-/// Leases that are held elsewhere: the calls wait in the same queue as everybody.
+/// Leases that are held elsewhere: the calls wait in the same queue as all callers.
 fn calls_that_find_no_connection_wait_for_one(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.pool(2);

@@ -20,7 +20,7 @@ fn ready_says_whether_a_lease_could_be_had_and_takes_none() {
         panic!("ready");
     };
     assert_eq!(holders.len(), 2);
-    // Parked connections are there for whoever comes.
+    // Parked connections are there for any agent.
     drop((first, second));
     pool.ready().unwrap();
     let stats = pool.stats();

@@ -582,7 +582,7 @@ fn a_lock_held_outside_delays_a_write_and_no_reader() {
     thread::scope(|scope| {
         let writer = scope.spawn(|| pool.write("a", add(2)));
         let queued = scope.spawn(|| {
-            eventually("somebody leads", || pool.stats().lent == 1);
+            eventually("the writer leads", || pool.stats().lent == 1);
             pool.write("b", add(3))
         });
         let mut reads = 0;
@@ -633,7 +633,7 @@ fn the_writer_has_no_slot_of_its_own() {
     }
     assert_eq!(pool.stats().opens, 1);
     assert_eq!(fixture.descriptors().wal, 1);
-    // Somebody who holds the only one is who a write waits for, and that is said.
+    // The write waits for the borrower of the only one, and its error names that borrower.
     let lease = pool.lease("reader").unwrap();
     match pool
         .agent("a")
@@ -735,7 +735,7 @@ fn a_lease_whose_transaction_is_gone_is_told_why() {
     assert_eq!((pool.stats().writes, pool.stats().write_groups), (0, 0));
 }
 
-/// A write waits for a connection while those who have one wait for their turn to write: not for each other.
+/// A write waits for a connection while the borrower of one waits for its turn to write: not for each other.
 #[test]
 fn leases_that_write_do_not_wait_for_a_writer_that_waits_for_them() {
     let fixture = Fixture::new();
@@ -869,7 +869,7 @@ fn in_memory_too() {
     assert_eq!(rows(&pool).len(), 200);
 }
 
-/// Under constant load of those who write and those who read, the log begins anew again and again.
+/// Under constant load of writers and readers, the log begins anew again and again.
 #[test]
 fn the_log_stays_short_under_load() {
     let fixture = Fixture::new();

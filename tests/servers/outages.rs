@@ -294,7 +294,7 @@ async fn a_black_hole_for_tasks() {
     .unwrap();
 }
 
-/// The server stands still for 10 s: those who wait longer are served when it goes on; the others get a typed error in
+/// The server stands still for 10 s: callers that wait longer are served when it goes on; the others get a typed error in
 /// time.
 #[test]
 fn a_server_that_stands_still() {

@@ -378,7 +378,7 @@ fn no_more_than_so_many_may_watch() {
     }
     assert_eq!(status(&mut server.ask("/status/events")), "503");
     drop(watching);
-    // Those who went are noticed when they are next told something.
+    // The server notices that a client has gone when it next tells it something.
     let start = std::time::Instant::now();
     while status(&mut server.ask("/status/events")) != "200" {
         assert!(start.elapsed() < crate::server::LONG);

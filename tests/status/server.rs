@@ -65,7 +65,7 @@ impl Server {
         }
     }
 
-    /// Stops gracefully: whoever watches must let it go.
+    /// Stops gracefully: the streams of the clients that watch must end with it.
     pub(crate) fn stop(mut self) {
         let start = Instant::now();
         let _ = self.stop.take().unwrap().send(());

@@ -118,7 +118,7 @@ impl Pool {
         }
     }
 
-    /// Whoever has a slot uses what is in it.
+    /// The borrower of a slot uses what is in it.
     fn touch(&self, slot: &Slot) {
         self.connections[slot.0].with_mut(|_| ());
     }
