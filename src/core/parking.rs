@@ -202,7 +202,7 @@ impl Loan {
         Holder {
             agent: agent.to_owned(),
             borrowed_at: self.borrowed_at.line,
-            request: self.borrowed_at.request,
+            request: self.borrowed_at.request(),
             age: self.age(now),
         }
     }

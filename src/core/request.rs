@@ -52,8 +52,18 @@ pub(crate) const OWN_OPENING: Duration = Duration::from_millis(40);
 const STAGES: [Wanted; 3] = [Wanted::Connection, Wanted::Agent, Wanted::Opening];
 
 impl<'a> Request<'a> {
-    /// `wait`: how long to wait; `None`: not at all.
+    /// For what the pool does itself. `wait`: how long to wait; `None`: not at all.
     pub(crate) fn new(agent: &'a str, wait: Option<Duration>, place: CallSite) -> Self {
+        Request::made(agent, wait, place, false)
+    }
+
+    /// For a borrower's own SQL, which `max_hold` limits.
+    #[inline]
+    pub(crate) fn of_borrower(agent: &'a str, wait: Option<Duration>, place: CallSite) -> Self {
+        Request::made(agent, wait, place, true)
+    }
+
+    fn made(agent: &'a str, wait: Option<Duration>, place: CallSite, is_limited: bool) -> Self {
         Request {
             agent,
             asked_at: Instant::now(),
@@ -68,7 +78,7 @@ impl<'a> Request<'a> {
             of_stranger: false,
             opens_here: false,
             is_awaited: false,
-            is_limited: false,
+            is_limited,
         }
     }
 
@@ -95,13 +105,6 @@ impl<'a> Request<'a> {
     /// For a caller that needs what is left here of an agent that another process serves.
     pub(crate) fn of_stranger(mut self) -> Self {
         self.of_stranger = true;
-        self
-    }
-
-    /// For a borrower's own SQL, which `max_hold` limits. It does not apply to what the pool does itself.
-    #[inline]
-    pub(crate) fn limited(mut self) -> Self {
-        self.is_limited = true;
         self
     }
 

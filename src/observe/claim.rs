@@ -37,7 +37,7 @@ impl Claim {
         Waiting {
             agent: self.agent.as_ref().to_owned(),
             asked_at: self.place.line,
-            request: self.place.request,
+            request: self.place.request(),
             age: now.saturating_duration_since(self.asked_at),
         }
     }
@@ -47,7 +47,7 @@ impl Claim {
         Holder {
             agent: self.agent.as_ref().to_owned(),
             borrowed_at: self.place.line,
-            request: self.place.request,
+            request: self.place.request(),
             age: now.saturating_duration_since(self.asked_at),
         }
     }

@@ -109,7 +109,7 @@ impl SlowWaits {
             .map(|wait| SlowWait {
                 agent: wait.claim.agent.as_ref().to_owned(),
                 asked_at: wait.claim.place.line,
-                request: wait.claim.place.request,
+                request: wait.claim.place.request(),
                 waited: wait.waited,
                 ago: now.saturating_duration_since(wait.ended),
                 served: wait.served,

@@ -43,17 +43,17 @@ impl Span {
 
     /// A call of `run`, from the call to its answer.
     pub(crate) fn run(pool: &str, agent: &str, place: CallSite) -> Self {
-        span!("run", pool, agent, called_at = %place.line, request = place.request)
+        span!("run", pool, agent, called_at = %place.line, request = place.request())
     }
 
     /// A call of `read_async`, likewise.
     pub(crate) fn read(pool: &str, agent: &str, place: CallSite) -> Self {
-        span!("read", pool, agent, called_at = %place.line, request = place.request)
+        span!("read", pool, agent, called_at = %place.line, request = place.request())
     }
 
     /// A call of `write`, likewise.
     pub(crate) fn write(pool: &str, agent: &str, place: CallSite) -> Self {
-        span!("write", pool, agent, called_at = %place.line, request = place.request)
+        span!("write", pool, agent, called_at = %place.line, request = place.request())
     }
 
     #[cfg(feature = "tracing")]

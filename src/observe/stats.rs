@@ -9,7 +9,7 @@ use std::sync::atomic::{
 };
 use std::time::Duration;
 
-use super::call_site::CallSite;
+use super::call_site::Shown;
 use super::histogram::{Histogram, Recorder};
 use super::reserved::is_of_pool;
 
@@ -170,10 +170,8 @@ pub struct Waiting {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = CallSite {
-            line: self.borrowed_at,
-            request: self.request,
-        };
+        let (line, request) = (self.borrowed_at, self.request);
+        let place = Shown { line, request };
         write!(f, "{:?} since {:?} at {place}", self.agent, self.age)
     }
 }

@@ -12,6 +12,8 @@ use super::{Pool, at_most};
 use crate::core::agent_name::AgentName;
 use crate::error::Error;
 use crate::observe::call_site::CallSite;
+#[cfg(any(feature = "axum", feature = "actix"))]
+use crate::observe::call_site::RequestName;
 use crate::observe::reserved::ANONYMOUS;
 use crate::sqlite::Sqlite;
 
@@ -159,10 +161,7 @@ impl<B: Backend> Agent<B> {
     /// The line that calls, and the request that the handle serves.
     #[track_caller]
     pub(super) fn here(&self) -> CallSite {
-        CallSite {
-            request: self.place.request,
-            ..CallSite::here()
-        }
+        CallSite::here().serving(self.place.request)
     }
 
     /// Where the handle was made.
@@ -173,10 +172,11 @@ impl<B: Backend> Agent<B> {
 
     /// A handle that serves this request.
     #[cfg(any(feature = "axum", feature = "actix"))]
-    pub(crate) fn serving(&self, request: Option<&'static str>) -> Self {
-        let mut agent = self.clone();
-        agent.place.request = request;
-        agent
+    pub(crate) fn serving(&self, request: Option<RequestName>) -> Self {
+        Agent {
+            place: self.place.serving(request),
+            ..self.clone()
+        }
     }
 
     /// The same; the place that it shows is where the source of agents was given.

@@ -203,8 +203,7 @@ impl<B: Backend> Pool<B> {
         wait: Option<Duration>,
         place: CallSite,
     ) -> Result<Lease<B>, Error> {
-        self.shared
-            .lease(&Request::new(agent, wait, place).limited())
+        self.shared.lease(&Request::of_borrower(agent, wait, place))
     }
 
     pub(crate) async fn lease_async_within(
@@ -213,7 +212,7 @@ impl<B: Backend> Pool<B> {
         wait: Duration,
         place: CallSite,
     ) -> Result<Lease<B>, Error> {
-        let request = Request::new(agent, Some(wait), place).limited().awaiting();
+        let request = Request::of_borrower(agent, Some(wait), place).awaiting();
         self.shared.lease_async(request).await
     }
 }

@@ -146,11 +146,8 @@ impl<B: Backend> Pool<B> {
                 Done::Busy(work) => work,
             },
         };
-        let request = Request::new(&order.agent, order.wait, order.place);
-        let request = request
-            .since(order.asked_at)
-            .limited()
-            .awaiting_for_a_thread();
+        let request = Request::of_borrower(&order.agent, order.wait, order.place);
+        let request = request.since(order.asked_at).awaiting_for_a_thread();
         let lease = shared.lease_async(request).await?;
         match done(shared, order, Some(lease), work).await? {
             Done::Worked(_, result) => Ok(result),
@@ -516,8 +513,8 @@ where
 
     fn request(&self) -> Request<'_> {
         let order = &self.order;
-        let request = Request::new(&order.agent, order.wait, order.place);
-        request.since(order.asked_at).limited()
+        let request = Request::of_borrower(&order.agent, order.wait, order.place);
+        request.since(order.asked_at)
     }
 
     /// Interrupts the work. Returns whether it goes on.

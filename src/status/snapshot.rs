@@ -3,12 +3,12 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::panic::Location;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::observe::call_site::CallSite;
 use crate::observe::health::{Health, Signs};
 use crate::observe::histogram::Histogram;
 use crate::observe::reserved::{is_of_pool, is_reserved};
@@ -43,6 +43,9 @@ pub enum Places {
     Hide,
 }
 
+/// A source line, and the request that was served there.
+type Place = (&'static Location<'static>, Option<&'static str>);
+
 /// What is shown of agents and places.
 pub(super) struct Privacy {
     agents: Agents,
@@ -69,12 +72,9 @@ impl Privacy {
         }
     }
 
-    fn place(&self, place: CallSite) -> (String, Option<&'static str>) {
+    fn place(&self, (line, request): Place) -> (String, Option<&'static str>) {
         match self.places {
-            Places::Show => {
-                let line = format!("{}:{}", place.line.file(), place.line.line());
-                (line, place.request)
-            }
+            Places::Show => (format!("{}:{}", line.file(), line.line()), request),
             Places::Hide => ("–".to_owned(), None),
         }
     }
@@ -291,7 +291,6 @@ impl Now {
         let ready = pool.ready();
         let descriptors = pool.counted_descriptors();
         let person = |agent, time: Duration, place| Person::new(privacy, agent, time, place);
-        let at = |line, request| CallSite { line, request };
         let recent = &windows.ten_seconds;
         Now {
             name: pool.name().to_owned(),
@@ -332,14 +331,14 @@ impl Now {
                 write_p99: recent.write.p99.as_secs_f64(),
             },
             holders: holders
-                .map(|h| person(h.agent, h.age, at(h.borrowed_at, h.request)))
+                .map(|h| person(h.agent, h.age, (h.borrowed_at, h.request)))
                 .collect(),
             waiters: waiters
-                .map(|w| person(w.agent, w.age, at(w.asked_at, w.request)))
+                .map(|w| person(w.agent, w.age, (w.asked_at, w.request)))
                 .collect(),
             slowest_waits: slowest
                 .map(|wait| Slow {
-                    who: person(wait.agent, wait.waited, at(wait.asked_at, wait.request)),
+                    who: person(wait.agent, wait.waited, (wait.asked_at, wait.request)),
                     ago_s: wait.ago.as_secs_f64(),
                     served: wait.served,
                 })
@@ -471,7 +470,7 @@ impl Recent {
 }
 
 impl Person {
-    fn new(privacy: &Privacy, agent: String, time: Duration, place: CallSite) -> Person {
+    fn new(privacy: &Privacy, agent: String, time: Duration, place: Place) -> Person {
         let (place, request) = privacy.place(place);
         Person {
             own: is_of_pool(&agent),

@@ -32,7 +32,7 @@ mod axum;
 mod tower;
 
 #[cfg(any(feature = "axum", feature = "actix"))]
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[cfg(any(feature = "axum", feature = "actix"))]
@@ -47,6 +47,8 @@ pub use self::tower::{LeaseLayer, LeaseService};
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::error::Error;
 use crate::observe::call_site::CallSite;
+#[cfg(any(feature = "axum", feature = "actix"))]
+use crate::observe::call_site::RequestName;
 #[cfg(any(feature = "axum", feature = "actix"))]
 use crate::observe::events;
 use crate::pool::Pool;
@@ -148,8 +150,8 @@ const REQUESTS: usize = 1024;
 /// Method and route, as [`Holder::request`](crate::Holder::request) shows them. A program has a fixed number of routes, and
 /// so each name is made once and kept. `None` if there are too many.
 #[cfg(any(feature = "axum", feature = "actix"))]
-fn request_name(method: impl AsRef<str>, route: &str) -> Option<&'static str> {
-    static NAMES: RwLock<BTreeSet<&str>> = RwLock::new(BTreeSet::new());
+fn request_name(method: impl AsRef<str>, route: &str) -> Option<RequestName> {
+    static NAMES: RwLock<BTreeMap<&str, RequestName>> = RwLock::new(BTreeMap::new());
     // Clients may send any method, and routers may take any.
     const METHODS: [&str; 8] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH",
@@ -161,8 +163,9 @@ fn request_name(method: impl AsRef<str>, route: &str) -> Option<&'static str> {
         return Some(name);
     }
     let mut names = NAMES.write();
-    if names.len() < REQUESTS {
-        names.insert(Box::leak(name.clone().into_boxed_str()));
+    if names.len() < REQUESTS && !names.contains_key(name.as_str()) {
+        let name: RequestName = Box::leak(Box::new(name.clone()));
+        names.insert(name, name);
     }
     names.get(name.as_str()).copied()
 }
