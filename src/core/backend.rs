@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 use std::ops::DerefMut;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::max_hold::Interrupter;
 use crate::error::Error;
 use crate::observe::stats::Stats;
 
@@ -168,8 +168,7 @@ pub trait Backend: Send + Sync + 'static {
         Duration::ZERO
     }
 
-    /// What interrupts the statement that runs on the connection. It may be called when the connection is closed, and
-    /// does nothing then. `None` if no statement can be interrupted.
+    /// What interrupts the statement that runs on the connection. `None` if no statement can be interrupted.
     fn interrupter(&self, _connection: &Self::Connection) -> Option<Interrupter> {
         None
     }
@@ -221,9 +220,6 @@ pub trait Backend: Send + Sync + 'static {
     /// Called when the pool and its last connection are closed, possibly more than once.
     fn closed(&self) {}
 }
-
-/// Interrupts a statement, from any thread and at once.
-pub(crate) type Interrupter = Arc<dyn Fn() + Send + Sync>;
 
 /// How long to wait for room, and how to make some first.
 pub struct Patience<'a> {

@@ -106,16 +106,13 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         self.ready(hit)
     }
 
-    #[cold]
     fn begin_hold(&self) {
-        let interrupter = self.open().and_then(|open| open.interrupter.clone());
-        if let (Some(max_hold), Some(interrupter)) = (&self.core().max_hold, interrupter) {
-            max_hold.begin(self.index(), interrupter);
+        if let Some(max_hold) = &self.core().max_hold {
+            max_hold.begin(self.index());
         }
     }
 
     /// From here on, nothing interrupts what runs on the connection.
-    #[cold]
     fn end_hold(&self) {
         if let (Some(max_hold), Some(lent)) = (&self.core().max_hold, &self.lent) {
             max_hold.end(lent.slot.index);

@@ -87,14 +87,19 @@ impl<B: Backend> Core<B> {
     /// Interrupts, again and again, what runs on leases that are held for too long: SQLite forgets an interrupt with the
     /// statement.
     fn interrupt_long_holds(&self, max_hold: &MaxHold, now: Instant) {
+        let slots = 0..self.options.max_connections;
+        // Before the loans: a lease that begins in between has another number.
+        let leases: Vec<_> = slots.map(|slot| max_hold.lease(slot)).collect();
         let mut long = Vec::new();
-        self.parking.lot.loans(|index, entry, loan| {
-            if loan.age(now) >= max_hold.limit {
-                long.push((index, loan.holder(&entry.agent, now)));
+        self.parking.lot.loans(|slot, entry, loan| {
+            if let Some(lease) = leases.get(slot).copied().flatten()
+                && loan.age(now) >= max_hold.limit
+            {
+                long.push((slot, lease, loan.holder(&entry.agent, now)));
             }
         });
-        for (index, holder) in long {
-            if max_hold.interrupt(index, now) {
+        for (slot, lease, holder) in long {
+            if max_hold.interrupt(slot, lease) {
                 count(&self.counters.interrupted);
                 events::interrupted(&self.options.name, &holder);
             }

@@ -56,7 +56,7 @@ pub(crate) mod guard;
 mod health;
 pub(crate) mod lot;
 mod maintenance;
-mod max_hold;
+pub(crate) mod max_hold;
 mod parking;
 mod prepare;
 pub(crate) mod reentrancy;
@@ -389,9 +389,11 @@ impl<B: Backend> Core<B> {
             connection,
             opened_at,
             used,
-            interrupter,
             doomed,
         } = *open;
+        if let Some(max_hold) = &self.max_hold {
+            max_hold.set_connection(slot.index, None);
+        }
         let mode = doomed.unwrap_or(mode);
         if let Err(NotClosed { connection, error }) = self.backend.close(connection, mode) {
             count(&self.counters.close_failures);
@@ -401,7 +403,6 @@ impl<B: Backend> Core<B> {
                     connection,
                     opened_at,
                     used,
-                    interrupter,
                     doomed,
                 }));
                 return Err(Stuck);

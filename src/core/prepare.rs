@@ -202,11 +202,11 @@ impl<B: Backend> Core<B> {
             .options
             .max_lifetime
             .map(|lifetime| self.backend.age_when_opened(lifetime));
-        let is_limited = self.max_hold.is_some();
-        let interrupter = is_limited.then(|| self.backend.interrupter(&connection));
+        if let Some(max_hold) = &self.max_hold {
+            max_hold.set_connection(slot.index, self.backend.interrupter(&connection));
+        }
         slot.open = Some(Box::new(OpenConnection {
             connection,
-            interrupter: interrupter.flatten(),
             opened_at: age.and_then(|age| now.checked_sub(age)).unwrap_or(now),
             used: true,
             doomed: None,

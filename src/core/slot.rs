@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::backend::{Backend, CloseMode, Interrupter};
+use super::backend::{Backend, CloseMode};
 use super::lot::{FreeList, Token};
 use crate::error::Error;
 
@@ -36,8 +36,6 @@ pub(crate) struct OpenConnection<B: Backend> {
     pub(crate) opened_at: Instant,
     /// Whether an agent has used it since it was opened or reset.
     pub(crate) used: bool,
-    /// Where holds are limited: what interrupts its statements.
-    pub(crate) interrupter: Option<Interrupter>,
     /// After a faulty lease the connection may not be lent again. The next permit holder that may block
     /// closes it, in this mode.
     pub(crate) doomed: Option<CloseMode>,

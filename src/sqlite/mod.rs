@@ -43,7 +43,8 @@ use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 
-use crate::core::backend::{Backend, CloseMode, Fate, Interrupter, NotClosed, Patience};
+use crate::core::backend::{Backend, CloseMode, Fate, NotClosed, Patience};
+use crate::core::max_hold::Interrupter;
 use crate::error::Error;
 use crate::observe::stats::Stats;
 

@@ -1,4 +1,4 @@
-//! The lock and the atomics that `semaphore` and `lot` are made of.
+//! The lock and the atomics that `semaphore`, `lot` and `max_hold` are made of.
 //! Nothing else may be here: the model checker replaces these with loom's.
 //!
 //! The lock is the standard library's. It is held for tens of nanoseconds, and its spinning suits that.
@@ -7,7 +7,7 @@
 
 use std::sync::PoisonError;
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, fence};
 
 pub(crate) use std::sync::MutexGuard as Guard;
 

@@ -1,6 +1,7 @@
-//! Every schedule of a few small cases: loom checks the semaphore and the lot, the two files that order the threads of a pool.
+//! Every schedule of a few small cases: loom checks the semaphore, the lot and the limit of holds, the files that order
+//! the threads of a pool.
 //!
-//! `src/sync/semaphore.rs` and `src/core/lot.rs` are compiled here as they are, in modules of the same names, with
+//! `src/sync/semaphore.rs` and `src/core/lot` and `src/core/max_hold.rs` are compiled here as they are, in modules of the same names, with
 //! loom's lock and atomics in the place of `sync::prim`. `cargo test --release` in this directory runs the models.
 //!
 //! # Bounds
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 mod core;
+pub mod hold;
 mod observe;
 pub mod quality;
 pub mod queue;

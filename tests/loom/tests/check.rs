@@ -1,6 +1,7 @@
 //! The models, with their bounds: chosen so that all of them take well under a minute. What is `ignore`d goes deeper.
 
 use leasepool_loom::Overtaking::{self, Always, Never, Stale};
+use leasepool_loom::hold;
 use leasepool_loom::queue::{self, Then};
 use leasepool_loom::slots::{self, Meanwhile};
 
@@ -169,4 +170,9 @@ fn search_beside_hits() {
     for order in ORDERS {
         slots::search_beside_hits(order, Some(2));
     }
+}
+
+#[test]
+fn a_lease_is_interrupted_at_its_end() {
+    hold::interrupted_at_its_end(None);
 }

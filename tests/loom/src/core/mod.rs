@@ -2,3 +2,5 @@
 
 #[path = "../../../../src/core/lot/mod.rs"]
 pub(crate) mod lot;
+#[path = "../../../../src/core/max_hold.rs"]
+pub(crate) mod max_hold;

@@ -1,6 +1,6 @@
 //! loom's lock and atomics, in the place of the real ones.
 
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, fence};
 
 pub(crate) use loom::sync::MutexGuard as Guard;
 
