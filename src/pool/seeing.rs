@@ -101,8 +101,8 @@ impl<B: Backend> Pool<B> {
     }
 
     #[cfg(feature = "status")]
-    pub(crate) fn cached_agents(&self) -> usize {
-        self.shared.core.options.cached_agents
+    pub(crate) fn options(&self) -> &crate::core::Options {
+        &self.shared.core.options
     }
 
     /// By the pool's own books; `None` for connections to a server.

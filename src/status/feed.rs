@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::kernel::{Compared, Kernel};
 use super::snapshot::{Full, Named, Now, Privacy, Sample};
 use super::watch::Watched;
 
@@ -43,6 +44,7 @@ pub(super) struct Feed {
 struct Shown {
     pool: Arc<dyn Watched>,
     history: Mutex<VecDeque<Sample>>,
+    kernel: Kernel,
     /// The latest numbers as JSON. `None`: nothing more will come.
     news: watch::Sender<Option<Arc<str>>>,
 }
@@ -112,6 +114,7 @@ impl Feed {
         let shown = |pool| Shown {
             pool,
             history: Mutex::default(),
+            kernel: Kernel::default(),
             news: watch::Sender::new(Some(Arc::from(""))),
         };
         Arc::new(Feed {
@@ -198,6 +201,12 @@ impl Feed {
             pools: self.pools().map(named).collect(),
             history: shown.history.lock().iter().cloned().collect(),
         })
+    }
+
+    /// A pool's descriptors by its books and by the kernel; `None` if there is no such pool.
+    pub(super) async fn compare(&self, pool: usize) -> Option<Compared> {
+        let shown = self.pools.get(pool)?;
+        Some(shown.kernel.compare(&shown.pool).await)
     }
 
     /// A place among the clients that watch a pool, if one is left.

@@ -23,10 +23,12 @@
 //! | `/status.json` | the same numbers, with the last five minutes |
 //! | `/metrics` | the numbers of all pools in Prometheus' text format |
 //! | `/events` | server-sent events, the numbers twice a second |
+//! | `/descriptors` | the descriptors by the pool's books and by the kernel, as JSON: a check, on demand |
 //! | `/healthz` | 200 unless a pool is down ([`Pool::health`]); the verdict in a word |
 //! | `/readyz` | 200 if each pool [is ready](Pool::ready), 503 otherwise |
 //!
-//! With several pools, `?pool=1` selects the second for `/`, `/status.json` and `/events`.
+//! With several pools, `?pool=1` selects the second for `/`, `/status.json`, `/events` and
+//! `/descriptors`.
 //!
 //! `nest_service("/status", ..)` serves `/status` and `/status/`; `nest` only the first.
 //!
@@ -39,6 +41,7 @@
 //! under a name of its own (DNS rebinding). Let the guard compare the header `Host` with the names that you use.
 
 mod feed;
+mod kernel;
 mod page;
 mod prometheus;
 mod snapshot;

@@ -140,7 +140,8 @@ impl Page {
             .route("/", get(page))
             .route("/status.json", get(json))
             .route("/metrics", get(move |feed| numbers(feed, buckets)))
-            .route("/events", get(events));
+            .route("/events", get(events))
+            .route("/descriptors", get(descriptors));
         if let Some(guard) = guard {
             seen = seen.route_layer(from_fn(move |request: Request, next: Next| {
                 let guard = Arc::clone(&guard);
@@ -247,6 +248,17 @@ async fn events(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Res
         Some((Ok::<_, Infallible>(event), listener))
     });
     Sse::new(stream).into_response()
+}
+
+async fn descriptors(State(feed): State<Arc<Feed>>, RawQuery(query): RawQuery) -> Response {
+    let compared = match which(query.as_deref()) {
+        Some(pool) => feed.compare(pool).await,
+        None => None,
+    };
+    match compared {
+        Some(compared) => Json(compared).into_response(),
+        None => NO_POOL.into_response(),
+    }
 }
 
 async fn healthz(State(feed): State<Arc<Feed>>) -> Response {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::observe::health::{Health, Signs};
+use crate::observe::health::Health;
 use crate::observe::histogram::Histogram;
 use crate::observe::reserved::{is_of_pool, is_reserved};
 use crate::observe::stats::Stats;
@@ -173,6 +173,9 @@ struct Limits {
     lease_timeout_s: f64,
     /// `null` if the option is off.
     overdue_after_s: Option<f64>,
+    max_hold_s: Option<f64>,
+    idle_timeout_s: Option<f64>,
+    leases_per_agent: Option<usize>,
     write_queue: usize,
     /// The pages from which on the log needs a checkpoint; `null` if there is no log, or the pool checkpoints none.
     wal_pages: Option<usize>,
@@ -291,10 +294,21 @@ impl Now {
         let ready = pool.ready();
         let descriptors = pool.counted_descriptors();
         let person = |agent, time: Duration, place| Person::new(privacy, agent, time, place);
-        let recent = &windows.ten_seconds;
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        let (options, recent) = (pool.options(), &windows.ten_seconds);
         Now {
             name: pool.name().to_owned(),
-            limits: Limits::of(&signs, pool.cached_agents(), descriptors.is_some()),
+            limits: Limits {
+                lease_timeout_s: signs.lease_timeout.as_secs_f64(),
+                overdue_after_s: seconds(signs.overdue_after),
+                max_hold_s: seconds(options.max_hold),
+                idle_timeout_s: seconds(options.idle_timeout),
+                leases_per_agent: options.leases_per_agent,
+                write_queue: signs.writes.queue,
+                wal_pages: signs.writes.log_limit,
+                cached_agents: options.cached_agents,
+                sqlite: descriptors.map(|_| rusqlite::version()),
+            },
             started_ms: started.map_or(0, |since| since.as_millis() as u64),
             closed: matches!(ready, Err(Error::Closed)),
             not_ready: ready.err().map(|error| match error {
@@ -418,19 +432,6 @@ impl Verdict {
         Verdict {
             state: health.name(),
             reasons: health.reasons().iter().map(why).collect(),
-        }
-    }
-}
-
-impl Limits {
-    fn of(signs: &Signs, cached_agents: usize, is_sqlite: bool) -> Limits {
-        Limits {
-            lease_timeout_s: signs.lease_timeout.as_secs_f64(),
-            overdue_after_s: signs.overdue_after.map(|after| after.as_secs_f64()),
-            write_queue: signs.writes.queue,
-            wal_pages: signs.writes.log_limit,
-            cached_agents,
-            sqlite: is_sqlite.then(rusqlite::version),
         }
     }
 }

@@ -16,6 +16,11 @@ pub(super) trait Watched: Send + Sync {
     fn health(&self) -> Health;
     fn ready(&self) -> Result<(), Error>;
     fn families(&self) -> Vec<Family>;
+    /// By the pool's books.
+    fn counted_descriptors(&self) -> Option<usize>;
+    /// By the kernel. Blocks.
+    fn descriptors(&self) -> Option<usize>;
+    fn fd_ceiling(&self) -> usize;
 }
 
 impl<B: Backend> Watched for Pool<B> {
@@ -37,5 +42,17 @@ impl<B: Backend> Watched for Pool<B> {
 
     fn families(&self) -> Vec<Family> {
         Pool::families(self)
+    }
+
+    fn counted_descriptors(&self) -> Option<usize> {
+        Pool::counted_descriptors(self)
+    }
+
+    fn descriptors(&self) -> Option<usize> {
+        Pool::descriptors(self)
+    }
+
+    fn fd_ceiling(&self) -> usize {
+        Pool::fd_ceiling(self)
     }
 }

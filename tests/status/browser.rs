@@ -70,6 +70,18 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
     until_text(&browser, "state", |state| state == "✓ healthy").await;
     until_text(&browser, "ready", |ready| ready == "ready").await;
 
+    // The kernel counts what the pool counts.
+    browser
+        .find(Locator::Id("kernel"))
+        .await
+        .unwrap()
+        .click()
+        .await
+        .unwrap();
+    let counts = pool.descriptors().unwrap();
+    let wanted = format!("{counts} by the kernel, {counts} by the pool, at most 9");
+    until_text(&browser, "kernel-says", |says| says == wanted).await;
+
     // A write, three that wait for it, and all of them as one transaction.
     let (begun, has_begun) = std::sync::mpsc::channel();
     let (go_on, may_go_on) = std::sync::mpsc::channel();

@@ -623,6 +623,34 @@ fn descriptors_are_those_of_the_kernel_without_asking_it() {
     server.stop();
 }
 
+/// A check of the pool's books, for all who ask together.
+#[test]
+fn the_kernel_is_asked_on_demand() {
+    let (_folder, pool) = pool(4);
+    let server = Server::start(&pool, 0);
+    let held = [pool.lease("a").unwrap(), pool.lease("b").unwrap()];
+    let asked: Vec<_> = std::thread::scope(|scope| {
+        let asks = || server.get("/status/descriptors").1;
+        let asking: Vec<_> = (0..8).map(|_| scope.spawn(asks)).collect();
+        asking
+            .into_iter()
+            .map(|asks| asks.join().unwrap())
+            .collect()
+    });
+    let descriptors = pool.descriptors();
+    let wanted = serde_json::json!({
+        "counted": descriptors, "kernel": descriptors, "ceiling": pool.fd_ceiling(),
+    });
+    assert!(descriptors > Some(0));
+    for answer in asked {
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer, wanted);
+    }
+    drop(held);
+    assert!(server.get("/status/descriptors?pool=1").0.contains(" 404 "));
+    server.stop();
+}
+
 #[test]
 fn json_has_the_verdict_the_windows_and_their_history() {
     let (_folder, pool) = pool(2);
