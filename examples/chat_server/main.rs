@@ -15,6 +15,7 @@ mod store;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,7 +70,7 @@ struct Args {
     connections: usize,
     /// Clients of one address at once; by default, half of all. Behind a proxy, all have its address.
     #[arg(long)]
-    per_address: Option<usize>,
+    per_address: Option<NonZeroUsize>,
     /// Serves the status page on the same address, for clients that send this token, as a bearer's or as a password.
     #[arg(long, value_name = "TOKEN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     status_token: Option<String>,
@@ -175,7 +176,9 @@ async fn serve(args: Args) -> Result<(), AnyError> {
     let reserved = pool.fd_ceiling() + OTHER_DESCRIPTORS;
     let clients = limit.checked_sub(reserved).filter(|n| *n > 0);
     let clients = clients.ok_or_else(|| format!("{reserved} descriptors are not enough"))?;
-    let of_address = args.per_address.unwrap_or(clients.div_ceil(2));
+    let of_address = args
+        .per_address
+        .map_or(clients.div_ceil(2), NonZeroUsize::get);
     let listener = TcpListener::bind(args.listen).await?;
     let (page, chat) = (api::status(&app), api::router(&app));
     let (router, aside) = match (args.status_token, args.status) {

@@ -214,7 +214,7 @@ impl<R, B: Backend> std::fmt::Debug for Agents<R, B> {
 }
 
 /// Extracts what `T` does ([`Agent`] or [`Lease`](crate::Lease)), for an agent that has a database already. For
-/// other agents the response is a 404 ([`Error::NoDatabase`](crate::Error::NoDatabase)), and no database is made. For pools of
+/// other agents the response is a 404 ([`Error::NoDatabase`]), and no database is made. For pools of
 /// [`Database::per_agent`](crate::Database::per_agent), where a request for any id would make a file otherwise.
 ///
 /// ```
@@ -234,7 +234,7 @@ impl<R, B: Backend> std::fmt::Debug for Agents<R, B> {
 /// database. A thread of the pool looks at the file system, unless the agent has a connection.
 /// [`on_missing`](crate::Database::on_missing) is not called: with it, use [`Database::create`](crate::Database::create)`(false)`.
 ///
-/// Where agents share a file, the extractor fails with [`Error::Unsupported`](crate::Error::Unsupported) (500).
+/// Where agents share a file, the extractor fails with [`Error::Unsupported`] (500).
 #[cfg(any(feature = "axum", feature = "actix"))]
 #[derive(Debug, Clone, Copy)]
 pub struct Existing<T>(pub T);
