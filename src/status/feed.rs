@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::kernel::{Compared, Kernel};
+use super::library::compile_options;
 use super::snapshot::{Full, Named, Now, Privacy, Sample};
 use super::watch::Watched;
 
@@ -200,6 +201,7 @@ impl Feed {
             now: self.now(shown),
             pools: self.pools().map(named).collect(),
             history: shown.history.lock().iter().cloned().collect(),
+            sqlite_options: compile_options(),
         })
     }
 

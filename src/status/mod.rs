@@ -42,6 +42,7 @@
 
 mod feed;
 mod kernel;
+mod library;
 mod page;
 mod prometheus;
 mod snapshot;

@@ -88,6 +88,8 @@ pub(super) struct Full {
     /// All pools of the page.
     pub(super) pools: Vec<Named>,
     pub(super) history: Vec<Sample>,
+    /// What the SQLite of this program was compiled with.
+    pub(super) sqlite_options: &'static [String],
 }
 
 #[derive(Serialize)]
@@ -139,6 +141,7 @@ pub(super) struct Sample {
     waiting: usize,
     writes_waiting: usize,
     wal_pages: usize,
+    wal_bytes: u64,
     leases: u64,
     hits: u64,
     writes: u64,
@@ -179,6 +182,8 @@ struct Limits {
     write_queue: usize,
     /// The pages from which on the log needs a checkpoint; `null` if there is no log, or the pool checkpoints none.
     wal_pages: Option<usize>,
+    /// The same in bytes.
+    wal_bytes: Option<u64>,
     cached_agents: usize,
     /// The version of SQLite; `null` for connections to a server.
     sqlite: Option<&'static str>,
@@ -306,6 +311,7 @@ impl Now {
                 leases_per_agent: options.leases_per_agent,
                 write_queue: signs.writes.queue,
                 wal_pages: signs.writes.log_limit,
+                wal_bytes: signs.writes.log_limit_bytes,
                 cached_agents: options.cached_agents,
                 sqlite: descriptors.map(|_| rusqlite::version()),
             },
@@ -332,6 +338,7 @@ impl Now {
                 waiting: stats.waiting,
                 writes_waiting: stats.writes_waiting,
                 wal_pages: stats.wal_pages,
+                wal_bytes: stats.wal_bytes,
                 leases: stats.leases,
                 hits: stats.hits,
                 writes: stats.writes,

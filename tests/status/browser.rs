@@ -113,8 +113,9 @@ async fn the_page_shows_a_lease_while_it_is_held_and_its_end() {
     // The first write has created the table, and the others were one transaction with it.
     assert_eq!(text(&browser, "write-rate-sub").await, "4.0 a transaction");
     assert_eq!(text(&browser, "writes-waiting").await, "0");
-    let pages = pool.stats().wal_pages.to_string();
-    assert_eq!(text(&browser, "wal-pages").await, pages);
+    let kib = format!("{:.1}", pool.stats().wal_bytes as f64 / 1024.0);
+    let length = format!("{} KiB", kib.trim_end_matches(".0"));
+    assert_eq!(text(&browser, "wal").await, length);
     let durations = text(&browser, "durations").await;
     assert!(durations.contains("write took, last 10 s"), "{durations}");
     until_text(&browser, "write-rate", |rate| rate == "0.0").await;
@@ -272,14 +273,18 @@ async fn in_trouble_the_page_says_what_it_is_and_who_is_in_the_way() {
     filter.send_keys("worker-").await.unwrap();
     let rows = "return document.querySelectorAll('#holders tr').length";
     assert_eq!(run(&wide, rows).await, 4);
-    wide.find(Locator::Id("group"))
-        .await
-        .unwrap()
-        .click()
-        .await
-        .unwrap();
+    let group = wide.find(Locator::Id("group")).await.unwrap();
+    group.select_by_value("place").await.unwrap();
     assert_eq!(run(&wide, rows).await, 1);
     until_text(&wide, "holders", |rows| rows.contains("several")).await;
+    group.select_by_value("agent").await.unwrap();
+    assert_eq!(run(&wide, rows).await, 4);
+    let options = "return document.getElementById('sqlite-options').textContent";
+    let options = run(&wide, options).await;
+    assert!(
+        options.as_str().unwrap().contains("THREADSAFE="),
+        "{options}"
+    );
     // Values under the pointer, here by the keyboard.
     run(&wide, "document.querySelector('figure svg').focus()").await;
     let keys =

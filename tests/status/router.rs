@@ -259,6 +259,7 @@ fn json_says_what_was_written() {
     }
     let wal = std::fs::metadata(folder.path().join("a\"b.db-wal")).unwrap();
     assert_eq!(json["wal_pages"], (wal.len() - 32) / (4096 + 24));
+    assert_eq!(json["wal_bytes"], wal.len());
     assert_eq!(json["files"], 1);
     assert_eq!(
         (&counters["checkpoints"], &counters["checkpoints_pinned"]),
