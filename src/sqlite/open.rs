@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
+use rusqlite::types::Value;
 
 use super::agents::{self, AgentFile, Agents, OpenPlan};
 use super::budget::{SPARE, Sharing};
@@ -315,7 +316,12 @@ impl Sqlite {
         connection::prepare(connection, &self.settings, self.is_file())?;
         if let Some(wal) = self.wal() {
             let size = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-            wal.set_page_size(size);
+            wal.set_page_size(match size {
+                Value::Integer(bytes) => bytes.try_into().ok(),
+                // SQLCipher answers for the pages that it encrypts, in words.
+                Value::Text(bytes) => bytes.parse().ok(),
+                _ => None,
+            });
         }
         Ok(())
     }

@@ -322,9 +322,9 @@ impl Wal {
         self.pages.load(Relaxed)
     }
 
-    /// The database's pages have this length.
-    pub(super) fn set_page_size(&self, bytes: u32) {
-        self.page_size.store(bytes, Relaxed);
+    /// The database's pages have this length. `None`: it is not known, and taken for the usual one.
+    pub(super) fn set_page_size(&self, bytes: Option<u32>) {
+        self.page_size.store(bytes.unwrap_or(PAGE), Relaxed);
     }
 
     /// How long a log of so many pages is, in bytes: a header, and a frame with a header of its own for each page.

@@ -64,7 +64,10 @@ fn nothing_is_in_plain_text(mode: Mode) {
             tx.execute("INSERT INTO t VALUES (?1)", [SECRET])
         })
         .unwrap();
-        assert!(std::fs::metadata(&wal).unwrap().len() > 0);
+        let length = std::fs::metadata(&wal).unwrap().len();
+        assert!(length > 0);
+        let known = mode.either(length, 0);
+        assert_eq!(pool.stats().wal_bytes, known, "{way}");
         assert_eq!(says(&wal, SECRET), plain, "{way}");
         if mode == Mode::PerAgent {
             let copy = fixture.in_folder("copy.db");
