@@ -98,7 +98,9 @@ fn statements_of_every_kind_of_borrower_are_interrupted(mode: Mode) {
     // A write that is interrupted is rolled back.
     let mut lease = pool.lease("a").unwrap();
     let transaction = lease.transaction().unwrap();
-    transaction.execute("INSERT INTO t VALUES (1)", ()).unwrap();
+    // On a busy machine, this may be late already.
+    let inserted = transaction.execute("INSERT INTO t VALUES (1)", ());
+    assert!(inserted.as_ref().is_ok_and(|n| *n == 1) || is_interrupt(&inserted.unwrap_err()));
     let filled = transaction.execute(
         "INSERT INTO t WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000000) SELECT i FROM n",
         (),
@@ -158,13 +160,15 @@ fn what_the_pool_does_itself_is_not(mode: Mode) {
         )?;
         tx.execute("INSERT INTO t VALUES (1)", ())
     };
+    let before = pool.stats().interrupted;
     pool.write("a", move |tx| late(tx)).unwrap();
     smol::block_on(pool.write_async("a", move |tx| late(tx))).unwrap();
+    assert_eq!(pool.stats().interrupted, before);
     assert_eq!(fixture.count_all(&pool), 2);
-    assert_eq!(pool.stats().interrupted, 0);
+    let before = pool.stats().interrupted;
     // A lease that runs nothing is told of, and keeps its connection.
     let idle = pool.lease("a").unwrap();
-    eventually("it is told of", || pool.stats().interrupted == 1);
+    eventually("it is told of", || pool.stats().interrupted == before + 1);
     assert_eq!(pool.holders()[0].agent, "a");
     drop(idle);
 }
