@@ -99,8 +99,9 @@ impl<B: Backend> Core<B> {
             }
         });
         for (slot, lease, holder) in long {
-            if max_hold.interrupt(slot, lease) {
-                count(&self.counters.interrupted);
+            // Counted before the borrower has its error.
+            let first = || count(&self.counters.interrupted);
+            if max_hold.interrupt(slot, lease, first) {
                 events::interrupted(&self.options.name, &holder);
             }
         }

@@ -90,8 +90,9 @@ impl MaxHold {
         (lease & 1 == 1).then_some(lease)
     }
 
-    /// Interrupts this lease, if it still has the slot. Returns whether it did so for the first time.
-    pub(crate) fn interrupt(&self, slot: usize, lease: u64) -> bool {
+    /// Interrupts this lease, if it still has the slot. Returns whether it did so for the first time, and calls `first`
+    /// before that.
+    pub(crate) fn interrupt(&self, slot: usize, lease: u64, first: impl FnOnce()) -> bool {
         let Some(held) = self.slots.get(slot) else {
             return false;
         };
@@ -99,10 +100,14 @@ impl MaxHold {
         held.interrupting.store(true, Relaxed);
         fence(SeqCst);
         let is_it = held.lease.load(Acquire) == lease;
+        let is_first = is_it && std::mem::replace(&mut interrupts.last, lease) != lease;
+        if is_first {
+            first();
+        }
         if is_it && let Some(interrupter) = &interrupts.interrupter {
             interrupter();
         }
         held.interrupting.store(false, Release);
-        is_it && std::mem::replace(&mut interrupts.last, lease) != lease
+        is_first
     }
 }

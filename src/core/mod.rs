@@ -299,14 +299,13 @@ impl<B: Backend> Core<B> {
         claims
     }
 
-    /// The holders of connections, the oldest first. A caller that was granted a connection and has not taken
-    /// it yet counts as a holder.
-    /// Whether a connection is parked for the agent or lent to it.
-    pub(crate) fn has_slot(&self, agent: &str) -> bool {
-        let entry = self.parking.lot.find(agent);
-        entry.is_some_and(|entry| entry.has_slot())
+    /// Whether a connection is parked for the agent.
+    pub(crate) fn is_parked(&self, agent: &str) -> bool {
+        self.parking.lot.is_parked(agent)
     }
 
+    /// The holders of connections, the oldest first. A caller that was granted a connection and has not taken
+    /// it yet counts as a holder.
     pub(crate) fn holders(&self) -> Vec<Holder> {
         if self.is_forked() {
             return Vec::new();

@@ -11,12 +11,14 @@ use std::future::poll_fn;
 #[cfg(feature = "tracing")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+#[cfg(feature = "tracing")]
+use std::sync::Arc;
 
 use super::call_site::CallSite;
 
-/// A span that may be none. Boxed, because every lease has one.
+/// A span that may be none. A pointer, because every lease has one; and shared, because a subscriber is told of clones.
 #[derive(Clone, Default)]
-pub(crate) struct Span(#[cfg(feature = "tracing")] Option<Box<tracing::Span>>);
+pub(crate) struct Span(#[cfg(feature = "tracing")] Option<Arc<tracing::Span>>);
 
 /// Opens a span, if a subscriber may want it.
 macro_rules! span {
@@ -60,7 +62,7 @@ impl Span {
     #[cold]
     fn opened(open: impl FnOnce() -> tracing::Span) -> Self {
         let span = catch_unwind(AssertUnwindSafe(open)).ok();
-        Span(span.filter(|span| !span.is_disabled()).map(Box::new))
+        Span(span.filter(|span| !span.is_disabled()).map(Arc::new))
     }
 
     /// Does `work` within the span.

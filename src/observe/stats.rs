@@ -79,7 +79,7 @@ pub struct Stats {
     pub discarded_by_probe: u64,
     /// Leases held longer than `overdue_after`.
     pub overdue: u64,
-    /// Leases held longer than `max_hold`, whose statements the pool interrupted from then on.
+    /// Leases held longer than `max_hold`. From then on, the pool interrupted what they ran, if they ran anything.
     pub interrupted: u64,
     /// Leases of async tasks held longer than `slow_hold`.
     pub slow_holds: u64,

@@ -437,6 +437,9 @@ impl Backend for Sqlite {
         if leaves_log {
             // Otherwise the last connection to a file runs a checkpoint as it closes.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        } else {
+            // An interrupt that found no statement stays until the next one is compiled, and would end that checkpoint.
+            let _ = connection.prepare("");
         }
         let generation = connection.generation();
         if let (Source::Agents(agents), Some(file)) = (&self.source, connection.agent_file())

@@ -179,6 +179,22 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         Some(self.lend(&mut moves, slot, entry, loan, from))
     }
 
+    /// Whether a slot is parked for the agent.
+    pub(crate) fn is_parked(&self, agent: &str) -> bool {
+        let Some(entry) = self.find(agent) else {
+            return false;
+        };
+        let moves = self.moves.0.lock();
+        let mut next = entry.first.load(Relaxed);
+        while let Some(cell) = self.cells.get(next) {
+            if matches!(&cell.lock().place, Place::Parked(_, owner) if Arc::ptr_eq(owner, &entry)) {
+                return true;
+            }
+            next = moves.after(next);
+        }
+        false
+    }
+
     /// For a permit holder: a slot parked for the agent.
     pub(crate) fn take_own(&self, entry: &Entry<L>, loan: Loan) -> Option<Taken<S, L>> {
         self.own(&self.moves.0.lock(), entry, loan)

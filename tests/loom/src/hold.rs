@@ -26,7 +26,7 @@ pub fn interrupted_at_its_end(bound: Option<usize>) {
         let first = hold.lease(0).expect("it has begun");
         let theirs = Arc::clone(&hold);
         let maintenance = loom::thread::spawn(move || {
-            theirs.interrupt(0, first);
+            theirs.interrupt(0, first, || ());
         });
         hold.end(0);
         is_over.store(true, Relaxed);
