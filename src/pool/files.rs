@@ -149,7 +149,7 @@ impl Agent {
         self.pool().shared().core.backend.has_file(agent)
     }
 
-    /// Like [`Agent::exists`], for async code: a thread of the pool looks, unless the agent has a connection.
+    /// Like [`Agent::exists`], for async code: a thread of the pool looks, unless the agent's connection is parked.
     ///
     /// # Errors
     /// Those of [`Agent::exists`]; [`Error::Exhausted`] if the file system does not answer within `lease_timeout`;
@@ -158,7 +158,7 @@ impl Agent {
     pub fn exists_async(&self) -> impl Future<Output = Result<bool, Error>> + Send {
         let place = self.here();
         async move {
-            if self.has_connection()? {
+            if self.is_parked()? {
                 return Ok(true);
             }
             self.look(place, Sqlite::has_file).await
@@ -168,16 +168,17 @@ impl Agent {
     /// Refuses an agent without a file.
     #[cfg(any(feature = "axum", feature = "actix"))]
     pub(crate) async fn check_existing(&self) -> Result<(), Error> {
-        if self.has_connection()? {
+        if self.is_parked()? {
             return Ok(());
         }
         self.look(self.place(), Sqlite::check_existing).await
     }
 
-    /// Whether the agent has a connection to a file of its own.
-    fn has_connection(&self) -> Result<bool, Error> {
+    /// Whether a connection to a file of the agent's own is parked for it.
+    fn is_parked(&self) -> Result<bool, Error> {
         let core = &self.pool().shared().core;
-        Ok(core.backend.is_per_agent() && core.has_slot(self.borrower()?))
+        core.check_origin()?;
+        Ok(core.backend.is_per_agent() && core.is_parked(self.borrower()?))
     }
 
     /// Lets a thread of the pool look at the file system.
@@ -195,7 +196,8 @@ impl Agent {
             .workers()
             .hand_over(move || look(&theirs.backend, &agent));
         let answer = pin!(answer.map_err(Error::no_thread)?);
-        match await_until(request.deadline(), answer).await {
+        let answer = await_until(request.deadline(), answer);
+        match self.pool().shared().in_time(answer).await {
             Some(Ok(answer)) => answer,
             // The panic came from the user's function, so it continues in the caller.
             Some(Err(panic)) => resume_unwind(panic),

@@ -58,3 +58,76 @@ impl Kernel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::time::SystemTime;
+
+    use super::super::snapshot::{Now, Privacy};
+    use super::*;
+    use crate::error::Error;
+    use crate::observe::families::Family;
+    use crate::observe::health::Health;
+
+    /// A pool whose descriptors take long to count.
+    struct Slow(AtomicUsize);
+
+    impl Watched for Slow {
+        fn name(&self) -> &str {
+            unreachable!("only descriptors are asked for")
+        }
+
+        fn now(&self, _: &Privacy, _: SystemTime, _: Duration) -> Now {
+            unreachable!("only descriptors are asked for")
+        }
+
+        fn health(&self) -> Health {
+            unreachable!("only descriptors are asked for")
+        }
+
+        fn ready(&self) -> Result<(), Error> {
+            unreachable!("only descriptors are asked for")
+        }
+
+        fn families(&self) -> Vec<Family> {
+            unreachable!("only descriptors are asked for")
+        }
+
+        fn counted_descriptors(&self) -> Option<usize> {
+            Some(7)
+        }
+
+        fn descriptors(&self) -> Option<usize> {
+            std::thread::sleep(Duration::from_millis(50));
+            Some(self.0.fetch_add(1, SeqCst) + 7)
+        }
+
+        fn fd_ceiling(&self) -> usize {
+            9
+        }
+    }
+
+    #[test]
+    fn all_who_ask_together_have_one_answer() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let pool: Arc<dyn Watched> = Arc::new(Slow(AtomicUsize::new(0)));
+            let kernel = Arc::new(Kernel::default());
+            // One gives up, and its look goes on.
+            let gives_up = kernel.compare(&pool);
+            drop(tokio::time::timeout(Duration::from_millis(1), gives_up).await);
+            let asks = (0..8).map(|_| {
+                let (kernel, pool) = (Arc::clone(&kernel), Arc::clone(&pool));
+                tokio::spawn(async move { kernel.compare(&pool).await })
+            });
+            for asked in asks.collect::<Vec<_>>() {
+                let compared = asked.await.unwrap();
+                assert_eq!((compared.kernel, compared.counted), (Some(7), Some(7)));
+            }
+        });
+    }
+}

@@ -231,7 +231,7 @@ impl<R, B: Backend> std::fmt::Debug for Agents<R, B> {
 /// ```
 ///
 /// It looks when it is extracted. If the agent is removed between that and a call of the handler, the call makes a new
-/// database. A thread of the pool looks at the file system, unless the agent has a connection.
+/// database. A thread of the pool looks at the file system, unless the agent's connection is parked.
 /// [`on_missing`](crate::Database::on_missing) is not called: with it, use [`Database::create`](crate::Database::create)`(false)`.
 ///
 /// Where agents share a file, the extractor fails with [`Error::Unsupported`] (500).

@@ -624,7 +624,7 @@ fn descriptors_are_those_of_the_kernel_without_asking_it() {
     server.stop();
 }
 
-/// A check of the pool's books, for all who ask together.
+/// A check of the pool's books.
 #[test]
 fn the_kernel_is_asked_on_demand() {
     let (_folder, pool) = pool(4);
