@@ -106,3 +106,23 @@ fn a_write_that_waits_for_a_task_is_done_when_it_has_its_connection(mode: Mode) 
     });
     assert_eq!(count(&pool.lease("a").unwrap()), 1);
 }
+
+#[test]
+fn the_clock_stands_still_while_a_thread_looks_for_a_file() {
+    let fixture = Mode::PerAgent.fixture();
+    std::fs::create_dir(&fixture.path).unwrap();
+    let folder = fixture.path.clone();
+    let database = leasepool::Database::per_agent_with(move |agent| {
+        thread::sleep(SLOW);
+        folder.join(format!("{agent}.db"))
+    });
+    let pool = Pool::builder(database).build().unwrap();
+    let exists = || paused(async { in_time(pool.agent("a").exists_async()).await.unwrap() });
+    assert!(!exists());
+    drop(pool.lease("a").unwrap());
+    // Parked, and by its file.
+    assert!(exists());
+    pool.evict("a");
+    assert!(exists());
+    pool.close().unwrap();
+}
