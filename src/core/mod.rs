@@ -436,7 +436,7 @@ impl<B: Backend> Core<B> {
         stats: &Stats,
         signs: &crate::observe::health::Signs,
     ) -> Vec<crate::observe::families::Family> {
-        crate::observe::families::families(&crate::observe::families::Known {
+        crate::observe::families::families(crate::observe::families::Known {
             stats,
             signs,
             descriptors: self.backend.counted_descriptors(),

@@ -39,7 +39,7 @@ pub(crate) struct Known<'a> {
 }
 
 /// All numbers of a pool.
-pub(crate) fn families(known: &Known<'_>) -> Vec<Family> {
+pub(crate) fn families(known: Known<'_>) -> Vec<Family> {
     let Known {
         stats,
         signs,
@@ -161,7 +161,7 @@ pub(crate) fn families(known: &Known<'_>) -> Vec<Family> {
         gauge(
             "leasepool_descriptor_ceiling",
             "The largest number of descriptors the pool can hold.",
-            *ceiling,
+            ceiling,
         ),
         measure(
             "leasepool_lease_timeout_seconds",
@@ -250,7 +250,7 @@ pub(crate) fn families(known: &Known<'_>) -> Vec<Family> {
         families.push(gauge(
             "leasepool_descriptors",
             "Descriptors open on the database.",
-            *descriptors,
+            descriptors,
         ));
     }
     families

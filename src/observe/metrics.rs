@@ -34,52 +34,39 @@ impl Published {
 
     /// Passes all numbers to the facade. For a histogram, these are the durations added since the last call, each as
     /// the end of its bucket.
-    pub(crate) fn publish(&mut self, pool: &str, families: Vec<Family>, now: Instant) {
+    pub(crate) fn publish(&mut self, pool: &str, families: &[Family], now: Instant) {
         self.at = Some(now);
-        let describe = !self.heard;
         let mut heard = true;
         for family in families {
-            let with_pool = |labels: Vec<_>| {
-                let all = std::iter::once((family.pool_label, pool.to_owned()));
-                let others = labels
-                    .into_iter()
-                    .map(|(name, of): (_, &str)| (name, of.to_owned()));
-                all.chain(others)
-                    .map(|(name, of)| Label::new(name, of))
-                    .collect::<Vec<_>>()
+            let name = family.name;
+            let with_pool = |labels: &[(&'static str, &'static str)]| {
+                let mut all = vec![Label::new(family.pool_label, pool.to_owned())];
+                all.extend(labels.iter().map(|(name, of)| Label::new(*name, *of)));
+                all
             };
-            let (name, help) = (family.name, family.help);
-            match family.numbers {
+            match &family.numbers {
                 Numbers::Counter(samples) => {
                     for Sample { labels, value } in samples {
-                        counter!(name, with_pool(labels)).absolute(value);
-                    }
-                    if describe {
-                        describe_counter!(name, help);
+                        counter!(name, with_pool(labels)).absolute(*value);
                     }
                 }
                 Numbers::Gauge(samples) => {
                     for Sample { labels, value } in samples {
                         let gauge = gauge!(name, with_pool(labels));
-                        heard &= is_taken(value, |value| gauge.set(value));
-                    }
-                    if describe {
-                        describe_gauge!(name, help);
+                        heard &= is_taken(*value, |value| gauge.set(value));
                     }
                 }
-                Numbers::Histogram(now) => {
-                    self.add(name, histogram!(name, with_pool(Vec::new())), now);
-                    if describe {
-                        describe_histogram!(name, metrics::Unit::Seconds, help);
-                    }
-                }
+                Numbers::Histogram(now) => self.add(name, histogram!(name, with_pool(&[])), now),
             }
         }
-        // The first number is a gauge's: if that was taken, so was everything after it.
+        // After the numbers: a recorder that took all gauges is there for each description.
+        if !self.heard {
+            families.iter().for_each(describe);
+        }
         self.heard = heard;
     }
 
-    fn add(&mut self, name: &'static str, handle: metrics::Histogram, now: Histogram) {
+    fn add(&mut self, name: &'static str, handle: metrics::Histogram, now: &Histogram) {
         let place = self.histograms.iter().position(|(n, _)| *n == name);
         let before = match place {
             Some(place) => self.histograms.swap_remove(place).1,
@@ -93,8 +80,17 @@ impl Published {
             })
         });
         drop(added);
-        self.histograms
-            .push((name, if is_heard { now } else { before }));
+        let last = if is_heard { now.clone() } else { before };
+        self.histograms.push((name, last));
+    }
+}
+
+fn describe(family: &Family) {
+    let (name, help) = (family.name, family.help);
+    match family.numbers {
+        Numbers::Counter(_) => describe_counter!(name, help),
+        Numbers::Gauge(_) => describe_gauge!(name, help),
+        Numbers::Histogram(_) => describe_histogram!(name, metrics::Unit::Seconds, help),
     }
 }
 

@@ -298,7 +298,7 @@ impl<B: Pooled> Shared<B> {
         // The recorder is foreign code. If it panics, callers must still get their answers.
         let published = catch_unwind(AssertUnwindSafe(|| {
             let mut published = self.published.lock();
-            published.publish(&self.core.options.name, families, Instant::now());
+            published.publish(&self.core.options.name, &families, Instant::now());
         }));
         drop(published);
     }
