@@ -1,22 +1,17 @@
 //! Files: whole databases, copied, rebuilt and removed, and the agents that have one.
 //! It keeps borrowers from a database where necessary, and leaves the files to the backend.
 
-use std::future::Future;
-use std::panic::resume_unwind;
 use std::path::Path;
-use std::pin::pin;
-use std::sync::Arc;
 
 use super::Pool;
 use super::agent::Agent;
 use crate::core::backend::Backend;
 use crate::core::reentrancy::{self, Within};
 use crate::core::request::Request;
-use crate::error::{Error, Wanted};
+use crate::error::Error;
 use crate::observe::call_site::CallSite;
 use crate::observe::reserved::{BACKUP, VACUUM};
 use crate::sqlite::{AgentIds, Backup, Sqlite};
-use crate::sync::wait::await_until;
 
 impl Pool {
     /// Copies the database, as one commit left it, to the file `to`, which may be a backup from before. Others read and
@@ -136,75 +131,6 @@ impl Pool {
 }
 
 impl Agent {
-    /// Whether the agent has a file on this machine, whichever node [owns](crate::Database::owner) the agent. (A lease
-    /// would make one, or have it [brought](crate::Database::on_missing); this does not.)
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if agents have no files of their own.
-    ///
-    /// # Blocking
-    /// For as long as the file system takes to look.
-    pub fn exists(&self) -> Result<bool, Error> {
-        let agent = self.borrower()?;
-        self.pool().shared().core.backend.has_file(agent)
-    }
-
-    /// Like [`Agent::exists`], for async code: a thread of the pool looks, unless the agent's connection is parked.
-    ///
-    /// # Errors
-    /// Those of [`Agent::exists`]; [`Error::Exhausted`] if the file system does not answer within `lease_timeout`;
-    /// [`Error::NoThread`] if no thread can be started.
-    #[track_caller]
-    pub fn exists_async(&self) -> impl Future<Output = Result<bool, Error>> + Send {
-        let place = self.here();
-        async move {
-            if self.is_parked()? {
-                return Ok(true);
-            }
-            self.look(place, Sqlite::has_file).await
-        }
-    }
-
-    /// Refuses an agent without a file.
-    #[cfg(any(feature = "axum", feature = "actix"))]
-    pub(crate) async fn check_existing(&self) -> Result<(), Error> {
-        if self.is_parked()? {
-            return Ok(());
-        }
-        self.look(self.place(), Sqlite::check_existing).await
-    }
-
-    /// Whether a connection to a file of the agent's own is parked for it.
-    fn is_parked(&self) -> Result<bool, Error> {
-        let core = &self.pool().shared().core;
-        core.check_origin()?;
-        Ok(core.backend.is_per_agent() && core.is_parked(self.borrower()?))
-    }
-
-    /// Lets a thread of the pool look at the file system.
-    async fn look<T: Send + 'static>(
-        &self,
-        place: CallSite,
-        look: fn(&Sqlite, &str) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let core = &self.pool().shared().core;
-        core.check_origin()?;
-        let request = Request::new(self.borrower()?, Some(self.wait()), place);
-        let request = request.awaiting_for_a_thread();
-        let (theirs, agent) = (Arc::clone(core), request.agent().to_owned());
-        let answer = core
-            .workers()
-            .hand_over(move || look(&theirs.backend, &agent));
-        let answer = pin!(answer.map_err(Error::no_thread)?);
-        let answer = await_until(request.deadline(), answer);
-        match self.pool().shared().in_time(answer).await {
-            Some(Ok(answer)) => answer,
-            // The panic came from the user's function, so it continues in the caller.
-            Some(Err(panic)) => resume_unwind(panic),
-            None => Err(core.given_up(&request, Wanted::Opening)),
-        }
-    }
-
     /// Removes the agent's database: closes its connection and deletes its files. The next lease of the agent makes a new
     /// database. Returns whether there was one.
     ///

@@ -27,6 +27,8 @@ mod writes;
 
 mod run;
 
+mod existing;
+
 mod files;
 
 pub(crate) mod seeing;
