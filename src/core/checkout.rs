@@ -567,7 +567,7 @@ impl<B: Backend> Core<B> {
         self.backend.refresh(now);
         let loan = request.loan(now);
         let terms = Terms {
-            is_limited: request.is_limited && self.max_hold.is_some(),
+            is_limited: request.is_limited,
             has_waited: request.opens_here || request.waited().is_some(),
         };
         if entry.is_none()

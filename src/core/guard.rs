@@ -90,10 +90,8 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     #[inline]
     pub(super) fn ready(mut self, hit: bool) -> Self {
         self.verdict = Verdict::Park;
-        if self.terms.is_limited {
-            self.begin_hold();
-        }
-        let (index, waited) = (self.lent().slot.index, self.terms.has_waited);
+        self.begin_hold();
+        let (index, waited) = (self.index(), self.terms.has_waited);
         self.core().counters.count_lease(index, hit, waited);
         self
     }
@@ -106,15 +104,21 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
         self.ready(hit)
     }
 
+    #[inline]
     fn begin_hold(&self) {
-        if let Some(max_hold) = &self.core().max_hold {
+        if self.terms.is_limited
+            && let Some(max_hold) = &self.core().max_hold
+        {
             max_hold.begin(self.index());
         }
     }
 
     /// From here on, nothing interrupts what runs on the connection.
+    #[inline]
     fn end_hold(&self) {
-        if let (Some(max_hold), Some(lent)) = (&self.core().max_hold, &self.lent) {
+        if self.terms.is_limited
+            && let (Some(max_hold), Some(lent)) = (&self.core().max_hold, &self.lent)
+        {
             max_hold.end(lent.slot.index);
         }
     }
@@ -223,9 +227,7 @@ impl<B: Backend, H: Handle<B>> Drop for Checkout<B, H> {
             std::mem::forget((self.lent.take(), self.lock.take(), self.handle.clone()));
             return;
         }
-        if self.terms.is_limited {
-            self.end_hold();
-        }
+        self.end_hold();
         if let Some(Lent { slot, entry }) = self.lent.take() {
             self.core().check_in(entry, slot, self.verdict);
         }

@@ -85,20 +85,9 @@ impl<'a> Request<'a> {
     /// For the caller that made this claim, on a connection of `agent`.
     pub(crate) fn on_behalf(claim: &Claim, agent: &'a str, wait: Duration) -> Self {
         Request {
-            agent,
             asked_at: claim.asked_at,
-            wait: Some(wait),
-            place: claim.place,
             thread: claim.thread,
-            stage: AtomicU8::new(0),
-            waited: AtomicU64::new(0),
-            lock: OnceLock::new(),
-            failure: Mutex::new(None),
-            has_waited_for_own: AtomicBool::new(false),
-            of_stranger: false,
-            opens_here: false,
-            is_awaited: false,
-            is_limited: false,
+            ..Request::new(agent, Some(wait), claim.place)
         }
     }
 

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::call_site::CallSite;
 use super::stats::{Holder, Waiting};
-use crate::observe::call_site::CallSite;
 use crate::sync::thread;
 
 #[derive(Debug, Clone)]

@@ -172,11 +172,9 @@ impl<B: Backend> Agent<B> {
 
     /// A handle that serves this request.
     #[cfg(any(feature = "axum", feature = "actix"))]
-    pub(crate) fn serving(&self, request: Option<RequestName>) -> Self {
-        Agent {
-            place: self.place.serving(request),
-            ..self.clone()
-        }
+    pub(crate) fn serving(mut self, request: Option<RequestName>) -> Self {
+        self.place = self.place.serving(request);
+        self
     }
 
     /// The same; the place that it shows is where the source of agents was given.

@@ -40,6 +40,13 @@ pub(super) struct Order {
     pub(super) span: Span,
 }
 
+impl Order {
+    /// For a connection to do it on.
+    fn request(&self) -> Request<'_> {
+        Request::of_borrower(&self.agent, self.wait, self.place).since(self.asked_at)
+    }
+}
+
 /// Work that has begun, as its closure sees it.
 pub(super) struct Begun<'a, B: Backend> {
     /// Says whether the work is still wanted.
@@ -146,8 +153,7 @@ impl<B: Backend> Pool<B> {
                 Done::Busy(work) => work,
             },
         };
-        let request = Request::of_borrower(&order.agent, order.wait, order.place);
-        let request = request.since(order.asked_at).awaiting_for_a_thread();
+        let request = order.request().awaiting_for_a_thread();
         let lease = shared.lease_async(request).await?;
         match done(shared, order, Some(lease), work).await? {
             Done::Worked(_, result) => Ok(result),
@@ -434,7 +440,8 @@ where
 
     /// `None`: it would have to wait for another borrower.
     fn lease(&self) -> Result<Option<Lease<B>>, Error> {
-        self.shared.lease_unless_busy(&self.request().handed_over())
+        self.shared
+            .lease_unless_busy(&self.order.request().handed_over())
     }
 
     /// Leaves the answer to the caller. If there is none any more, the answer is dropped.
@@ -507,14 +514,8 @@ where
                 };
             }
         };
-        let request = self.request().awaiting_for_a_thread();
+        let request = self.order.request().awaiting_for_a_thread();
         self.shared.core.given_up(&request, wanted)
-    }
-
-    fn request(&self) -> Request<'_> {
-        let order = &self.order;
-        let request = Request::of_borrower(&order.agent, order.wait, order.place);
-        request.since(order.asked_at)
     }
 
     /// Interrupts the work. Returns whether it goes on.

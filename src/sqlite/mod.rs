@@ -36,6 +36,7 @@ mod watch;
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -539,7 +540,7 @@ impl Backend for Sqlite {
 
     fn interrupter(&self, connection: &Connection) -> Option<Interrupter> {
         let handle = connection.get_interrupt_handle();
-        Some(std::sync::Arc::new(move || handle.interrupt()))
+        Some(Arc::new(move || handle.interrupt()))
     }
 
     fn closing(&self) {

@@ -21,7 +21,7 @@ impl<S: Send + Sync, B: Backend> FromRequestParts<S> for Agent<B> {
         let agent = agent.ok_or(Error::NotInstalled { what: "LeaseLayer" })?;
         let route = parts.extensions.get::<MatchedPath>();
         let request = route.and_then(|route| request_name(&parts.method, route.as_str()));
-        Ok(agent.serving(request))
+        Ok(agent.clone().serving(request))
     }
 }
 

@@ -113,7 +113,7 @@ fn statements_of_every_kind_of_borrower_are_interrupted(mode: Mode) {
     assert_eq!(fixture.count_all(&pool), 0);
 }
 
-/// The interrupt of a lease that has ended would hit whoever has the connection next.
+/// The interrupt of a lease that has ended would hit the next borrower of its connection.
 fn the_next_borrower_is_not(mode: Mode) {
     let fixture = mode.fixture();
     let pool = fixture.builder(1).max_hold(LIMIT).build().unwrap();

@@ -144,7 +144,7 @@ fn counts_of_waits_never_fall_while_callers_wait() {
         while working.iter().any(|thread| !thread.is_finished()) {
             let wait = pool.stats().wait;
             let first = wait.buckets().next();
-            // Nobody waits for so short a time.
+            // No wait is so short.
             let now = first.filter(|(end, _)| end.as_nanos() < 64);
             let now = now.map_or(0, |(_, n)| n);
             assert!(now >= zeros, "{now} after {zeros}");

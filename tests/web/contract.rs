@@ -159,7 +159,7 @@ fn an_agent_of_another_node_is_a_421_that_names_the_node() {
     }
 }
 
-/// Three hundred requests for agents that nobody made had left three hundred databases.
+/// Three hundred requests for unknown agents had left three hundred databases.
 #[test]
 fn requests_of_unknown_agents_are_404s_that_make_no_file() {
     for framework in FRAMEWORKS {

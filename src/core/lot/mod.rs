@@ -185,14 +185,8 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
             return false;
         };
         let moves = self.moves.0.lock();
-        let mut next = entry.first.load(Relaxed);
-        while let Some(cell) = self.cells.get(next) {
-            if matches!(&cell.lock().place, Place::Parked(_, owner) if Arc::ptr_eq(owner, &entry)) {
-                return true;
-            }
-            next = moves.after(next);
-        }
-        false
+        self.cells_of(&moves, &entry)
+            .any(|cell| matches!(&cell.lock().place, Place::Parked(_, owner) if Arc::ptr_eq(owner, &entry)))
     }
 
     /// For a permit holder: a slot parked for the agent.
@@ -201,16 +195,21 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
     }
 
     fn own(&self, moves: &Moves, entry: &Entry<L>, loan: Loan) -> Option<Taken<S, L>> {
+        let (slot, entry) = self
+            .cells_of(moves, entry)
+            .find_map(|cell| cell.lend_to_owner(loan, |owner| std::ptr::eq(owner, entry)))?;
+        let from = From::Agent;
+        Some(Taken { slot, entry, from })
+    }
+
+    /// The cells of the slots that are parked for the agent or lent to it.
+    fn cells_of(&self, moves: &Moves, entry: &Entry<L>) -> impl Iterator<Item = &Cell<S, L>> {
         let mut next = entry.first.load(Relaxed);
-        while let Some(cell) = self.cells.get(next) {
-            let own = cell.lend_to_owner(loan, |owner| std::ptr::eq(owner, entry));
-            if let Some((slot, entry)) = own {
-                let from = From::Agent;
-                return Some(Taken { slot, entry, from });
-            }
+        std::iter::from_fn(move || {
+            let cell = self.cells.get(next)?;
             next = moves.after(next);
-        }
-        None
+            Some(cell)
+        })
     }
 
     /// For a permit holder: the slot that `wanted` picks, free or (`true`) parked, lent to the agent of
