@@ -30,13 +30,35 @@ const MESSAGES: usize = 20;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
 
-fn leasepool(path: &Path, mmap_size: u64) -> Pool {
+/// How a pool of leasepool differs from the defaults.
+#[derive(Clone, Copy, Default)]
+struct Options {
+    mmap_size: u64,
+    keep_read_lock: bool,
+}
+
+fn leasepool(path: &Path, options: Options) -> Pool {
     Pool::builder(Database::file(path))
         .max_connections(CONNECTIONS)
         .synchronous(Synchronous::Normal)
-        .mmap_size(mmap_size)
+        .mmap_size(options.mmap_size)
+        .keep_read_lock(options.keep_read_lock)
         .build()
         .unwrap()
+}
+
+/// One connection on one thread: half of what two threads could read at most.
+fn bare(connection: &Connection, length: Duration) -> Round {
+    let start = Instant::now();
+    let mut rng = SmallRng::seed_from_u64(0);
+    let mut latencies = Vec::with_capacity(1 << 18);
+    while start.elapsed() < length {
+        let agent = name(rng.random_range(0..AGENTS));
+        let asked = Instant::now();
+        last_messages(connection, &agent, MESSAGES).unwrap();
+        latencies.push(asked.elapsed().as_nanos() as u64);
+    }
+    Round::new(latencies, start.elapsed(), None)
 }
 
 /// Lets the tasks read for the time of a round.
@@ -88,11 +110,21 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
         path
     };
     let mut contenders: Vec<Contender> = Vec::new();
-    for (name, database, mmap_size) in [
-        ("leasepool", "leasepool.db", 0),
-        ("leasepool, mmap_size 256 MiB", "mmap.db", 256 << 20),
+    let defaults = Options::default();
+    let mapped = Options {
+        mmap_size: 256 << 20,
+        ..defaults
+    };
+    let kept = Options {
+        keep_read_lock: true,
+        ..defaults
+    };
+    for (name, database, options) in [
+        ("leasepool", "leasepool.db", defaults),
+        ("leasepool, mmap_size 256 MiB", "mmap.db", mapped),
+        ("leasepool, keep_read_lock", "kept.db", kept),
     ] {
-        let pool = leasepool(&file(database), mmap_size);
+        let pool = leasepool(&file(database), options);
         let runtime = Arc::clone(runtime);
         contenders.push((
             name,
@@ -108,11 +140,14 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
             }),
         ));
     }
-    {
-        let pool = leasepool(&file("run.db"), 0);
+    for (name, database, options) in [
+        ("leasepool, Pool::run", "run.db", defaults),
+        ("the same, keep_read_lock", "run-kept.db", kept),
+    ] {
+        let pool = leasepool(&file(database), options);
         let runtime = Arc::clone(runtime);
         contenders.push((
-            "leasepool, Pool::run",
+            name,
             Box::new(move |length| {
                 let pool = pool.clone();
                 round(&runtime, length, move |agent| {
@@ -172,6 +207,13 @@ fn contenders(folder: &Path, runtime: &Arc<tokio::runtime::Runtime>) -> Vec<Cont
                     }
                 })
             }),
+        ));
+    }
+    {
+        let connection = Connection::open(file("bare.db")).unwrap();
+        contenders.push((
+            "bare connection, 1 thread",
+            Box::new(move |length| bare(&connection, length)),
         ));
     }
     contenders

@@ -20,6 +20,7 @@ const THREADS: usize = 32;
 const MESSAGES: usize = 20;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(1);
+const WARM_UP: Duration = Duration::from_millis(300);
 
 /// u uniform in 0..1, agent = 2000^u: the first is drawn for each tenth lease, half of all for each tenth, too.
 fn draw(rng: &mut SmallRng) -> usize {
@@ -61,11 +62,19 @@ fn round(threads: usize, work: impl Fn(&str) + Sync) -> Round {
     })
 }
 
-fn leasepool(path: &Path, overtaking: Option<Duration>) -> Pool {
+/// How a pool of leasepool differs from the defaults.
+#[derive(Clone, Copy)]
+struct Options {
+    overtaking: Option<Duration>,
+    keep_read_lock: bool,
+}
+
+fn leasepool(path: &Path, options: Options) -> Pool {
     let builder = Pool::builder(Database::file(path))
         .max_connections(CONNECTIONS)
-        .synchronous(Synchronous::Normal);
-    let builder = match overtaking {
+        .synchronous(Synchronous::Normal)
+        .keep_read_lock(options.keep_read_lock);
+    let builder = match options.overtaking {
         Some(time) => builder.overtaking(time),
         None => builder,
     };
@@ -79,37 +88,42 @@ pub(crate) fn run(folder: &Path) {
         .max_size(CONNECTIONS as u32)
         .build(SqliteConnectionManager::file(&path))
         .unwrap();
-    let bounds = [
-        ("leasepool", None),
-        ("leasepool, strict order", Some(Duration::ZERO)),
-        (
-            "leasepool, overtaking 0.2 ms",
-            Some(Duration::from_micros(200)),
-        ),
-        (
-            "leasepool, overtaking 0.5 ms",
-            Some(Duration::from_micros(500)),
-        ),
-        ("leasepool, overtaking 2 ms", Some(Duration::from_millis(2))),
-        ("leasepool, overtaking 5 ms", Some(Duration::from_millis(5))),
+    let of = |overtaking: Option<u64>, keep_read_lock| Options {
+        overtaking: overtaking.map(Duration::from_micros),
+        keep_read_lock,
+    };
+    let pools = [
+        ("leasepool", of(None, false)),
+        ("leasepool, strict order", of(Some(0), false)),
+        ("leasepool, overtaking 0.2 ms", of(Some(200), false)),
+        ("leasepool, overtaking 0.5 ms", of(Some(500), false)),
+        ("leasepool, overtaking 2 ms", of(Some(2_000), false)),
+        ("leasepool, overtaking 5 ms", of(Some(5_000), false)),
+        ("leasepool, keep_read_lock", of(None, true)),
+        ("the same, overtaking 5 ms", of(Some(5_000), true)),
     ];
     for (what, reads, threads) in [
         ("leases/s", false, THREADS),
         ("reads/s", true, THREADS),
+        ("2 threads, reads/s", true, 2),
         // Nobody waits: what two threads could do at most.
         ("2 threads, /s", false, 2),
         ("1 thread, /s", false, 1),
     ] {
         let mut rounds: Vec<(&str, Vec<Round>)> =
-            bounds.iter().map(|(name, _)| (*name, Vec::new())).collect();
+            pools.iter().map(|(name, _)| (*name, Vec::new())).collect();
         rounds.push(("r2d2", Vec::new()));
+        // Before the clock runs: a pool of leasepool keeps no read lock before it is busy.
+        let warm_up = |work: &(dyn Fn(&str) + Sync)| {
+            let until = Instant::now() + WARM_UP;
+            while Instant::now() < until {
+                (0..AGENTS).for_each(|agent| work(&name(agent)));
+            }
+        };
         for _ in 0..ROUNDS {
-            for ((_, overtaking), (_, rounds)) in bounds.iter().zip(&mut rounds) {
-                let pool = leasepool(&path, *overtaking);
-                for agent in 0..AGENTS {
-                    drop(pool.lease(name(agent)).unwrap());
-                }
-                rounds.push(round(threads, |agent| {
+            for ((_, options), (_, rounds)) in pools.iter().zip(&mut rounds) {
+                let pool = leasepool(&path, *options);
+                let work = |agent: &str| {
                     let lease = pool.lease(agent).unwrap();
                     if reads {
                         assert_eq!(
@@ -117,10 +131,12 @@ pub(crate) fn run(folder: &Path) {
                             MESSAGES
                         );
                     }
-                }));
+                };
+                warm_up(&work);
+                rounds.push(round(threads, work));
             }
             if let Some((_, rounds)) = rounds.last_mut() {
-                rounds.push(round(threads, |agent| {
+                let work = |agent: &str| {
                     let connection = r2d2.get().unwrap();
                     if reads {
                         assert_eq!(
@@ -128,7 +144,9 @@ pub(crate) fn run(folder: &Path) {
                             MESSAGES
                         );
                     }
-                }));
+                };
+                warm_up(&work);
+                rounds.push(round(threads, work));
             }
         }
         println!();

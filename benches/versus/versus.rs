@@ -37,6 +37,7 @@ fn leasepool(stage: &Stage, contender: &str) -> Pool {
             Sync::Normal => Synchronous::Normal,
             Sync::Full => Synchronous::Full,
         })
+        .keep_read_lock(true)
         .build()
         .unwrap()
 }

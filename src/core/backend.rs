@@ -217,6 +217,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Called when the pool is closed to new leases, before its connections are closed.
     fn closing(&self) {}
 
+    /// Called on a thread that may block, before the connections of a closed pool are closed, possibly more than once:
+    /// closes what the backend has open besides them.
+    fn winding_up(&self) {}
+
     /// Called when the pool and its last connection are closed, possibly more than once.
     fn closed(&self) {}
 }

@@ -81,6 +81,7 @@ impl<B: Backend> Core<B> {
 
     /// Closes the idle connections of a closed pool. A worker closes each connection that is returned later.
     pub(crate) fn wind_up(&self) {
+        self.backend.winding_up();
         while self.permits.try_acquire_spare(0) {
             // From here on the permit is never returned. A permit holder finds a slot.
             let Some(mut slot) = self.parking.lot.take_any() else {

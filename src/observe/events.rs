@@ -43,6 +43,12 @@ pub(crate) fn closing(pool: &str, lent: usize) {
     tell(|| tracing::info!(pool, lent, "pool closing"));
 }
 
+/// The connection that would keep a read lock could not be opened.
+pub(crate) fn no_read_lock(pool: &str, error: &Error) {
+    #[cfg(feature = "tracing")]
+    tell(|| tracing::warn!(pool, %error, "no connection to keep a read lock with"));
+}
+
 /// The last connection of a closed pool was closed.
 pub(crate) fn closed(pool: &str) {
     #[cfg(feature = "tracing")]

@@ -321,6 +321,12 @@ impl Counters {
         self.leases.iter().map(of_slot).sum()
     }
 
+    /// How many leases were taken so far.
+    pub(crate) fn leases(&self) -> u64 {
+        let of_slot = |slot: &Leases| slot.hits.load(Relaxed) + slot.misses.load(Relaxed);
+        self.leases.iter().map(of_slot).sum()
+    }
+
     /// The counters' part of a snapshot; the pool adds what it can see itself.
     pub(crate) fn snapshot(&self) -> Stats {
         let sum = |of: fn(&Leases) -> &AtomicU64| -> u64 {

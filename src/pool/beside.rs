@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::observe::health::Signs;
 use crate::observe::stats::{Stats, count};
 use crate::sqlite::{Cancel, Commits, Overlong, Sqlite};
+use crate::sync::ticker::Ticker;
 #[cfg(feature = "tokio")]
 use crate::sync::virtual_time::Threads;
 use crate::sync::wait::await_until;
@@ -20,6 +21,8 @@ use crate::write::Writer;
 /// Beside the core of a pool of SQLite's connections.
 pub struct SqliteSide {
     pub(crate) writer: Arc<Writer>,
+    /// The thread of `keep_read_lock`.
+    pub(super) _read_lock: Option<Ticker>,
 }
 
 impl Pooled for Sqlite {

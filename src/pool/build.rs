@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::beside::SqliteSide;
 use super::builder::{Builder, SqliteOptions};
 use super::common::{DEFAULT_CONNECTIONS, WAITS as BUSY, check_budget, within};
-use super::{Pool, Shared};
+use super::{Pool, Shared, read_lock};
 use crate::core::Core;
 use crate::error::Error;
 use crate::observe::events;
@@ -106,6 +106,7 @@ impl Builder {
         check_budget(limit, max_connections, ceiling)?;
         let version = settings.sqlite_version;
         let busy_timeout = settings.busy_timeout;
+        let keeps_read_lock = settings.keep_read_lock;
         let impatient = settings.is_external() && busy_timeout < PATIENT;
         let name = common.name.take().or_else(|| database.0.name());
         let shared = !matches!(database.0, Kind::Agents(_));
@@ -131,6 +132,9 @@ impl Builder {
         let core = Core::new(sqlite, common.options(name, max_connections))?;
         let beside = SqliteSide {
             writer: Writer::new(Arc::clone(&core), limits, threads),
+            _read_lock: keeps_read_lock
+                .then(|| read_lock::start(&core))
+                .transpose()?,
         };
         Ok(Pool::new(Shared::start(core, beside)?))
     }
@@ -159,6 +163,14 @@ impl Builder {
                 option: "exclusive_locking",
                 value: "true".to_owned(),
                 expected: "false, because all connections share one database".to_owned(),
+            });
+        }
+        if settings.keep_read_lock && !matches!(database.0, Kind::File(_)) {
+            return Err(Error::Config {
+                option: "keep_read_lock",
+                value: "true".to_owned(),
+                expected: "false, because only connections to one Database::file share a lock"
+                    .to_owned(),
             });
         }
         self.own.database.check_hosting()?;
@@ -195,6 +207,8 @@ impl Builder {
         } else if settings.exclusive_locking {
             "a pool without exclusive_locking, which keeps the other process from the files"
                 .to_owned()
+        } else if settings.keep_read_lock {
+            "a pool without keep_read_lock, which delays checkpoints of other processes".to_owned()
         } else {
             let mut pragmas = settings.pragmas.iter().map(|(name, _)| name);
             let found = pragmas.find(|name| {

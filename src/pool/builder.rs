@@ -44,6 +44,7 @@ impl Builder {
                 wal_size: 4 << 20,
                 checkpoints: Checkpoints::Pool,
                 exclusive_locking: false,
+                keep_read_lock: false,
                 pragmas: Vec::new(),
                 sqlite_version: rusqlite::version_number(),
                 with_init: false,
@@ -345,6 +346,30 @@ impl Builder {
     /// Defaults to `false`.
     pub fn exclusive_locking(mut self, exclusive: bool) -> Self {
         self.own.settings.exclusive_locking = exclusive;
+        self
+    }
+
+    /// Keeps a read lock on the database while many leases are taken, so that reads need no lock of their own from the
+    /// operating system. For [`Database::file`]. Short reads become faster, most of all with two or three threads that read
+    /// at once. Writes do not.
+    ///
+    /// SQLite makes two system calls for each read that begins while no other of this process goes on, and other readers
+    /// wait for a mutex meanwhile. With this option, the pool opens one more connection, which it never lends, and keeps a
+    /// read transaction open on it: while 1,600 leases a second or more are taken, and nothing was committed for 10
+    /// milliseconds.
+    ///
+    /// The price:
+    /// - The ceiling of descriptors ([`Pool::fd_ceiling`](crate::Pool::fd_ceiling)) is that of `max_connections` and one more.
+    ///   `on_connect` and `on_open` run on that connection, too. [`Stats::open`](crate::Stats::open) does not count it.
+    /// - A checkpoint that is not the pool's own, of another process or by a `PRAGMA wal_checkpoint` on a lease, may wait for
+    ///   that transaction, which ends every 10 milliseconds. The pool's own checkpoints wait for nothing.
+    /// - One more thread.
+    ///
+    /// `build` refuses it together with [`external_checkpoints`](Builder::external_checkpoints).
+    ///
+    /// Defaults to `false`.
+    pub fn keep_read_lock(mut self, keep: bool) -> Self {
+        self.own.settings.keep_read_lock = keep;
         self
     }
 

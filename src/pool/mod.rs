@@ -13,6 +13,7 @@ mod common;
 
 // After `builder`, so that rustdoc lists `build` after the options.
 mod build;
+mod read_lock;
 
 // What a pool and an agent can do. rustdoc lists it in the order of these lines, which is that of use; the empty lines
 // keep rustfmt from sorting them.

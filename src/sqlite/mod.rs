@@ -25,6 +25,7 @@ mod open_files;
 mod opener;
 mod pragmas;
 mod read;
+mod read_lock;
 mod registered;
 mod reset;
 mod retry;
@@ -64,6 +65,7 @@ pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint
 use agents::Agents;
 use file::File;
 use opener::Opener;
+use read_lock::ReadLock;
 
 /// Why the backend could not do something.
 pub(crate) type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -104,6 +106,8 @@ pub(crate) struct Settings {
     /// The length, in bytes, from which on the write-ahead log needs a checkpoint.
     pub(crate) wal_size: u32,
     pub(crate) checkpoints: Checkpoints,
+    /// One more connection keeps a read lock on the log while others read: see [`read_lock`].
+    pub(crate) keep_read_lock: bool,
     /// No other process may open a file while this pool has it open.
     pub(crate) exclusive_locking: bool,
     pub(crate) pragmas: Vec<(String, Value)>,
@@ -134,12 +138,18 @@ impl Settings {
 
     /// How many descriptors `n` connections can need, see [`budget::ceiling`].
     pub(crate) fn fd_ceiling(&self, sharing: Sharing, n: usize) -> usize {
-        budget::ceiling(sharing, n, self.attach_limit)
+        budget::ceiling(sharing, n + self.unlent(), self.attach_limit)
     }
 
     /// The largest pool whose ceiling stays within `descriptors`.
     pub(crate) fn affordable(&self, sharing: Sharing, descriptors: usize) -> Option<usize> {
-        budget::affordable(sharing, descriptors, self.attach_limit)
+        let affordable = budget::affordable(sharing, descriptors, self.attach_limit)?;
+        affordable.checked_sub(self.unlent()).filter(|n| *n > 0)
+    }
+
+    /// How many connections the pool has besides those that it lends.
+    pub(crate) fn unlent(&self) -> usize {
+        usize::from(self.keep_read_lock)
     }
 }
 
@@ -159,6 +169,7 @@ enum Source {
         file: Box<File>,
         /// Opens the file if it exists.
         opener: Opener,
+        read_lock: Option<Box<ReadLock>>,
     },
     Agents(Agents),
     Memory {
@@ -312,7 +323,7 @@ impl Backend for Sqlite {
 
     fn open(&self, agent: &str, patience: &Patience<'_>) -> Result<Connection, Error> {
         match &self.source {
-            Source::File { file, opener } => self.open_file(file, opener, patience),
+            Source::File { file, opener, .. } => self.open_file(file, opener, patience),
             Source::Agents(agents) => self.open_agent(agents, agent, patience),
             Source::Memory { opener, .. } => self.configured(database::IN_MEMORY, opener, 0, None),
         }
@@ -549,6 +560,10 @@ impl Backend for Sqlite {
             Source::Agents(agents) => agents.leave_claim(),
             Source::Memory { .. } => {}
         }
+    }
+
+    fn winding_up(&self) {
+        self.close_read_lock();
     }
 
     fn closed(&self) {

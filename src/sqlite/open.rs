@@ -97,13 +97,18 @@ impl Sqlite {
         max_connections: usize,
     ) -> Result<Self, Error> {
         let wal = Wal::new(&settings);
-        let file = Box::new(File::claim(path, wal, max_connections)?);
+        let connections = max_connections + settings.unlent();
+        let file = Box::new(File::claim(path, wal, connections)?);
         match settings.access {
             Access::ReadOnlyFile => file.check_readable()?,
             _ => file.check_path()?,
         }
         let opener = opener(&file.path);
-        let source = Source::File { file, opener };
+        let source = Source::File {
+            file,
+            opener,
+            read_lock: settings.keep_read_lock.then(Box::default),
+        };
         let sqlite = Sqlite::of(Sharing::OneFile, settings, source);
         sqlite.first_open()?;
         Ok(sqlite)
@@ -121,7 +126,7 @@ impl Sqlite {
 
     /// The rest of `new` for a file, which may not exist yet.
     fn first_open(&self) -> Result<(), Error> {
-        let Source::File { file, opener } = &self.source else {
+        let Source::File { file, opener, .. } = &self.source else {
             return Ok(());
         };
         let target = file.target();

@@ -29,6 +29,7 @@ mod panics;
 mod per_agent;
 mod processes;
 mod quota;
+mod read_lock;
 mod reads;
 #[cfg(feature = "metrics")]
 mod recorder;

@@ -1,0 +1,336 @@
+//! `keep_read_lock`: the lock is there while it helps, and in nobody's way.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leasepool::rusqlite::Connection;
+use leasepool::{Builder, Database, Error, Pool, Synchronous};
+
+use crate::common::*;
+
+/// Longer than some ticks.
+const QUIET: Duration = Duration::from_millis(50);
+
+fn builder(fixture: &Fixture) -> Builder {
+    fixture
+        .builder(3)
+        .synchronous(Synchronous::Normal)
+        .keep_read_lock(true)
+}
+
+/// Another connection to the file, of nobody's pool.
+fn stranger(fixture: &Fixture) -> Connection {
+    let connection = Connection::open(&fixture.path).unwrap();
+    connection.busy_timeout(Duration::ZERO).unwrap();
+    connection
+}
+
+/// Whether a checkpoint could not bring the log to its end.
+fn is_busy(connection: &Connection, mode: &str) -> bool {
+    let checkpoint = format!("PRAGMA wal_checkpoint({mode})");
+    let busy: i64 = connection
+        .query_row(&checkpoint, [], |row| row.get(0))
+        .unwrap();
+    busy != 0
+}
+
+/// Whether somebody has a read lock after nothing was committed for a while. The pool's borrowers read nothing here.
+fn is_held(connection: &Connection) -> bool {
+    insert(connection);
+    thread::sleep(QUIET);
+    is_busy(connection, "RESTART")
+}
+
+/// Runs `test` while a thread takes leases and reads nothing.
+fn with_leases<R>(pool: &Pool, test: impl FnOnce() -> R) -> R {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let done = Done(&done);
+        let over = done.0;
+        scope.spawn(move || while !over.load(Relaxed) && pool.lease("busy").is_ok() {});
+        test()
+    })
+}
+
+#[test]
+fn it_is_held_while_leases_are_taken_and_not_otherwise() {
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).build().unwrap();
+    let stranger = stranger(&fixture);
+    assert!(!is_held(&stranger));
+    with_leases(&pool, || {
+        eventually("the lock is held", || is_held(&stranger));
+    });
+    eventually("it is given back", || !is_held(&stranger));
+    for _ in 0..5 {
+        assert!(!is_held(&stranger));
+    }
+    // And again.
+    with_leases(&pool, || {
+        eventually("the lock is held", || is_held(&stranger));
+    });
+}
+
+#[test]
+fn without_the_option_no_lock_is_held() {
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).keep_read_lock(false).build().unwrap();
+    let stranger = stranger(&fixture);
+    with_leases(&pool, || {
+        for _ in 0..10 {
+            assert!(!is_held(&stranger));
+        }
+    });
+}
+
+#[test]
+fn a_checkpoint_of_others_comes_to_its_end() {
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).build().unwrap();
+    let stranger = stranger(&fixture);
+    with_leases(&pool, || {
+        for _ in 0..5 {
+            eventually("the lock is held", || is_held(&stranger));
+            stranger.busy_timeout(Duration::from_secs(10)).unwrap();
+            for mode in ["FULL", "RESTART", "TRUNCATE"] {
+                insert(&stranger);
+                thread::sleep(QUIET);
+                let begun = Instant::now();
+                assert!(!is_busy(&stranger, mode), "{mode}");
+                assert!(begun.elapsed() < Duration::from_secs(5));
+            }
+            assert_eq!(wal(&fixture.path), 0);
+            stranger.busy_timeout(Duration::ZERO).unwrap();
+        }
+    });
+}
+
+fn wal(path: &Path) -> u64 {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    std::fs::metadata(name).map_or(0, |file| file.len())
+}
+
+#[test]
+fn the_log_begins_anew_under_writes_and_leases() {
+    const WAL_SIZE: u32 = 256 << 10;
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).wal_size(WAL_SIZE).build().unwrap();
+    with_leases(&pool, || {
+        for round in 0..20 {
+            for _ in 0..100 {
+                pool.write("w", |tx| {
+                    tx.execute("INSERT INTO t VALUES (randomblob(20000))", [])
+                })
+                .unwrap();
+            }
+            eventually("the log begins anew", || {
+                pool.write("w", |tx| tx.execute("INSERT INTO t VALUES (1)", []))
+                    .unwrap();
+                wal(&fixture.path) < 12 * u64::from(WAL_SIZE)
+            });
+            if round % 5 == 0 {
+                // Time for the lock to be held.
+                thread::sleep(QUIET);
+            }
+        }
+    });
+    assert!(pool.stats().checkpoints > 0);
+    assert_eq!(pool.stats().checkpoints_pinned, 0);
+}
+
+/// SQLite's own checkpoints give up at once where a reader is in the way.
+#[test]
+fn while_others_commit_it_is_not_held() {
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).build().unwrap();
+    let stranger = stranger(&fixture);
+    stranger
+        .execute_batch("PRAGMA wal_autocheckpoint = 100; PRAGMA synchronous = OFF")
+        .unwrap();
+    with_leases(&pool, || {
+        eventually("the lock is held", || is_held(&stranger));
+        let mut longest = 0;
+        for _ in 0..2_000 {
+            stranger
+                .execute("INSERT INTO t VALUES (randomblob(20000))", [])
+                .unwrap();
+            longest = longest.max(wal(&fixture.path));
+        }
+        assert!(longest < 16 << 20, "{longest} of 40 million");
+    });
+}
+
+#[test]
+fn its_connection_is_within_the_ceiling_and_closed_when_it_is_not_wanted() {
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).build().unwrap();
+    let plain = Fixture::new();
+    assert_eq!(pool.fd_ceiling(), plain.pool(3).fd_ceiling() + 2);
+    let held = [pool.lease("a").unwrap(), pool.lease("b").unwrap()];
+    for lease in &held {
+        insert(lease);
+        count(lease);
+    }
+    with_leases(&pool, || {
+        eventually("one connection more than the pool lends", || {
+            fixture.descriptors().db == 4
+        });
+        let found = fixture.descriptors();
+        assert!(found.all() <= pool.fd_ceiling(), "{found:?}");
+        assert_eq!(pool.stats().open, 3);
+    });
+    drop(held);
+    // SQLite closes the descriptor itself with the last connection to the file.
+    eventually("it is closed", || fixture.descriptors().wal == 3);
+}
+
+#[test]
+fn a_budget_is_for_it_as_well() {
+    for budget in [9, 20, 50] {
+        let size = |keep| {
+            let fixture = Fixture::new();
+            let builder = Pool::builder(Database::file(&fixture.path)).fd_budget(budget);
+            let pool = builder.keep_read_lock(keep).build().unwrap();
+            assert!(pool.fd_ceiling() <= budget);
+            pool.stats().max_connections
+        };
+        assert_eq!(size(true) + 1, size(false), "{budget}");
+    }
+    let fixture = Fixture::new();
+    let builder = Pool::builder(Database::file(&fixture.path)).fd_budget(7);
+    let refused = builder.keep_read_lock(true).build();
+    assert!(matches!(refused, Err(Error::Budget { .. })), "{refused:?}");
+}
+
+#[test]
+fn closing_closes_it() {
+    for _ in 0..20 {
+        let fixture = Fixture::new();
+        let pool = builder(&fixture).build().unwrap();
+        with_leases(&pool, || {
+            eventually("it is open", || fixture.descriptors().wal > 1);
+            insert(&pool.lease("a").unwrap());
+            pool.close().unwrap();
+        });
+        assert_eq!(fixture.descriptors().all(), 0);
+        assert_eq!(wal(&fixture.path), 0);
+        assert_eq!(count(&fixture.pool(1).lease("a").unwrap()), 1);
+    }
+}
+
+#[test]
+fn the_last_handle_closes_it() {
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).build().unwrap();
+    with_leases(&pool, || {
+        eventually("it is open", || fixture.descriptors().wal > 1);
+    });
+    drop(pool);
+    assert_eq!(fixture.descriptors().all(), 0);
+}
+
+#[test]
+fn it_follows_a_file_that_was_replaced() {
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).build().unwrap();
+    with_leases(&pool, || {
+        eventually("the lock is held", || is_held(&stranger(&fixture)));
+        let other = Fixture::new();
+        drop(other.pool(1));
+        std::fs::rename(&other.path, &fixture.path).unwrap();
+        for sidecar in ["db-wal", "db-shm"] {
+            let _ = std::fs::remove_file(fixture.path.with_extension(sidecar));
+        }
+        let_a_change_show();
+        insert(&pool.lease("a").unwrap());
+        eventually("nothing of the old file is open", || {
+            fixture.descriptors().deleted == 0
+        });
+        assert!(fixture.descriptors().all() <= pool.fd_ceiling());
+        eventually("the new file's lock is held", || {
+            is_held(&stranger(&fixture))
+        });
+    });
+}
+
+fn is_its_thread() -> bool {
+    thread::current().name() == Some("leasepool-read-lock")
+}
+
+#[test]
+fn a_callback_that_fails_there_costs_nothing_else() {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    for panics in [false, true] {
+        let fixture = Fixture::new();
+        let before = CALLS.load(Relaxed);
+        let pool = builder(&fixture)
+            .on_open(move |_| {
+                if !is_its_thread() {
+                    return Ok(());
+                }
+                CALLS.fetch_add(1, Relaxed);
+                assert!(!panics, "on purpose");
+                Err(rusqlite::Error::InvalidQuery)
+            })
+            .build()
+            .unwrap();
+        with_leases(&pool, || {
+            eventually("a further attempt", || CALLS.load(Relaxed) > before + 1);
+            insert(&pool.lease("a").unwrap());
+        });
+        assert_eq!(pool.stats().open_failures, 0);
+        pool.close().unwrap();
+        assert_eq!(fixture.descriptors().all(), 0);
+    }
+}
+
+#[test]
+fn a_callback_there_cannot_close_the_pool() {
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    static REFUSED: AtomicBool = AtomicBool::new(false);
+    let fixture = Fixture::new();
+    let pool = builder(&fixture)
+        .on_open(|_| {
+            if let Some(pool) = POOL.get().filter(|_| is_its_thread()) {
+                let refused = matches!(pool.close(), Err(Error::Reentrant { .. }));
+                REFUSED.store(refused, Relaxed);
+            }
+            Ok::<_, rusqlite::Error>(())
+        })
+        .build()
+        .unwrap();
+    let pool = POOL.get_or_init(|| pool);
+    with_leases(pool, || {
+        eventually("it was refused", || REFUSED.load(Relaxed));
+    });
+    pool.close().unwrap();
+}
+
+#[test]
+fn where_it_would_be_of_no_use_it_is_refused() {
+    let fixture = Fixture::new();
+    let refused = |builder: Builder| {
+        let built = builder.keep_read_lock(true).build();
+        match built {
+            Err(Error::Config { option, .. }) => option,
+            other => panic!("{other:?}"),
+        }
+    };
+    let memory = Pool::builder(Database::memory());
+    assert_eq!(refused(memory), "keep_read_lock");
+    let folder = fixture.in_folder("agents");
+    let per_agent = Pool::builder(Database::per_agent(&folder));
+    assert_eq!(refused(per_agent), "keep_read_lock");
+    let external = fixture.builder(2).external_checkpoints(None);
+    assert_eq!(refused(external), "external_checkpoints");
+}
