@@ -221,6 +221,12 @@ pub trait Backend: Send + Sync + 'static {
     /// closes what the backend has open besides them.
     fn winding_up(&self) {}
 
+    /// Whether nothing is open besides the pool's connections. What a thread of the pool's still has in hand, it closes;
+    /// then it winds the pool up.
+    fn is_wound_up(&self) -> bool {
+        true
+    }
+
     /// Called when the pool and its last connection are closed, possibly more than once.
     fn closed(&self) {}
 }

@@ -107,10 +107,13 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Whether all slots are out of circulation.
+    /// Whether all slots are out of circulation, and nothing is open besides them.
     fn is_empty(&self) -> bool {
-        let out = self.out.lock();
-        out.retired.len() + out.stuck.len() >= self.options.max_connections
+        let out = {
+            let out = self.out.lock();
+            out.retired.len() + out.stuck.len()
+        };
+        out >= self.options.max_connections && self.backend.is_wound_up()
     }
 
     /// Tries once more to close connections that could not be closed.
@@ -141,7 +144,7 @@ impl<B: Backend> Core<B> {
                 }
             }
         }
-        if self.counters.open.load(Acquire) == 0 {
+        if self.counters.open.load(Acquire) == 0 && self.backend.is_wound_up() {
             self.all_closed();
         }
         // Another caller may have looked while this thread held them.

@@ -130,11 +130,11 @@ impl Builder {
             group_time: time,
         };
         let core = Core::new(sqlite, common.options(name, max_connections))?;
+        let writer = Writer::new(Arc::clone(&core), limits, threads);
+        let read_lock = keeps_read_lock.then(|| read_lock::start(&core));
         let beside = SqliteSide {
-            writer: Writer::new(Arc::clone(&core), limits, threads),
-            _read_lock: keeps_read_lock
-                .then(|| read_lock::start(&core))
-                .transpose()?,
+            _read_lock: read_lock.transpose()?,
+            writer,
         };
         Ok(Pool::new(Shared::start(core, beside)?))
     }
@@ -165,13 +165,8 @@ impl Builder {
                 expected: "false, because all connections share one database".to_owned(),
             });
         }
-        if settings.keep_read_lock && !matches!(database.0, Kind::File(_)) {
-            return Err(Error::Config {
-                option: "keep_read_lock",
-                value: "true".to_owned(),
-                expected: "false, because only connections to one Database::file share a lock"
-                    .to_owned(),
-            });
+        if settings.keep_read_lock {
+            self.check_read_lock()?;
         }
         self.own.database.check_hosting()?;
         if let Checkpoints::External { emergency } = settings.checkpoints {
@@ -193,6 +188,24 @@ impl Builder {
             check_path(path)?;
         }
         Ok(())
+    }
+
+    /// Options that do not go together with `keep_read_lock`.
+    fn check_read_lock(&self) -> Result<(), Error> {
+        let own = &self.own;
+        let mut pragmas = own.settings.pragmas.iter().map(|(name, _)| name);
+        let expected = if !matches!(own.database.0, Kind::File(_)) {
+            "false, because only connections to one Database::file share a lock"
+        } else if pragmas.any(|name| name.eq_ignore_ascii_case("wal_autocheckpoint")) {
+            "a pool without the pragma wal_autocheckpoint: the lock is in the way of those checkpoints"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config {
+            option: "keep_read_lock",
+            value: "true".to_owned(),
+            expected: expected.to_owned(),
+        })
     }
 
     /// Options that do not go together with checkpoints of another process.

@@ -280,7 +280,7 @@ impl Builder {
     /// database again. So choose a length that the log reaches only when something is wrong.
     ///
     /// `build` refuses it together with [`exclusive_locking`](Builder::exclusive_locking),
-    /// [`Database::memory`], and the pragmas `wal_autocheckpoint` and `journal_size_limit`. [`Pool::vacuum`](crate::Pool::vacuum)
+    /// [`keep_read_lock`](Builder::keep_read_lock), [`Database::memory`], and the pragmas `wal_autocheckpoint` and `journal_size_limit`. [`Pool::vacuum`](crate::Pool::vacuum)
     /// and [`Agent::vacuum`](crate::Agent::vacuum) fail. In leases and `on_open`, a pragma that would turn
     /// SQLite's own checkpoints on fails as "not authorized". Your own `PRAGMA wal_checkpoint` is not
     /// refused, and no other code of the pool runs one. A [`busy_timeout`](Builder::busy_timeout) below 5
@@ -355,17 +355,21 @@ impl Builder {
     ///
     /// SQLite makes two system calls for each read that begins while no other of this process goes on, and other readers
     /// wait for a mutex meanwhile. With this option, the pool opens one more connection, which it never lends, and keeps a
-    /// read transaction open on it: while 1,600 leases a second or more are taken, and nothing was committed for 10
-    /// milliseconds.
+    /// read transaction open on it while some 1,600 leases a second or more are taken, and nothing has been committed for
+    /// 10 to 20 milliseconds.
     ///
     /// The price:
     /// - The ceiling of descriptors ([`Pool::fd_ceiling`](crate::Pool::fd_ceiling)) is that of `max_connections` and one more.
     ///   `on_connect` and `on_open` run on that connection, too. [`Stats::open`](crate::Stats::open) does not count it.
-    /// - A checkpoint that is not the pool's own, of another process or by a `PRAGMA wal_checkpoint` on a lease, may wait for
-    ///   that transaction, which ends every 10 milliseconds. The pool's own checkpoints wait for nothing.
+    /// - Checkpoints of others (another process, or a `PRAGMA wal_checkpoint` on a lease) wait for that transaction, which
+    ///   ends every 10 milliseconds, or give up if they do not wait. SQLite's automatic ones do not: where another process
+    ///   commits, the log may grow to four times [`wal_size`](Builder::wal_size), at which the pool runs a checkpoint. The
+    ///   pool's own checkpoints wait for nothing.
+    /// - With one connection, a lease is not alone with the file, and cannot change its `journal_mode` for example.
     /// - One more thread.
     ///
-    /// `build` refuses it together with [`external_checkpoints`](Builder::external_checkpoints).
+    /// `build` refuses it together with [`external_checkpoints`](Builder::external_checkpoints) and the pragma
+    /// `wal_autocheckpoint`. If `on_open` sets that pragma, no lock is kept.
     ///
     /// Defaults to `false`.
     pub fn keep_read_lock(mut self, keep: bool) -> Self {

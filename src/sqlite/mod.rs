@@ -566,6 +566,10 @@ impl Backend for Sqlite {
         self.close_read_lock();
     }
 
+    fn is_wound_up(&self) -> bool {
+        self.is_read_lock_closed()
+    }
+
     fn closed(&self) {
         match &self.source {
             Source::File { file, .. } => file.give_up_claim(),

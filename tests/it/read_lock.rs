@@ -1,8 +1,8 @@
 //! `keep_read_lock`: the lock is there while it helps, and in nobody's way.
 
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -170,6 +170,33 @@ fn while_others_commit_it_is_not_held() {
     });
 }
 
+/// The same with pauses in which the lock is held: none of SQLite's own checkpoints comes to the end of the log then. The
+/// pool's does.
+#[test]
+fn between_the_commits_of_others_the_log_is_copied() {
+    const PAUSE: Duration = Duration::from_millis(25);
+    let fixture = Fixture::new();
+    let pool = builder(&fixture).wal_size(1 << 16).build().unwrap();
+    let stranger = stranger(&fixture);
+    stranger
+        .execute_batch("PRAGMA wal_autocheckpoint = 10; PRAGMA synchronous = OFF")
+        .unwrap();
+    with_leases(&pool, || {
+        eventually("the lock is held", || is_held(&stranger));
+        let mut longest = 0;
+        for _ in 0..400 {
+            thread::sleep(PAUSE);
+            let row = "INSERT INTO t VALUES (randomblob(20000))";
+            eventually("the checkpoint is over", || {
+                stranger.execute(row, []).is_ok()
+            });
+            longest = longest.max(wal(&fixture.path));
+        }
+        assert!(longest < 4 << 20, "{longest} of 8 million");
+    });
+    assert!(pool.stats().checkpoints > 0);
+}
+
 #[test]
 fn its_connection_is_within_the_ceiling_and_closed_when_it_is_not_wanted() {
     let fixture = Fixture::new();
@@ -294,6 +321,50 @@ fn a_callback_that_fails_there_costs_nothing_else() {
     }
 }
 
+/// `on_open` may have the last handle in its hand, or take long.
+#[test]
+fn closing_waits_for_no_callback_there() {
+    for drops in [false, true] {
+        let fixture = Fixture::new();
+        let last: Arc<Mutex<Option<Pool>>> = Arc::default();
+        let theirs = Arc::downgrade(&last);
+        let (begun, goes_on) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let (there, then) = (Arc::clone(&begun), Arc::clone(&goes_on));
+        let pool = builder(&fixture)
+            .on_open(move |_| {
+                if is_its_thread() {
+                    there.wait();
+                    then.wait();
+                    if let Some(last) = theirs.upgrade() {
+                        drop(last.lock().unwrap().take());
+                    }
+                }
+                Ok::<_, rusqlite::Error>(())
+            })
+            .build()
+            .unwrap();
+        with_leases(&pool, || begun.wait());
+        assert!(fixture.descriptors().wal > 0);
+        if drops {
+            *last.lock().unwrap() = Some(pool);
+            goes_on.wait();
+        } else {
+            let asked = Instant::now();
+            let closed = pool.close_within(Duration::from_millis(100));
+            assert!(matches!(closed, Err(Error::Exhausted { .. })), "{closed:?}");
+            assert!(asked.elapsed() < Duration::from_secs(2));
+            // What was idle is closed.
+            assert_eq!(pool.stats().open, 0);
+            goes_on.wait();
+            pool.close().unwrap();
+            assert_eq!(fixture.descriptors().all(), 0);
+        }
+        eventually("all is closed", || fixture.descriptors().all() == 0);
+        // Its file is given free.
+        eventually("the next pool", || fixture.builder(1).build().is_ok());
+    }
+}
+
 #[test]
 fn a_callback_there_cannot_close_the_pool() {
     static POOL: OnceLock<Pool> = OnceLock::new();
@@ -331,6 +402,8 @@ fn where_it_would_be_of_no_use_it_is_refused() {
     let folder = fixture.in_folder("agents");
     let per_agent = Pool::builder(Database::per_agent(&folder));
     assert_eq!(refused(per_agent), "keep_read_lock");
+    let automatic = fixture.builder(2).pragma("wal_autocheckpoint", 100);
+    assert_eq!(refused(automatic), "keep_read_lock");
     let external = fixture.builder(2).external_checkpoints(None);
     assert_eq!(refused(external), "external_checkpoints");
 }
