@@ -95,7 +95,10 @@ impl Pooled for Sqlite {
     ) -> R {
         let shared = Arc::clone(lent.handle());
         let backend = &shared.core.backend;
-        let result = backend.cancellable(lent.connection_mut(), cancel, work);
+        let (result, has_waited) = backend.cancellable(lent.connection_mut(), cancel, work);
+        if has_waited {
+            shared.runners.conflicted();
+        }
         // The lease may end on another thread.
         note_commits(lent);
         result

@@ -29,6 +29,7 @@ struct Patience {
     cancel: Cancel,
     timeout: Duration,
     since: Instant,
+    has_waited: bool,
 }
 
 thread_local! {
@@ -37,28 +38,32 @@ thread_local! {
     static PATIENCE: RefCell<Option<Patience>> = const { RefCell::new(None) };
 }
 
-/// The first steps of SQLite's own handler. A cancelled wait ends within the last of them.
-const STEPS: [u64; 5] = [1, 2, 5, 10, 15];
+/// In microseconds: a commit without a sync takes some fifty, so the first steps are shorter than those of SQLite's own
+/// handler. A cancelled wait ends within the last of them.
+const STEPS: [u64; 9] = [50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 15_000];
 
 /// Runs `work`. Locks are waited for until `timeout` has passed, or until `cancel`. Afterwards SQLite's own
-/// handler waits for `timeout` on the connection, whatever `work` set.
+/// handler waits for `timeout` on the connection, whatever `work` set. Returns, too, whether a lock was waited for.
 pub(super) fn cancellable<R>(
     connection: &mut Connection,
     timeout: Duration,
     cancel: &Cancel,
     work: impl FnOnce(&mut Connection) -> R,
-) -> R {
+) -> (R, bool) {
     let before = PATIENCE.replace(Some(Patience {
         cancel: cancel.clone(),
         timeout,
         since: Instant::now(),
+        has_waited: false,
     }));
     let _restored = Restored(before);
     // It fails only for a connection that is not owned.
     let _ = connection.busy_handler(Some(wait_a_little));
     let result = work(connection);
     let _ = connection.busy_timeout(timeout);
-    result
+    let has_waited =
+        PATIENCE.with_borrow(|patience| patience.as_ref().is_some_and(|p| p.has_waited));
+    (result, has_waited)
 }
 
 struct Restored(Option<Patience>);
@@ -82,8 +87,9 @@ fn wait_a_little(count: i32) -> bool {
         if left.is_zero() || patience.cancel.is_cancelled() {
             return false;
         }
+        patience.has_waited = true;
         let step = usize::try_from(count).unwrap_or(0).min(STEPS.len() - 1);
-        let step = Duration::from_millis(STEPS.get(step).copied().unwrap_or(1));
+        let step = Duration::from_micros(STEPS.get(step).copied().unwrap_or(1_000));
         thread::sleep(step.min(left));
         true
     })

@@ -294,13 +294,13 @@ impl Sqlite {
         self.settings.exclusive_locking
     }
 
-    /// Runs `work` on a connection. `cancel` ends its waits for locks.
+    /// Runs `work` on a connection. `cancel` ends its waits for locks. Returns, too, whether it waited for any.
     pub(crate) fn cancellable<R>(
         &self,
         connection: &mut rusqlite::Connection,
         cancel: &Cancel,
         work: impl FnOnce(&mut rusqlite::Connection) -> R,
-    ) -> R {
+    ) -> (R, bool) {
         busy::cancellable(connection, self.settings.busy_timeout, cancel, work)
     }
 
