@@ -189,7 +189,7 @@ fn between_the_commits_of_others_the_log_is_copied() {
     with_leases(&pool, || {
         eventually("the lock is held", || is_held(&stranger));
         let mut longest = 0;
-        for _ in 0..400 {
+        for _ in 0..240 {
             thread::sleep(PAUSE);
             let row = "INSERT INTO t VALUES (randomblob(20000))";
             eventually("the checkpoint is over", || {
@@ -197,7 +197,7 @@ fn between_the_commits_of_others_the_log_is_copied() {
             });
             longest = longest.max(wal(&fixture.path));
         }
-        assert!(longest < 4 << 20, "{longest} of 8 million");
+        assert!(longest < 3 << 20, "{longest} of 5 million");
     });
 }
 
