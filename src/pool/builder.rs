@@ -281,9 +281,9 @@ impl Builder {
     ///
     /// `build` refuses it together with [`exclusive_locking`](Builder::exclusive_locking),
     /// [`keep_read_lock`](Builder::keep_read_lock), [`Database::memory`], and the pragmas `wal_autocheckpoint` and
-    /// `journal_size_limit`. [`Pool::vacuum`](crate::Pool::vacuum) and [`Agent::vacuum`](crate::Agent::vacuum) fail. In leases and `on_open`, a pragma that would turn
-    /// SQLite's own checkpoints on fails as "not authorized". Your own `PRAGMA wal_checkpoint` is not
-    /// refused, and no other code of the pool runs one. A [`busy_timeout`](Builder::busy_timeout) below 5
+    /// `journal_size_limit`. [`Pool::vacuum`](crate::Pool::vacuum) and [`Agent::vacuum`](crate::Agent::vacuum) fail. In leases
+    /// and `on_open`, a pragma that would turn SQLite's own checkpoints on fails as "not authorized". Your own `PRAGMA
+    /// wal_checkpoint` is not refused, and no other code of the pool runs one. A [`busy_timeout`](Builder::busy_timeout) below 5
     /// seconds is reported as an event, because the other process takes the write lock now and then.
     ///
     /// See the guide [on backup and replication](crate::guide::backup_and_replication).
