@@ -990,8 +990,11 @@ fn an_idle_writer_begins_at_once(mode: Mode) {
     for i in 0..200 {
         let told = loop {
             match one(i) {
-                // The machine gave the writer's thread no time: every call comes back.
-                Err(Error::Exhausted { waited, .. }) if waited >= ANSWER => {}
+                // The machine gave the writer's thread no time: every call comes back. That thread leads until it
+                // has run.
+                Err(Error::Exhausted { waited, .. }) if waited >= ANSWER => {
+                    patient.write(|_| Ok(0)).unwrap();
+                }
                 told => break told,
             }
         };
