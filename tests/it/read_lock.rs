@@ -267,7 +267,8 @@ fn the_last_handle_closes_it() {
         eventually("it is open", || fixture.descriptors().wal > 1);
     });
     drop(pool);
-    assert_eq!(fixture.descriptors().all(), 0);
+    // Its thread may have it in hand.
+    eventually("all is closed", || fixture.descriptors().all() == 0);
 }
 
 #[test]
