@@ -237,6 +237,16 @@ pub struct Patience<'a> {
     pub(crate) make_room: &'a (dyn MakeRoom + Sync),
 }
 
+impl Patience<'_> {
+    /// For a caller that waits for no room, and makes none.
+    pub(crate) fn none() -> Self {
+        Patience {
+            deadline: Instant::now(),
+            make_room: &(),
+        }
+    }
+}
+
 pub(crate) trait MakeRoom {
     /// Starts to close what can be closed, without waiting until it is closed.
     fn make_room(&self);

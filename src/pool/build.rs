@@ -159,11 +159,8 @@ impl Builder {
             check_pragma(name)?;
         }
         if settings.exclusive_locking && !matches!(database.0, Kind::Agents(_)) {
-            return Err(Error::Config {
-                option: "exclusive_locking",
-                value: "true".to_owned(),
-                expected: "false, because all connections share one database".to_owned(),
-            });
+            let expected = "false, because all connections share one database";
+            return Err(switched_on("exclusive_locking", expected));
         }
         if settings.keep_read_lock {
             self.check_read_lock()?;
@@ -201,11 +198,7 @@ impl Builder {
         } else {
             return Ok(());
         };
-        Err(Error::Config {
-            option: "keep_read_lock",
-            value: "true".to_owned(),
-            expected: expected.to_owned(),
-        })
+        Err(switched_on("keep_read_lock", expected))
     }
 
     /// Options that do not go together with checkpoints of another process.
@@ -238,6 +231,15 @@ impl Builder {
             value: format!("{emergency:?}"),
             expected,
         })
+    }
+}
+
+/// The error for an option that is on where it must not be.
+fn switched_on(option: &'static str, expected: &str) -> Error {
+    Error::Config {
+        option,
+        value: "true".to_owned(),
+        expected: expected.to_owned(),
     }
 }
 

@@ -150,11 +150,7 @@ impl Sqlite {
             *file.set_up.lock() = generation.number;
         }
         // If opening a connection can fail in any other way, it must fail now.
-        let at_once = Patience {
-            deadline: Instant::now(),
-            make_room: &(),
-        };
-        let connection = self.open_file(file, opener, &at_once)?;
+        let connection = self.open_file(file, opener, &Patience::none())?;
         file.close_unlent(connection);
         Ok(())
     }

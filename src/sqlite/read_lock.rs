@@ -1,6 +1,6 @@
 //! ReadLock: a connection that is never lent and keeps a read transaction open while others read, so that they need no
 //! system call for their own.
-//! It runs no thread, and waits for nobody.
+//! It runs no thread, and waits for no other connection.
 //!
 //! SQLite counts, for each lock on the log, how many connections of the process share it, under one mutex for the file.
 //! The first to take a lock and the last to give it back make a system call under that mutex. While this connection has
@@ -101,12 +101,8 @@ impl Sqlite {
     }
 
     fn open_for_lock(&self, file: &File, opener: &Opener) -> Result<Connection, Error> {
-        let at_once = Patience {
-            deadline: Instant::now(),
-            make_room: &(),
-        };
-        let connection = self.open_file(file, opener, &at_once)?;
-        // Nobody waits for this connection, and so it waits for nobody.
+        let connection = self.open_file(file, opener, &Patience::none())?;
+        // No borrower waits for this connection, so it need not wait for a lock: the next tick tries again.
         let _ = connection.busy_timeout(Duration::ZERO);
         Ok(connection)
     }

@@ -2,6 +2,7 @@
 //! Nothing here knows a pool or a connection.
 
 pub(crate) mod alarm;
+mod conflicts;
 pub(crate) mod jitter;
 pub(crate) mod keyed_map;
 pub(crate) mod oneshot;

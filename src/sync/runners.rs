@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "tokio")]
 use event_listener::{Event, EventListener};
 
+use super::conflicts::Conflicts;
 use super::prim::{Guard, Mutex};
 use super::unwind::{drop_quietly, wake};
 #[cfg(feature = "tokio")]
@@ -42,12 +43,6 @@ pub(crate) trait Job: Send + Sync {
 const IDLE: Duration = Duration::from_secs(5);
 /// How long a queued job waits, in which none was taken, before another thread becomes active.
 const TICK: Duration = Duration::from_micros(500);
-/// If more than one job in so many had to wait for another,
-const CONFLICTING: u64 = 32;
-/// of so many jobs that had to,
-const CONFLICTS: u64 = 4;
-/// then for so long one job is done after the other.
-const ALONE: Duration = Duration::from_millis(100);
 /// So many tasks are woken together at most,
 const TOGETHER: usize = 32;
 /// and so long at most does the first of them wait for the others.
@@ -81,11 +76,7 @@ struct State<J: Job + ?Sized> {
     long: usize,
     /// How often no job was taken for a whole tick.
     epoch: u64,
-    /// How many jobs had to wait for another one, since this many jobs were taken.
-    conflicts: u64,
-    conflicts_since: u64,
-    /// Until when one thread is active.
-    alone_until: Option<Instant>,
+    conflicts: Conflicts,
     has_lookout: bool,
     /// Threads that rest and are not summoned.
     resting: usize,
@@ -129,9 +120,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 active: 0,
                 long: 0,
                 epoch: 0,
-                conflicts: 0,
-                conflicts_since: 0,
-                alone_until: None,
+                conflicts: Conflicts::default(),
                 has_lookout: false,
                 resting: 0,
                 summoned: Vec::new(),
@@ -163,21 +152,13 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
 
     /// A job had to wait for another one.
     pub(crate) fn conflicted(&self) {
-        let mut state = self.state.lock();
-        state.conflicts += 1;
-        if state.conflicts >= CONFLICTS {
-            let jobs = state.taken - state.conflicts_since;
-            if jobs < state.conflicts * CONFLICTING {
-                state.alone_until = Some(Instant::now() + ALONE);
-            }
-            state.conflicts = 0;
-            state.conflicts_since = state.taken;
-        }
+        let state = &mut *self.state.lock();
+        state.conflicts.note(state.taken, Instant::now());
     }
 
     fn queue(self: &Arc<Self>, job: Arc<J>) -> io::Result<u64> {
         let mut state = self.state.lock();
-        let useful = state.useful(self.useful, None);
+        let useful = state.useful(self.useful, Instant::now);
         if state.lacks_threads(useful) && state.active < self.most {
             let role = Role::Active(state.epoch);
             let summoned = self.summon(&mut state, role);
@@ -286,7 +267,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             }
             state.count_as_short(&mut epoch);
             let was_short = now.saturating_duration_since(begun) < TICK;
-            let useful = state.useful(self.useful, Some(now));
+            let useful = state.useful(self.useful, || now);
             let is_surplus = was_short && state.has_surplus(useful);
             if is_surplus
                 || state.queued.is_empty()
@@ -410,14 +391,10 @@ impl<J: Job + ?Sized> Threads for Runners<J> {
 
 impl<J: Job + ?Sized> State<J> {
     /// How many threads are useful now, of `most`.
-    fn useful(&mut self, most: usize, now: Option<Instant>) -> usize {
-        match self.alone_until {
-            None => most,
-            Some(until) if now.unwrap_or_else(Instant::now) < until => 1,
-            Some(_) => {
-                self.alone_until = None;
-                most
-            }
+    fn useful(&mut self, most: usize, now: impl FnOnce() -> Instant) -> usize {
+        match self.conflicts.are_many(now) {
+            true => 1,
+            false => most,
         }
     }
 
@@ -493,26 +470,6 @@ mod tests {
     fn woken() -> (Waker, Receiver<()>) {
         let (sender, receiver) = channel();
         (Waker::from(Arc::new(Woken(Mutex::new(sender)))), receiver)
-    }
-
-    /// Some conflicts among many jobs are no reason to do one after the other.
-    #[test]
-    fn jobs_that_wait_for_each_other_are_done_one_after_the_other() {
-        let runners: Runners<Task> = Runners::new("test", 8);
-        let most = 4;
-        let now = Instant::now();
-        for (jobs, useful) in [(CONFLICTING, most), (CONFLICTING / 2, 1)] {
-            for _ in 0..CONFLICTS {
-                assert_eq!(runners.state.lock().useful(most, Some(now)), most);
-                runners.state.lock().taken += jobs;
-                runners.conflicted();
-            }
-            assert_eq!(runners.state.lock().useful(most, Some(now)), useful);
-        }
-        // Not for ever.
-        let later = Instant::now() + ALONE;
-        assert_eq!(runners.state.lock().useful(most, Some(later)), most);
-        assert_eq!(runners.state.lock().useful(most, Some(now)), most);
     }
 
     fn task(waker: &Waker, work: impl Fn() + Send + Sync + 'static) -> Arc<Task> {

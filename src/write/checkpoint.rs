@@ -78,9 +78,9 @@ fn begin(writer: &Arc<Writer>, wal: &Wal) {
 fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     let running = wal.run();
     let core = &writer.core;
-    let _paused = core.backend.pause_read_lock();
     let request = Request::new(CHECKPOINT, Some(WAIT), CallSite::here());
     let checkout = core.checkout(core, &request)?;
+    let _paused = core.backend.pause_read_lock();
     let connection: &rusqlite::Connection = checkout.connection();
     if wal.is_external() {
         let result = checkpoint(connection, Mode::Passive)?;

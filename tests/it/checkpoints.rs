@@ -39,12 +39,6 @@ fn builder(fixture: &Fixture) -> Builder {
         .synchronous(Synchronous::Normal)
 }
 
-fn wal(fixture: &Fixture, agent: &str) -> u64 {
-    let mut name = fixture.file(agent).into_os_string();
-    name.push("-wal");
-    length(Path::new(&name))
-}
-
 fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |file| file.len())
 }
@@ -93,7 +87,7 @@ fn fill_until_short(fixture: &Fixture, mut add: impl FnMut(usize)) {
     }
     eventually("the log begins anew", || {
         add(1);
-        wal(fixture, "a") < LONGEST
+        fixture.wal_length("a") < LONGEST
     });
 }
 
@@ -123,7 +117,7 @@ fn a_lease_with_a_wal_hook_of_its_own_goes_on(mode: Mode) {
     }
     eventually("the log is short", || {
         add(&pool.lease("a").unwrap(), 1);
-        wal(&fixture, "a") < LONGEST
+        fixture.wal_length("a") < LONGEST
     });
     assert!(pool.stats().checkpoints > 0);
     assert_eq!(pool.stats().emergency_checkpoints, 0);
@@ -142,7 +136,7 @@ fn a_lease_whose_connection_is_used_at_one_go_leaves_no_long_log(mode: Mode) {
     drop(lease);
     eventually("the log is short", || {
         add(&pool.lease("a").unwrap(), 1);
-        wal(&fixture, "a") < LONGEST
+        fixture.wal_length("a") < LONGEST
     });
 }
 
@@ -186,7 +180,7 @@ fn a_pragma_of_on_open_is_obeyed(mode: Mode) {
             std::thread::sleep(Duration::from_millis(100));
             write(&pool, "a", ROW);
         }
-        assert_eq!(wal(&fixture, "a") < LONGEST, short, "{pages}");
+        assert_eq!(fixture.wal_length("a") < LONGEST, short, "{pages}");
         assert_eq!(pool.stats().checkpoints, 0);
     }
 }
@@ -212,7 +206,7 @@ const SET_UP: usize = 300;
 
 /// Everything that was written is in the log, and next to nothing in the database.
 fn assert_all_in_log(fixture: &Fixture, rows: usize, what: &str) {
-    let (file, log) = (length(&fixture.file("a")), wal(fixture, "a"));
+    let (file, log) = (length(&fixture.file("a")), fixture.wal_length("a"));
     assert!(file <= 4096, "{what}: {file} bytes are in the database");
     let least = (rows * ROW) as u64;
     assert!(log >= least, "{what}: {log} of {least} bytes in the log");
@@ -306,7 +300,7 @@ fn in_an_emergency_the_pool_copies_the_log(mode: Mode) {
             true => add(&pool.lease("a").unwrap(), bytes),
             false => write(&pool, "a", bytes),
         };
-        while wal(&fixture, "a") < u64::from(emergency) - 100_000 {
+        while fixture.wal_length("a") < u64::from(emergency) - 100_000 {
             add(ROW);
         }
         assert_eq!(pool.stats().emergency_checkpoints, 0, "too early");

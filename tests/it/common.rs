@@ -134,6 +134,13 @@ impl Fixture {
         }
     }
 
+    /// The length of its log; 0 if there is none.
+    pub(crate) fn wal_length(&self, agent: &str) -> u64 {
+        let mut name = self.file(agent).into_os_string();
+        name.push("-wal");
+        std::fs::metadata(name).map_or(0, |file| file.len())
+    }
+
     /// The rows of all agents.
     pub(crate) fn count_all(&self, pool: &Pool) -> i64 {
         match self.mode {

@@ -1,6 +1,5 @@
-//! `keep_read_lock`: the lock is there while it helps, and in nobody's way.
+//! `keep_read_lock`: the lock is held while it helps, and keeps no checkpoint from its end.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
@@ -10,6 +9,7 @@ use leasepool::rusqlite::Connection;
 use leasepool::{Builder, Database, Error, Pool, Synchronous};
 
 use crate::common::*;
+use crate::replaced::renamed_over;
 
 /// Longer than some ticks.
 const QUIET: Duration = Duration::from_millis(50);
@@ -21,7 +21,7 @@ fn builder(fixture: &Fixture) -> Builder {
         .keep_read_lock(true)
 }
 
-/// Another connection to the file, of nobody's pool.
+/// A connection to the file that belongs to no pool.
 fn stranger(fixture: &Fixture) -> Connection {
     let connection = Connection::open(&fixture.path).unwrap();
     connection.busy_timeout(Duration::ZERO).unwrap();
@@ -37,7 +37,8 @@ fn is_busy(connection: &Connection, mode: &str) -> bool {
     busy != 0
 }
 
-/// Whether somebody has a read lock after nothing was committed for a while. The pool's borrowers read nothing here.
+/// Whether a connection has a read lock after nothing was committed for a while: the pool's own, since its borrowers read
+/// nothing here.
 fn is_held(connection: &Connection) -> bool {
     insert(connection);
     thread::sleep(QUIET);
@@ -113,16 +114,10 @@ fn a_checkpoint_of_others_comes_to_its_end() {
                 assert!(!is_busy(&stranger, mode), "{mode}");
                 assert!(begun.elapsed() < Duration::from_secs(5));
             }
-            assert_eq!(wal(&fixture.path), 0);
+            assert_eq!(fixture.wal_length("a"), 0);
             stranger.busy_timeout(Duration::ZERO).unwrap();
         }
     });
-}
-
-fn wal(path: &Path) -> u64 {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    std::fs::metadata(name).map_or(0, |file| file.len())
 }
 
 #[test]
@@ -141,7 +136,7 @@ fn the_log_begins_anew_under_writes_and_leases() {
             eventually("the log begins anew", || {
                 pool.write("w", |tx| tx.execute("INSERT INTO t VALUES (1)", []))
                     .unwrap();
-                wal(&fixture.path) < 12 * u64::from(WAL_SIZE)
+                fixture.wal_length("a") < 12 * u64::from(WAL_SIZE)
             });
             if round % 5 == 0 {
                 // Time for the lock to be held.
@@ -153,26 +148,41 @@ fn the_log_begins_anew_under_writes_and_leases() {
     assert_eq!(pool.stats().checkpoints_pinned, 0);
 }
 
+/// A stranger whose commits run SQLite's own checkpoints, once the log has so many pages.
+fn checkpointing(fixture: &Fixture, pages: u32) -> Connection {
+    let stranger = stranger(fixture);
+    let pragmas = format!("PRAGMA wal_autocheckpoint = {pages}; PRAGMA synchronous = OFF");
+    stranger.execute_batch(&pragmas).unwrap();
+    stranger
+}
+
+/// Lets the stranger commit so many rows of 20,000 bytes, from when the lock is held. Returns the longest log.
+fn longest_log(
+    (fixture, pool, stranger): (&Fixture, &Pool, &Connection),
+    commits: usize,
+    mut commit: impl FnMut(&str),
+) -> u64 {
+    with_leases(pool, || {
+        eventually("the lock is held", || is_held(stranger));
+        let mut longest = 0;
+        for _ in 0..commits {
+            commit("INSERT INTO t VALUES (randomblob(20000))");
+            longest = longest.max(fixture.wal_length("a"));
+        }
+        longest
+    })
+}
+
 /// SQLite's own checkpoints give up at once where a reader is in the way.
 #[test]
 fn while_others_commit_it_is_not_held() {
     let fixture = Fixture::new();
     let pool = builder(&fixture).build().unwrap();
-    let stranger = stranger(&fixture);
-    stranger
-        .execute_batch("PRAGMA wal_autocheckpoint = 100; PRAGMA synchronous = OFF")
-        .unwrap();
-    with_leases(&pool, || {
-        eventually("the lock is held", || is_held(&stranger));
-        let mut longest = 0;
-        for _ in 0..2_000 {
-            stranger
-                .execute("INSERT INTO t VALUES (randomblob(20000))", [])
-                .unwrap();
-            longest = longest.max(wal(&fixture.path));
-        }
-        assert!(longest < 16 << 20, "{longest} of 40 million");
+    let stranger = checkpointing(&fixture, 100);
+    let longest = longest_log((&fixture, &pool, &stranger), 2_000, |row| {
+        stranger.execute(row, []).unwrap();
     });
+    assert!(longest < 16 << 20, "{longest} of 40 million");
 }
 
 /// The same with pauses in which the lock is held: none of SQLite's own checkpoints comes to the end of the log then. The
@@ -182,23 +192,14 @@ fn between_the_commits_of_others_the_log_is_copied() {
     const PAUSE: Duration = Duration::from_millis(25);
     let fixture = Fixture::new();
     let pool = builder(&fixture).wal_size(1 << 16).build().unwrap();
-    let stranger = stranger(&fixture);
-    stranger
-        .execute_batch("PRAGMA wal_autocheckpoint = 10; PRAGMA synchronous = OFF")
-        .unwrap();
-    with_leases(&pool, || {
-        eventually("the lock is held", || is_held(&stranger));
-        let mut longest = 0;
-        for _ in 0..240 {
-            thread::sleep(PAUSE);
-            let row = "INSERT INTO t VALUES (randomblob(20000))";
-            eventually("the checkpoint is over", || {
-                stranger.execute(row, []).is_ok()
-            });
-            longest = longest.max(wal(&fixture.path));
-        }
-        assert!(longest < 3 << 20, "{longest} of 5 million");
+    let stranger = checkpointing(&fixture, 10);
+    let longest = longest_log((&fixture, &pool, &stranger), 240, |row| {
+        thread::sleep(PAUSE);
+        eventually("the checkpoint is over", || {
+            stranger.execute(row, []).is_ok()
+        });
     });
+    assert!(longest < 3 << 20, "{longest} of 5 million");
 }
 
 #[test]
@@ -254,7 +255,7 @@ fn closing_closes_it() {
             pool.close().unwrap();
         });
         assert_eq!(fixture.descriptors().all(), 0);
-        assert_eq!(wal(&fixture.path), 0);
+        assert_eq!(fixture.wal_length("a"), 0);
         assert_eq!(count(&fixture.pool(1).lease("a").unwrap()), 1);
     }
 }
@@ -277,13 +278,7 @@ fn it_follows_a_file_that_was_replaced() {
     let pool = builder(&fixture).build().unwrap();
     with_leases(&pool, || {
         eventually("the lock is held", || is_held(&stranger(&fixture)));
-        let other = Fixture::new();
-        drop(other.pool(1));
-        std::fs::rename(&other.path, &fixture.path).unwrap();
-        for sidecar in ["db-wal", "db-shm"] {
-            let _ = std::fs::remove_file(fixture.path.with_extension(sidecar));
-        }
-        let_a_change_show();
+        renamed_over(&fixture, 0);
         insert(&pool.lease("a").unwrap());
         eventually("nothing of the old file is open", || {
             fixture.descriptors().deleted == 0

@@ -18,7 +18,8 @@ fn another(fixture: &Fixture, n: usize) -> std::path::PathBuf {
     path
 }
 
-fn renamed_over(fixture: &Fixture, n: usize) {
+/// Puts another database with `n` rows in the place of the file.
+pub(crate) fn renamed_over(fixture: &Fixture, n: usize) {
     std::fs::rename(another(fixture, n), &fixture.path).unwrap();
     // The old file's WAL is not the new one's: a program that swaps databases removes it.
     for sidecar in ["db-wal", "db-shm"] {
