@@ -8,6 +8,7 @@ pub(crate) mod keyed_map;
 pub(crate) mod oneshot;
 pub(crate) mod origin;
 pub(crate) mod prim;
+mod resting;
 pub(crate) mod runners;
 pub(crate) mod semaphore;
 pub(crate) mod thread;

@@ -13,13 +13,16 @@
 //! that was to wake them does not run. A surplus thread stays active while its own jobs take long.
 //!
 //! Jobs that wait for each other are done faster one after the other. So if many had to, one thread is active for a while,
-//! unless jobs take long.
+//! unless jobs take long: then the lookout waits for some ticks before it helps, for others would wait as well.
+//!
+//! Threads have caches: the connection that a thread had last, what that has read, and the processor's. So the oldest
+//! threads do the jobs, and those that are not needed any more are the youngest.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, PoisonError};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +32,7 @@ use event_listener::{Event, EventListener};
 
 use super::conflicts::Conflicts;
 use super::prim::{Guard, Mutex};
+use super::resting::{self, Resting, Seat, Which};
 use super::unwind::{drop_quietly, wake};
 #[cfg(feature = "tokio")]
 use super::virtual_time::Threads;
@@ -43,6 +47,8 @@ pub(crate) trait Job: Send + Sync {
 const IDLE: Duration = Duration::from_secs(5);
 /// How long a queued job waits, in which none was taken, before another thread becomes active.
 const TICK: Duration = Duration::from_micros(500);
+/// The same, in ticks, while jobs that wait for each other are done one after the other.
+const ALONE_TICKS: u32 = 8;
 /// So many tasks are woken together at most,
 const TOGETHER: usize = 32;
 /// and so long at most does the first of them wait for the others.
@@ -56,7 +62,6 @@ pub(crate) struct Runners<J: Job + ?Sized> {
     /// The largest number of active threads.
     most: usize,
     state: Mutex<State<J>>,
-    summons: Condvar,
     /// Whether a task that was woken is to wake others.
     has_done: AtomicBool,
     /// Notified of each job, for tasks of a runtime whose clock is paused.
@@ -71,19 +76,20 @@ struct State<J: Job + ?Sized> {
     /// How many jobs were taken from the queue.
     taken: u64,
     threads: usize,
+    /// How many were ever started.
+    started: u64,
     active: usize,
-    /// How many of these are at work on long jobs: those that have not ended a job since the last epoch began.
-    long: usize,
-    /// How often no job was taken for a whole tick.
-    epoch: u64,
+    short: Short,
     conflicts: Conflicts,
     has_lookout: bool,
-    /// Threads that rest and are not summoned.
-    resting: usize,
-    /// What threads that rest are to become.
-    summoned: Vec<Role>,
+    resting: Resting<Role>,
     done: Done,
 }
+
+/// The active threads that are not at work on long jobs, the oldest first: all but those that have ended no job since no job
+/// was taken for a whole tick.
+#[derive(Default)]
+struct Short(Vec<u64>);
 
 /// The tasks whose jobs are done and that are not awake yet.
 #[derive(Default)]
@@ -97,8 +103,7 @@ struct Done {
 
 #[derive(Clone, Copy)]
 enum Role {
-    /// In this epoch it became active.
-    Active(u64),
+    Active,
     Lookout,
 }
 
@@ -117,16 +122,14 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 next_ticket: 0,
                 taken: 0,
                 threads: 0,
+                started: 0,
                 active: 0,
-                long: 0,
-                epoch: 0,
+                short: Short::default(),
                 conflicts: Conflicts::default(),
                 has_lookout: false,
-                resting: 0,
-                summoned: Vec::new(),
+                resting: Resting::default(),
                 done: Done::default(),
             }),
-            summons: Condvar::new(),
             has_done: AtomicBool::new(false),
             #[cfg(feature = "tokio")]
             submitted: Event::new(),
@@ -160,8 +163,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         let mut state = self.state.lock();
         let useful = state.useful(self.useful, Instant::now);
         if state.lacks_threads(useful) && state.active < self.most {
-            let role = Role::Active(state.epoch);
-            let summoned = self.summon(&mut state, role);
+            let summoned = self.summon(&mut state, Role::Active);
             if state.threads == 0 {
                 drop(state);
                 drop_quietly(job);
@@ -191,62 +193,51 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
 
     /// Makes one more thread active, or the lookout.
     fn summon(self: &Arc<Self>, state: &mut State<J>, role: Role) -> io::Result<()> {
-        if state.resting > 0 {
-            state.resting -= 1;
-            state.summoned.push(role);
-            self.summons.notify_one();
-        } else {
-            // Under the lock, so that every counted thread exists. Threads are started rarely.
-            let runners = Arc::clone(self);
-            let thread = thread::Builder::new().name(self.name.to_owned());
-            thread.spawn(move || runners.live(role))?;
-            state.threads += 1;
-        }
+        let which = match role {
+            Role::Active => Which::Oldest,
+            Role::Lookout => Which::Youngest,
+        };
+        let number = match state.resting.call(which, role) {
+            Some(number) => number,
+            None => {
+                // Under the lock, so that every counted thread exists. Threads are started rarely.
+                let runners = Arc::clone(self);
+                let number = state.started;
+                let thread = thread::Builder::new().name(self.name.to_owned());
+                thread.spawn(move || runners.live(number, role))?;
+                state.started += 1;
+                state.threads += 1;
+                number
+            }
+        };
         match role {
-            Role::Active(_) => state.active += 1,
+            Role::Active => {
+                state.active += 1;
+                state.short.insert(number);
+            }
             Role::Lookout => state.has_lookout = true,
         }
         Ok(())
     }
 
     /// The life of a thread.
-    fn live(self: &Arc<Self>, role: Role) {
-        let mut role = Some(role);
+    fn live(self: &Arc<Self>, number: u64, role: Role) {
+        let (seat, mut role) = (Seat::new(number), Some(role));
         let mut state = self.state.lock();
         while let Some(current) = role {
             (state, role) = match current {
-                Role::Active(epoch) => self.work(state, epoch),
-                Role::Lookout => self.look_out(state),
+                Role::Active => self.work(state, number),
+                Role::Lookout => self.look_out(state, number),
             };
             if role.is_none() {
-                (state, role) = self.rest(state);
+                (state, role) = resting::rest(state, |state| &mut state.resting, &seat, IDLE);
             }
         }
         state.threads -= 1;
     }
 
-    fn rest<'a>(&'a self, mut state: Locked<'a, J>) -> (Locked<'a, J>, Option<Role>) {
-        state.resting += 1;
-        loop {
-            if let Some(role) = state.summoned.pop() {
-                return (state, Some(role));
-            }
-            let waited = self.summons.wait_timeout(state, IDLE);
-            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            state = woken;
-            if timeout.timed_out() && state.summoned.is_empty() {
-                state.resting -= 1;
-                return (state, None);
-            }
-        }
-    }
-
     /// Does one job after the other.
-    fn work<'a>(
-        &'a self,
-        mut state: Locked<'a, J>,
-        mut epoch: u64,
-    ) -> (Locked<'a, J>, Option<Role>) {
+    fn work<'a>(&'a self, mut state: Locked<'a, J>, number: u64) -> (Locked<'a, J>, Option<Role>) {
         let mut spare = Vec::new();
         let mut now = Instant::now();
         while let Some((_, job)) = state.queued.pop_first() {
@@ -265,10 +256,10 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                     state = self.state.lock();
                 }
             }
-            state.count_as_short(&mut epoch);
+            state.short.insert(number);
             let was_short = now.saturating_duration_since(begun) < TICK;
             let useful = state.useful(self.useful, || now);
-            let is_surplus = was_short && state.has_surplus(useful);
+            let is_surplus = was_short && state.is_surplus(number, useful);
             if is_surplus
                 || state.queued.is_empty()
                 || !state.has_lookout
@@ -277,11 +268,11 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             {
                 (state, spare) = self.wake(state, spare, now);
             }
-            if is_surplus && state.has_surplus(useful) {
+            if is_surplus && state.is_surplus(number, useful) {
                 break;
             }
         }
-        state.count_as_short(&mut epoch);
+        state.short.remove(number);
         state.active -= 1;
         (state, None)
     }
@@ -341,7 +332,10 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     fn look_out<'a>(
         self: &'a Arc<Self>,
         mut state: Locked<'a, J>,
+        number: u64,
     ) -> (Locked<'a, J>, Option<Role>) {
+        // For how many ticks no job was taken.
+        let mut ticks = 0;
         loop {
             let taken = state.taken;
             // Where all threads are active, there is no other to call for help.
@@ -360,18 +354,21 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
                 state.has_lookout = false;
                 return (state, None);
             }
-            if !state.queued.is_empty() && state.taken == taken && state.active < self.most {
+            ticks = if state.taken == taken { ticks + 1 } else { 0 };
+            let enough = match state.conflicts.are_many(Instant::now) {
+                true => ALONE_TICKS,
+                false => 1,
+            };
+            if !state.queued.is_empty() && ticks >= enough && state.active < self.most {
                 // All that are active are at work on long jobs.
-                state.epoch += 1;
-                state.long = state.active;
+                state.short = Short(vec![number]);
                 state.active += 1;
                 state.has_lookout = false;
-                let role = Role::Active(state.epoch);
                 // Without another, queued jobs are taken when the active threads end theirs.
                 if self.summon(&mut state, Role::Lookout).is_err() {
                     (state, _) = self.wake_all(state, Vec::new());
                 }
-                return (state, Some(role));
+                return (state, Some(Role::Active));
             }
         }
     }
@@ -400,19 +397,29 @@ impl<J: Job + ?Sized> State<J> {
 
     /// Whether fewer threads than that do jobs that are not long.
     fn lacks_threads(&self, useful: usize) -> bool {
-        self.active.saturating_sub(self.long) < useful
+        self.short.0.len() < useful
     }
 
-    fn has_surplus(&self, useful: usize) -> bool {
-        self.active.saturating_sub(self.long) > useful
+    /// Whether as many older threads as are useful do jobs that are not long.
+    fn is_surplus(&self, number: u64, useful: usize) -> bool {
+        self.short.older_than(number) >= useful
+    }
+}
+
+impl Short {
+    fn older_than(&self, number: u64) -> usize {
+        self.0.partition_point(|&other| other < number)
     }
 
-    /// Called by an active thread between two jobs, and at its end: it is at work on a long one no more.
-    fn count_as_short(&mut self, epoch: &mut u64) {
-        if *epoch < self.epoch {
-            *epoch = self.epoch;
-            self.long = self.long.saturating_sub(1);
+    fn insert(&mut self, number: u64) {
+        let at = self.older_than(number);
+        if self.0.get(at) != Some(&number) {
+            self.0.insert(at, number);
         }
+    }
+
+    fn remove(&mut self, number: u64) {
+        self.0.retain(|&other| other != number);
     }
 }
 
@@ -615,7 +622,37 @@ mod tests {
         drop(open);
         (0..runners.useful).for_each(|_| done.recv_timeout(LONG).unwrap());
         until_at_rest(&runners);
-        assert_eq!(runners.state.lock().long, 0);
+        assert!(runners.state.lock().short.0.is_empty());
+    }
+
+    #[test]
+    fn the_youngest_threads_are_surplus() {
+        let runners = Runners::<Task>::new("test", 6);
+        let mut state = runners.state.lock();
+        state.short = Short(vec![1, 4, 7]);
+        let surplus = |number| [1, 2, 3].map(|useful| state.is_surplus(number, useful));
+        assert_eq!(surplus(1), [false; 3]);
+        assert_eq!(surplus(4), [true, false, false]);
+        assert_eq!(surplus(7), [true, true, false]);
+    }
+
+    #[test]
+    fn while_jobs_wait_for_each_other_others_begin_later() {
+        let (waker, done) = woken();
+        let runners = Arc::new(Runners::new("test", 6));
+        let begun = Instant::now();
+        (0..4).for_each(|_| runners.conflicted());
+        let (job, first, release) = gate(&waker);
+        runners.submit(job).unwrap();
+        first.recv_timeout(LONG).unwrap();
+        let (job, second, other) = gate(&waker);
+        let asked = Instant::now();
+        runners.submit(job).unwrap();
+        second.recv_timeout(LONG).unwrap();
+        let over = begun.elapsed() >= Duration::from_millis(100);
+        assert!(over || asked.elapsed() >= TICK * ALONE_TICKS);
+        drop((release, other));
+        (0..2).for_each(|_| done.recv_timeout(LONG).unwrap());
     }
 
     /// Many callers, short and long jobs, and each is done once.
