@@ -21,7 +21,7 @@ use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
 use crate::observe::spans::Span;
 use crate::sync::alarm::Alarm;
-use crate::sync::runners::Job;
+use crate::sync::runners::{Job, Ticket};
 use crate::sync::unwind::drop_quietly;
 
 /// Work for an agent, and how long its caller waits.
@@ -248,7 +248,7 @@ where
     R: Send + 'static,
 {
     work: Arc<Work<B, F, R>>,
-    ticket: u64,
+    ticket: Ticket,
 }
 
 impl<B, F, R> Caller<B, F, R>
@@ -365,6 +365,11 @@ where
         let (work, lease) = self.begin()?;
         let ended = self.order.span.in_scope(|| self.attempt(work, lease))?;
         self.end(ended)
+    }
+
+    /// A lease that goes on may have a transaction.
+    fn is_first(&self) -> bool {
+        self.has_lease
     }
 }
 

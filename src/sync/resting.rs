@@ -5,6 +5,7 @@
 //! the connection that it had last and what that has in its cache. Here the same few threads are called each time, and the
 //! others end once nothing has called them for long.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(super) struct Seat {
 /// `C`: what a thread is called for.
 pub(super) struct Resting<C> {
     /// The oldest first.
-    threads: Vec<(u64, Arc<Condvar>)>,
+    threads: VecDeque<(u64, Arc<Condvar>)>,
     /// Those that were called and are not awake yet.
     called: Vec<(u64, C)>,
 }
@@ -42,7 +43,7 @@ impl Seat {
 impl<C> Default for Resting<C> {
     fn default() -> Self {
         Resting {
-            threads: Vec::new(),
+            threads: VecDeque::new(),
             called: Vec::new(),
         }
     }
@@ -51,12 +52,10 @@ impl<C> Default for Resting<C> {
 impl<C> Resting<C> {
     /// Calls a thread that rests. Returns its number, if there is one.
     pub(super) fn call(&mut self, which: Which, call: C) -> Option<u64> {
-        let at = match which {
-            Which::Oldest => 0,
-            Which::Youngest => self.threads.len().checked_sub(1)?,
-        };
-        self.threads.get(at)?;
-        let (number, called) = self.threads.remove(at);
+        let (number, called) = match which {
+            Which::Oldest => self.threads.pop_front(),
+            Which::Youngest => self.threads.pop_back(),
+        }?;
         self.called.push((number, call));
         called.notify_one();
         Some(number)

@@ -8,15 +8,16 @@
 //!
 //! As many threads are *active* as do useful work at the same time: one for each processor, if jobs compute. A job may take long, or
 //! wait. So while jobs are queued, one more thread is the *lookout*: if a whole tick passes in which none of them was
-//! taken, all active threads are at work on long jobs. Then as many others may be active, and the lookout is the first
+//! taken, all active threads are at work on long jobs. Then as many others may be active, and the lookout calls the first
 //! of them. It also wakes tasks whose jobs are done, if the thread that did them is at work on a long one, or the task
 //! that was to wake them does not run. A surplus thread stays active while its own jobs take long.
 //!
 //! Jobs that wait for each other are done faster one after the other. So if many had to, one thread is active for a while,
-//! unless jobs take long: then the lookout waits for some ticks before it helps, for others would wait as well.
+//! and the lookout calls others only for a job that has been queued for some ticks. A job that has what others wait for is
+//! done before them, and needs none of this.
 //!
 //! Threads have caches: the connection that a thread had last, what that has read, and the processor's. So the oldest
-//! threads do the jobs, and those that are not needed any more are the youngest.
+//! threads do the jobs, and the youngest leave first.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,17 +38,31 @@ use super::unwind::{drop_quietly, wake};
 #[cfg(feature = "tokio")]
 use super::virtual_time::Threads;
 
+/// A job's place in the queue.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket {
+    /// Jobs that are done first have `false` here.
+    waits: bool,
+    number: u64,
+}
+
 /// What a thread does for a task.
 pub(crate) trait Job: Send + Sync {
     /// Does it, on this thread. Returns what wakes the task.
     fn run(self: Arc<Self>) -> Option<Waker>;
+
+    /// Whether other jobs may have to wait for what it has, so that it is done before them.
+    fn is_first(&self) -> bool {
+        false
+    }
 }
 
 /// How long a thread waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(5);
 /// How long a queued job waits, in which none was taken, before another thread becomes active.
 const TICK: Duration = Duration::from_micros(500);
-/// The same, in ticks, while jobs that wait for each other are done one after the other.
+/// For how many ticks a job is queued before another thread becomes active, while jobs that wait for each other are done one
+/// after the other.
 const ALONE_TICKS: u32 = 8;
 /// So many tasks are woken together at most,
 const TOGETHER: usize = 32;
@@ -70,8 +85,8 @@ pub(crate) struct Runners<J: Job + ?Sized> {
 }
 
 struct State<J: Job + ?Sized> {
-    /// By ticket: in the order of their calls.
-    queued: BTreeMap<u64, Arc<J>>,
+    /// By ticket: in the order of their calls, but for those that are done first.
+    queued: BTreeMap<Ticket, Arc<J>>,
     next_ticket: u64,
     /// How many jobs were taken from the queue.
     taken: u64,
@@ -86,8 +101,8 @@ struct State<J: Job + ?Sized> {
     done: Done,
 }
 
-/// The active threads that are not at work on long jobs, the oldest first: all but those that have ended no job since no job
-/// was taken for a whole tick.
+/// The active threads that are not at work on long jobs, the oldest first. The lookout empties the list when it finds that no
+/// job is taken. A thread is in it again when it ends a job.
 #[derive(Default)]
 struct Short(Vec<u64>);
 
@@ -146,7 +161,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     ///
     /// # Errors
     /// If no thread can be started and none exists.
-    pub(crate) fn submit(self: &Arc<Self>, job: Arc<J>) -> io::Result<u64> {
+    pub(crate) fn submit(self: &Arc<Self>, job: Arc<J>) -> io::Result<Ticket> {
         let ticket = self.queue(job)?;
         #[cfg(feature = "tokio")]
         self.submitted.notify(usize::MAX);
@@ -159,28 +174,33 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         state.conflicts.note(state.taken, Instant::now());
     }
 
-    fn queue(self: &Arc<Self>, job: Arc<J>) -> io::Result<u64> {
+    fn queue(self: &Arc<Self>, job: Arc<J>) -> io::Result<Ticket> {
         let mut state = self.state.lock();
-        let useful = state.useful(self.useful, Instant::now);
+        let waits = !job.is_first();
+        let number = state.next_ticket;
+        let ticket = Ticket { waits, number };
+        let useful = match waits {
+            true => state.useful(self.useful, Instant::now),
+            false => self.useful,
+        };
         if state.lacks_threads(useful) && state.active < self.most {
             let summoned = self.summon(&mut state, Role::Active);
             if state.threads == 0 {
                 drop(state);
                 drop_quietly(job);
-                return summoned.map(|()| 0);
+                return summoned.map(|()| ticket);
             }
         } else if !state.has_lookout {
             // Without one, it works as well, a little slower.
             let _ = self.summon(&mut state, Role::Lookout);
         }
-        let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.queued.insert(ticket, job);
         Ok(ticket)
     }
 
     /// Takes a job back. Returns whether no thread had taken it.
-    pub(crate) fn withdraw(&self, ticket: u64) -> bool {
+    pub(crate) fn withdraw(&self, ticket: Ticket) -> bool {
         let job = self.state.lock().queued.remove(&ticket);
         // Dropped without the lock: it may hold the user's values.
         job.is_some()
@@ -334,8 +354,8 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         mut state: Locked<'a, J>,
         number: u64,
     ) -> (Locked<'a, J>, Option<Role>) {
-        // For how many ticks no job was taken.
-        let mut ticks = 0;
+        // For how many ticks some job has been queued with a number below this.
+        let (mut ticks, mut next) = (0, state.next_ticket);
         loop {
             let taken = state.taken;
             // Where all threads are active, there is no other to call for help.
@@ -350,25 +370,34 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             if state.done.is_stuck(Instant::now()) {
                 (state, _) = self.wake_all(state, Vec::new());
             }
-            if state.queued.is_empty() && state.done.wakers.is_empty() {
-                state.has_lookout = false;
-                return (state, None);
-            }
-            ticks = if state.taken == taken { ticks + 1 } else { 0 };
-            let enough = match state.conflicts.are_many(Instant::now) {
-                true => ALONE_TICKS,
-                false => 1,
-            };
-            if !state.queued.is_empty() && ticks >= enough && state.active < self.most {
-                // All that are active are at work on long jobs.
-                state.short = Short(vec![number]);
-                state.active += 1;
-                state.has_lookout = false;
-                // Without another, queued jobs are taken when the active threads end theirs.
-                if self.summon(&mut state, Role::Lookout).is_err() {
-                    (state, _) = self.wake_all(state, Vec::new());
+            let Some((&first, _)) = state.queued.first_key_value() else {
+                if state.done.wakers.is_empty() {
+                    state.has_lookout = false;
+                    return (state, None);
                 }
-                return (state, Some(Role::Active));
+                continue;
+            };
+            if first.number < next {
+                ticks += 1;
+            } else {
+                (ticks, next) = (0, state.next_ticket);
+            }
+            let is_late = match first.waits && state.conflicts.are_many(Instant::now) {
+                true => ticks >= ALONE_TICKS,
+                false => state.taken == taken,
+            };
+            if is_late && state.active < self.most {
+                (ticks, next) = (0, state.next_ticket);
+                // All that are active are at work on long jobs.
+                state.short = Short::default();
+                if self.summon(&mut state, Role::Active).is_err() {
+                    // Without a lookout, each thread wakes the tasks whose jobs it has done.
+                    state.has_lookout = false;
+                    state.active += 1;
+                    state.short.insert(number);
+                    (state, _) = self.wake_all(state, Vec::new());
+                    return (state, Some(Role::Active));
+                }
             }
         }
     }
@@ -400,9 +429,9 @@ impl<J: Job + ?Sized> State<J> {
         self.short.0.len() < useful
     }
 
-    /// Whether as many older threads as are useful do jobs that are not long.
+    /// Whether as many older threads as are useful do jobs that are not long, and another thread looks whether they go on.
     fn is_surplus(&self, number: u64, useful: usize) -> bool {
-        self.short.older_than(number) >= useful
+        (self.has_lookout || self.queued.is_empty()) && self.short.older_than(number) >= useful
     }
 }
 
@@ -457,12 +486,17 @@ mod tests {
     struct Task {
         work: Box<dyn Fn() + Send + Sync>,
         waker: Option<Waker>,
+        first: bool,
     }
 
     impl Job for Task {
         fn run(self: Arc<Self>) -> Option<Waker> {
             (self.work)();
             self.waker.clone()
+        }
+
+        fn is_first(&self) -> bool {
+            self.first
         }
     }
 
@@ -483,6 +517,7 @@ mod tests {
         Arc::new(Task {
             work: Box::new(work),
             waker: Some(waker.clone()),
+            first: false,
         })
     }
 
@@ -578,6 +613,29 @@ mod tests {
         let order: Vec<i32> = noted.try_iter().collect();
         assert_eq!(order, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
         assert!(!runners.withdraw(tickets[0]));
+    }
+
+    #[test]
+    fn a_job_that_others_wait_for_is_done_before_them() {
+        let (waker, done) = woken();
+        let (runners, release) = occupied(&waker);
+        let (note, noted) = channel();
+        let note = Arc::new(Mutex::new(note));
+        let tickets = [false, true, false, true].map(|first| {
+            let note = Arc::clone(&note);
+            let job = Task {
+                work: Box::new(move || _ = note.lock().send(first)),
+                waker: Some(waker.clone()),
+                first,
+            };
+            runners.submit(Arc::new(job)).unwrap()
+        });
+        let last = tickets[3];
+        assert!(runners.withdraw(last) && !runners.withdraw(last));
+        drop(release);
+        (0..4).for_each(|_| done.recv_timeout(LONG).unwrap());
+        let order: Vec<bool> = noted.try_iter().collect();
+        assert_eq!(order, [true, false, false]);
     }
 
     #[test]
