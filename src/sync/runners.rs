@@ -51,7 +51,7 @@ pub(crate) trait Job: Send + Sync {
     /// Does it, on this thread. Returns what wakes the task.
     fn run(self: Arc<Self>) -> Option<Waker>;
 
-    /// Whether other jobs may have to wait for what it has, so that it is done before them.
+    /// Whether other jobs may have to wait for what it has, so that it is done before one of them.
     fn is_first(&self) -> bool {
         false
     }
@@ -88,6 +88,8 @@ struct State<J: Job + ?Sized> {
     /// By ticket: in the order of their calls, but for those that are done first.
     queued: BTreeMap<Ticket, Arc<J>>,
     next_ticket: u64,
+    /// Whether the last job that was taken was to be done first.
+    took_first: bool,
     /// How many jobs were taken from the queue.
     taken: u64,
     threads: usize,
@@ -135,6 +137,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             state: Mutex::new(State {
                 queued: BTreeMap::new(),
                 next_ticket: 0,
+                took_first: false,
                 taken: 0,
                 threads: 0,
                 started: 0,
@@ -260,7 +263,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     fn work<'a>(&'a self, mut state: Locked<'a, J>, number: u64) -> (Locked<'a, J>, Option<Role>) {
         let mut spare = Vec::new();
         let mut now = Instant::now();
-        while let Some((_, job)) = state.queued.pop_first() {
+        while let Some(job) = state.next() {
             state.taken += 1;
             drop(state);
             let begun = now;
@@ -416,6 +419,22 @@ impl<J: Job + ?Sized> Threads for Runners<J> {
 }
 
 impl<J: Job + ?Sized> State<J> {
+    /// Takes a job from the queue. Those that are done first and the others take turns, so that none waits for ever.
+    fn next(&mut self) -> Option<Arc<J>> {
+        let others = Ticket {
+            waits: true,
+            number: 0,
+        };
+        if std::mem::take(&mut self.took_first)
+            && let Some((&ticket, _)) = self.queued.range(others..).next()
+        {
+            return self.queued.remove(&ticket);
+        }
+        let (ticket, job) = self.queued.pop_first()?;
+        self.took_first = !ticket.waits;
+        Some(job)
+    }
+
     /// How many threads are useful now, of `most`.
     fn useful(&mut self, most: usize, now: impl FnOnce() -> Instant) -> usize {
         match self.conflicts.are_many(now) {
@@ -616,12 +635,12 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_others_wait_for_is_done_before_them() {
+    fn a_job_that_others_wait_for_is_done_before_them_in_turns() {
         let (waker, done) = woken();
         let (runners, release) = occupied(&waker);
         let (note, noted) = channel();
         let note = Arc::new(Mutex::new(note));
-        let tickets = [false, true, false, true].map(|first| {
+        let tickets = [false, true, false, true, true].map(|first| {
             let note = Arc::clone(&note);
             let job = Task {
                 work: Box::new(move || _ = note.lock().send(first)),
@@ -630,12 +649,12 @@ mod tests {
             };
             runners.submit(Arc::new(job)).unwrap()
         });
-        let last = tickets[3];
+        let last = tickets[4];
         assert!(runners.withdraw(last) && !runners.withdraw(last));
         drop(release);
-        (0..4).for_each(|_| done.recv_timeout(LONG).unwrap());
+        (0..5).for_each(|_| done.recv_timeout(LONG).unwrap());
         let order: Vec<bool> = noted.try_iter().collect();
-        assert_eq!(order, [true, false, false]);
+        assert_eq!(order, [true, false, true, false]);
     }
 
     #[test]
