@@ -906,9 +906,9 @@ fn the_log_stays_short_under_load() {
                 }
             });
         }
-        // Ten times as much as the log may become.
+        // Ten times as much as the log may become. A machine with much else to do needs long for it.
         let start = Instant::now();
-        while written.load(SeqCst) < 40 << 20 && start.elapsed() < LONG {
+        while written.load(SeqCst) < 40 << 20 && start.elapsed() < LONG * 4 {
             let length = std::fs::metadata(&wal).map_or(0, |file| file.len());
             longest.fetch_max(length as usize, SeqCst);
             thread::sleep(Duration::from_millis(1));
