@@ -21,7 +21,7 @@ pub(super) enum Which {
 /// A thread that may rest.
 pub(super) struct Seat {
     /// Threads that were started later have higher numbers.
-    pub(super) number: u64,
+    number: u64,
     called: Arc<Condvar>,
 }
 

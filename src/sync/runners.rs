@@ -14,7 +14,7 @@
 //!
 //! Jobs that wait for each other are done faster one after the other. So if many had to, one thread is active for a while,
 //! and the lookout calls others only for a job that has been queued for some ticks. A job that has what others wait for is
-//! done before them, and needs none of this.
+//! done before one of them, and the lookout helps it after one tick.
 //!
 //! Threads have caches: the connection that a thread had last, what that has read, and the processor's. So the oldest
 //! threads do the jobs, and the youngest leave first.
@@ -160,7 +160,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         self
     }
 
-    /// Lets a thread do a job, after earlier jobs. Returns its ticket.
+    /// Lets a thread do a job, after earlier jobs of its kind. Returns its ticket.
     ///
     /// # Errors
     /// If no thread can be started and none exists.
@@ -209,7 +209,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         job.is_some()
     }
 
-    /// The jobs that no thread has taken yet, in the order of their calls.
+    /// The jobs that no thread has taken yet: those that are done first, then the others, in the order of their calls.
     pub(crate) fn queued(&self) -> Vec<Arc<J>> {
         self.state.lock().queued.values().cloned().collect()
     }
@@ -540,6 +540,22 @@ mod tests {
         })
     }
 
+    type Note<T> = Arc<Mutex<Sender<T>>>;
+
+    fn notes<T>() -> (Note<T>, Receiver<T>) {
+        let (note, noted) = channel();
+        (Arc::new(Mutex::new(note)), noted)
+    }
+
+    /// What a job does that only notes its name.
+    fn noting<T: Copy + Send + Sync + 'static>(
+        note: &Note<T>,
+        name: T,
+    ) -> impl Fn() + Send + Sync + 'static {
+        let note = Arc::clone(note);
+        move || _ = note.lock().send(name)
+    }
+
     /// A job that goes on until the sender is dropped, and says when it begins.
     fn gate(waker: &Waker) -> (Arc<Task>, Receiver<()>, Sender<()>) {
         let ((tell, begun), (release, wait)) = (channel(), channel());
@@ -617,14 +633,9 @@ mod tests {
     fn jobs_are_taken_in_their_order_and_not_once_they_are_withdrawn() {
         let (waker, done) = woken();
         let (runners, release) = occupied(&waker);
-        let (note, noted) = channel();
-        let note = Arc::new(Mutex::new(note));
+        let (note, noted) = notes();
         let tickets: Vec<_> = (0..10)
-            .map(|i| {
-                let note = Arc::clone(&note);
-                let job = task(&waker, move || _ = note.lock().send(i));
-                runners.submit(job).unwrap()
-            })
+            .map(|i| runners.submit(task(&waker, noting(&note, i))).unwrap())
             .collect();
         assert!(runners.withdraw(tickets[3]) && !runners.withdraw(tickets[3]));
         drop(release);
@@ -638,12 +649,10 @@ mod tests {
     fn a_job_that_others_wait_for_is_done_before_them_in_turns() {
         let (waker, done) = woken();
         let (runners, release) = occupied(&waker);
-        let (note, noted) = channel();
-        let note = Arc::new(Mutex::new(note));
+        let (note, noted) = notes();
         let tickets = [false, true, false, true, true].map(|first| {
-            let note = Arc::clone(&note);
             let job = Task {
-                work: Box::new(move || _ = note.lock().send(first)),
+                work: Box::new(noting(&note, first)),
                 waker: Some(waker.clone()),
                 first,
             };
