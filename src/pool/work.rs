@@ -21,7 +21,8 @@ use crate::observe::call_site::CallSite;
 use crate::observe::claim::Claim;
 use crate::observe::spans::Span;
 use crate::sync::alarm::Alarm;
-use crate::sync::runners::{Job, Ticket};
+use crate::sync::job_queue::Ticket;
+use crate::sync::runners::Job;
 use crate::sync::unwind::drop_quietly;
 
 /// Work for an agent, and how long its caller waits.

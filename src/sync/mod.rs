@@ -4,6 +4,7 @@
 pub(crate) mod alarm;
 mod conflicts;
 pub(crate) mod jitter;
+pub(crate) mod job_queue;
 pub(crate) mod keyed_map;
 pub(crate) mod oneshot;
 pub(crate) mod origin;

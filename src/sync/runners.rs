@@ -19,7 +19,6 @@
 //! Threads have caches: the connection that a thread had last, what that has read, and the processor's. So the oldest
 //! threads do the jobs, and the youngest leave first.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -32,19 +31,12 @@ use std::time::{Duration, Instant};
 use event_listener::{Event, EventListener};
 
 use super::conflicts::Conflicts;
+use super::job_queue::{JobQueue, Ticket};
 use super::prim::{Guard, Mutex};
 use super::resting::{self, Resting, Seat, Which};
 use super::unwind::{drop_quietly, wake};
 #[cfg(feature = "tokio")]
 use super::virtual_time::Threads;
-
-/// A job's place in the queue.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket {
-    /// Jobs that are done first have `false` here.
-    waits: bool,
-    number: u64,
-}
 
 /// What a thread does for a task.
 pub(crate) trait Job: Send + Sync {
@@ -85,13 +77,7 @@ pub(crate) struct Runners<J: Job + ?Sized> {
 }
 
 struct State<J: Job + ?Sized> {
-    /// By ticket: in the order of their calls, but for those that are done first.
-    queued: BTreeMap<Ticket, Arc<J>>,
-    next_ticket: u64,
-    /// Whether the last job that was taken was to be done first.
-    took_first: bool,
-    /// How many jobs were taken from the queue.
-    taken: u64,
+    queue: JobQueue<J>,
     threads: usize,
     /// How many were ever started.
     started: u64,
@@ -135,10 +121,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             useful: processors.min(most),
             most,
             state: Mutex::new(State {
-                queued: BTreeMap::new(),
-                next_ticket: 0,
-                took_first: false,
-                taken: 0,
+                queue: JobQueue::default(),
                 threads: 0,
                 started: 0,
                 active: 0,
@@ -174,44 +157,42 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     /// A job had to wait for another one.
     pub(crate) fn conflicted(&self) {
         let state = &mut *self.state.lock();
-        state.conflicts.note(state.taken, Instant::now());
+        state.conflicts.note(state.queue.taken(), Instant::now());
     }
 
     fn queue(self: &Arc<Self>, job: Arc<J>) -> io::Result<Ticket> {
+        let is_first = job.is_first();
         let mut state = self.state.lock();
-        let waits = !job.is_first();
-        let number = state.next_ticket;
-        let ticket = Ticket { waits, number };
-        let useful = match waits {
-            true => state.useful(self.useful, Instant::now),
-            false => self.useful,
+        let useful = match is_first {
+            true => self.useful,
+            false => state.useful(self.useful, Instant::now),
         };
         if state.lacks_threads(useful) && state.active < self.most {
             let summoned = self.summon(&mut state, Role::Active);
-            if state.threads == 0 {
+            if let Err(error) = summoned
+                && state.threads == 0
+            {
                 drop(state);
                 drop_quietly(job);
-                return summoned.map(|()| ticket);
+                return Err(error);
             }
         } else if !state.has_lookout {
             // Without one, it works as well, a little slower.
             let _ = self.summon(&mut state, Role::Lookout);
         }
-        state.next_ticket += 1;
-        state.queued.insert(ticket, job);
-        Ok(ticket)
+        Ok(state.queue.push(job, is_first))
     }
 
     /// Takes a job back. Returns whether no thread had taken it.
     pub(crate) fn withdraw(&self, ticket: Ticket) -> bool {
-        let job = self.state.lock().queued.remove(&ticket);
+        let job = self.state.lock().queue.remove(ticket);
         // Dropped without the lock: it may hold the user's values.
         job.is_some()
     }
 
     /// The jobs that no thread has taken yet: those that are done first, then the others, in the order of their calls.
     pub(crate) fn queued(&self) -> Vec<Arc<J>> {
-        self.state.lock().queued.values().cloned().collect()
+        self.state.lock().queue.jobs().cloned().collect()
     }
 
     /// Makes one more thread active, or the lookout.
@@ -263,8 +244,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
     fn work<'a>(&'a self, mut state: Locked<'a, J>, number: u64) -> (Locked<'a, J>, Option<Role>) {
         let mut spare = Vec::new();
         let mut now = Instant::now();
-        while let Some(job) = state.next() {
-            state.taken += 1;
+        while let Some(job) = state.queue.take_next() {
             drop(state);
             let begun = now;
             let done = catch_unwind(AssertUnwindSafe(|| job.run()));
@@ -284,7 +264,7 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             let useful = state.useful(self.useful, || now);
             let is_surplus = was_short && state.is_surplus(number, useful);
             if is_surplus
-                || state.queued.is_empty()
+                || state.queue.is_empty()
                 || !state.has_lookout
                 || state.done.wakers.len() >= TOGETHER
                 || state.done.is_late(now)
@@ -358,9 +338,9 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
         number: u64,
     ) -> (Locked<'a, J>, Option<Role>) {
         // For how many ticks some job has been queued with a number below this.
-        let (mut ticks, mut next) = (0, state.next_ticket);
+        let (mut ticks, mut next) = (0, state.queue.next_number());
         loop {
-            let taken = state.taken;
+            let taken = state.queue.taken();
             // Where all threads are active, there is no other to call for help.
             let nap = if state.active < self.most {
                 TICK
@@ -373,24 +353,24 @@ impl<J: Job + ?Sized + 'static> Runners<J> {
             if state.done.is_stuck(Instant::now()) {
                 (state, _) = self.wake_all(state, Vec::new());
             }
-            let Some((&first, _)) = state.queued.first_key_value() else {
+            let Some(ticket) = state.queue.next() else {
                 if state.done.wakers.is_empty() {
                     state.has_lookout = false;
                     return (state, None);
                 }
                 continue;
             };
-            if first.number < next {
+            if ticket.is_before(next) {
                 ticks += 1;
             } else {
-                (ticks, next) = (0, state.next_ticket);
+                (ticks, next) = (0, state.queue.next_number());
             }
-            let is_late = match first.waits && state.conflicts.are_many(Instant::now) {
+            let is_late = match !ticket.is_first() && state.conflicts.are_many(Instant::now) {
                 true => ticks >= ALONE_TICKS,
-                false => state.taken == taken,
+                false => state.queue.taken() == taken,
             };
             if is_late && state.active < self.most {
-                (ticks, next) = (0, state.next_ticket);
+                (ticks, next) = (0, state.queue.next_number());
                 // All that are active are at work on long jobs.
                 state.short = Short::default();
                 if self.summon(&mut state, Role::Active).is_err() {
@@ -414,27 +394,11 @@ impl<J: Job + ?Sized> Threads for Runners<J> {
 
     fn is_at_work(&self) -> bool {
         let state = self.state.lock();
-        state.active > 0 || !state.queued.is_empty() || !state.done.wakers.is_empty()
+        state.active > 0 || !state.queue.is_empty() || !state.done.wakers.is_empty()
     }
 }
 
 impl<J: Job + ?Sized> State<J> {
-    /// Takes a job from the queue. Those that are done first and the others take turns, so that none waits for ever.
-    fn next(&mut self) -> Option<Arc<J>> {
-        let others = Ticket {
-            waits: true,
-            number: 0,
-        };
-        if std::mem::take(&mut self.took_first)
-            && let Some((&ticket, _)) = self.queued.range(others..).next()
-        {
-            return self.queued.remove(&ticket);
-        }
-        let (ticket, job) = self.queued.pop_first()?;
-        self.took_first = !ticket.waits;
-        Some(job)
-    }
-
     /// How many threads are useful now, of `most`.
     fn useful(&mut self, most: usize, now: impl FnOnce() -> Instant) -> usize {
         match self.conflicts.are_many(now) {
@@ -450,7 +414,7 @@ impl<J: Job + ?Sized> State<J> {
 
     /// Whether as many older threads as are useful do jobs that are not long, and another thread looks whether they go on.
     fn is_surplus(&self, number: u64, useful: usize) -> bool {
-        (self.has_lookout || self.queued.is_empty()) && self.short.older_than(number) >= useful
+        (self.has_lookout || self.queue.is_empty()) && self.short.older_than(number) >= useful
     }
 }
 
@@ -677,7 +641,7 @@ mod tests {
         }
         runners.submit(task(&waker, || ())).unwrap();
         done.recv_timeout(LONG).unwrap();
-        assert_eq!(runners.state.lock().taken, 4);
+        assert_eq!(runners.state.lock().queue.taken(), 4);
     }
 
     /// One tick is enough to see that the active threads are at work on long jobs.
@@ -769,6 +733,6 @@ mod tests {
         for caller in callers {
             caller.join().unwrap();
         }
-        assert_eq!(runners.state.lock().taken, 4_000);
+        assert_eq!(runners.state.lock().queue.taken(), 4_000);
     }
 }
