@@ -1,5 +1,6 @@
 //! What several topics need: the descriptor probe, child processes, a few SQL helpers.
 
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -325,6 +326,31 @@ impl Stopwatch {
         let elapsed = self.since.elapsed();
         elapsed.saturating_sub(kept_from_running() - self.kept)
     }
+}
+
+/// The answer of a call that takes less than `most`; of one that takes more, what it took.
+pub(crate) fn within<T: Debug>(most: Duration, call: impl FnOnce() -> T) -> Result<T, String> {
+    let begun = Stopwatch::start();
+    let answer = call();
+    let took = begun.elapsed();
+    if took < most {
+        Ok(answer)
+    } else {
+        Err(format!("{took:?}, and not {most:?}: {answer:?}"))
+    }
+}
+
+/// The machine may take the processor from the threads that are to answer: one of three attempts is enough. What is
+/// slow has to be slow anew in each.
+pub(crate) fn in_one_of_three<T>(mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let mut late = Vec::new();
+    for _ in 0..3 {
+        match attempt() {
+            Ok(answer) => return answer,
+            Err(took) => late.push(took),
+        }
+    }
+    panic!("{late:?}")
 }
 
 /// For how long this thread was ready to run, and another one had the processor.
