@@ -21,8 +21,7 @@ pub(crate) enum Eviction {
 /// Runs a subscriber's code. If that panics, the pool must lose nothing.
 #[cfg(feature = "tracing")]
 fn tell(event: impl FnOnce()) {
-    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(event));
-    drop(told);
+    _ = crate::sync::unwind::quietly(event);
 }
 
 /// An agent was forgotten, and a connection that was parked for it became free.

@@ -9,12 +9,13 @@
 
 use std::future::poll_fn;
 #[cfg(feature = "tracing")]
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 #[cfg(feature = "tracing")]
 use std::sync::Arc;
 
 use super::call_site::CallSite;
+#[cfg(feature = "tracing")]
+use crate::sync::unwind::{drop_quietly, quietly};
 
 /// A span that may be none. A pointer, because every lease has one; and shared, because a subscriber is told of clones.
 #[derive(Clone, Default)]
@@ -61,8 +62,11 @@ impl Span {
     #[cfg(feature = "tracing")]
     #[cold]
     fn opened(open: impl FnOnce() -> tracing::Span) -> Self {
-        let span = catch_unwind(AssertUnwindSafe(open)).ok();
-        Span(span.filter(|span| !span.is_disabled()).map(Arc::new))
+        Span(
+            quietly(open)
+                .filter(|span| !span.is_disabled())
+                .map(Arc::new),
+        )
     }
 
     /// Does `work` within the span.
@@ -85,8 +89,7 @@ impl Drop for Span {
     #[inline]
     fn drop(&mut self) {
         if let Some(span) = self.0.take() {
-            let closed = catch_unwind(AssertUnwindSafe(|| drop(span)));
-            drop(closed);
+            drop_quietly(span);
         }
     }
 }
@@ -98,15 +101,13 @@ struct Entered<'a>(Option<tracing::span::Entered<'a>>);
 impl<'a> Entered<'a> {
     #[cold]
     fn new(span: &'a tracing::Span) -> Self {
-        Entered(catch_unwind(AssertUnwindSafe(|| span.enter())).ok())
+        Entered(quietly(|| span.enter()))
     }
 }
 
 #[cfg(feature = "tracing")]
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        let entered = self.0.take();
-        let left = catch_unwind(AssertUnwindSafe(|| drop(entered)));
-        drop(left);
+        drop_quietly(self.0.take());
     }
 }

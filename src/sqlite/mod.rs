@@ -36,7 +36,6 @@ mod wal;
 mod watch;
 
 use std::borrow::Cow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -49,6 +48,7 @@ use crate::core::backend::{Backend, CloseMode, Fate, NotClosed, Patience};
 use crate::core::max_hold::Interrupter;
 use crate::error::Error;
 use crate::observe::stats::Stats;
+use crate::sync::unwind::quietly;
 
 pub use backup::{Backup, BackupProgress};
 pub(crate) use budget::{Budget, Sharing};
@@ -432,7 +432,7 @@ impl Backend for Sqlite {
 
     fn reset(&self, connection: &mut Connection) -> Fate {
         // A reset drops values of the borrower, which may panic.
-        catch_unwind(AssertUnwindSafe(|| connection.reset())).unwrap_or(Fate::Discard)
+        quietly(|| connection.reset()).unwrap_or(Fate::Discard)
     }
 
     fn close(&self, connection: Connection, mode: CloseMode) -> Result<(), NotClosed<Connection>> {
@@ -468,7 +468,7 @@ impl Backend for Sqlite {
         }
         // Closing drops a borrower's hooks, and their values may panic. Unwinding then drops the connection,
         // which closes it anyway.
-        let closed = catch_unwind(AssertUnwindSafe(|| connection.close())).unwrap_or(Ok(()));
+        let closed = quietly(|| connection.close()).unwrap_or(Ok(()));
         match (&closed, &self.source) {
             (Ok(()), Source::Agents(agents)) => {
                 if let Some(path) = &path {

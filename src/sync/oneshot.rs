@@ -7,6 +7,8 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
+use super::unwind::wake;
+
 pub(crate) struct Oneshot<R>(Mutex<State<R>>);
 
 enum State<R> {
@@ -35,7 +37,7 @@ impl<R> Oneshot<R> {
         let before = std::mem::replace(&mut *state, State::Answered(answer));
         drop(state);
         if let State::Waiting(waker) = before {
-            waker.wake();
+            wake(waker);
         }
     }
 

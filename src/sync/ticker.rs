@@ -2,12 +2,13 @@
 //! It knows nothing of what it calls. A call that panics does not end the thread.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+
+use super::unwind::quietly;
 
 /// Ends the thread when it is dropped.
 #[derive(Default)]
@@ -46,10 +47,10 @@ impl Ticker {
             .name(name.to_owned())
             .spawn(move || {
                 while signal.wait(next) != Call::End {
-                    match catch_unwind(AssertUnwindSafe(&work)) {
-                        Ok(Some(again)) => next = again,
-                        Ok(None) => break,
-                        Err(_) => next = pause,
+                    match quietly(&work) {
+                        Some(Some(again)) => next = again,
+                        Some(None) => break,
+                        None => next = pause,
                     }
                 }
             })

@@ -6,7 +6,18 @@ use std::task::Waker;
 
 /// Wakes a task. A waker is foreign code: if it panics, the thread that wakes still has others to serve.
 pub(crate) fn wake(waker: Waker) {
-    drop_quietly(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+    _ = quietly(|| waker.wake());
+}
+
+/// Runs code of the user's for nothing but its effect. `None`: it panicked.
+pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => Some(done),
+        Err(panic) => {
+            drop_quietly(panic);
+            None
+        }
+    }
 }
 
 /// Drops a value, whatever its drop does: what a panic carries is any value of the user's, too.

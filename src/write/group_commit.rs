@@ -3,7 +3,6 @@
 //! It knows neither the callers nor how they wait. It awaits the connection and the lock, so that the wait holds no thread.
 
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -19,6 +18,7 @@ use crate::observe::claim::Claim;
 use crate::observe::stats::{add, count};
 use crate::sqlite::{Commits, Group, Member, Sqlite, busy, same, until};
 use crate::sync::semaphore::{Closed, Held};
+use crate::sync::unwind::quietly;
 use crate::sync::wait::{await_until, block_until};
 
 /// A queue of a pool, with the agent whose connection its leader uses.
@@ -83,7 +83,7 @@ impl QueueHandle {
         // No code within is known to panic. If some does, the queue must go on, and members without an answer
         // get one when the group is dropped.
         poll_fn(|cx| {
-            let polled = catch_unwind(AssertUnwindSafe(|| group.as_mut().poll(cx)));
+            let polled = quietly(|| group.as_mut().poll(cx));
             polled.unwrap_or(Poll::Ready(Led::Next(None)))
         })
         .await

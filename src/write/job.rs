@@ -1,7 +1,6 @@
 //! A job: the work of one call of `write`, from the call to the answer.
 //! It does not know when its turn comes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +10,7 @@ use rusqlite::Savepoint;
 use crate::error::{Error, caught};
 use crate::observe::claim::Claim;
 use crate::sync::oneshot::Oneshot;
+use crate::sync::unwind::quietly;
 
 /// A job, whatever its result type.
 pub(super) trait Job: Send + Sync {
@@ -46,11 +46,10 @@ impl PendingJob {
     /// answered.
     fn reply_once(&mut self, outcome: Result<(), Error>) {
         if let Some(job) = self.0.take() {
-            let replied = catch_unwind(AssertUnwindSafe(|| {
+            _ = quietly(|| {
                 job.reply(outcome);
                 drop(job);
-            }));
-            drop(replied);
+            });
         }
     }
 

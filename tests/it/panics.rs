@@ -5,13 +5,26 @@ use std::task::{Context, Poll, Wake};
 
 use crate::common::*;
 
+/// What the panic carries panics, too, when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("on purpose, too");
+    }
+}
+
+fn explode() -> ! {
+    std::panic::panic_any(Bomb)
+}
+
 /// A waker is the executor's.
 #[test]
 fn a_waker_that_panics_keeps_nothing() {
     struct Panics;
     impl Wake for Panics {
         fn wake(self: Arc<Self>) {
-            panic!("on purpose");
+            explode();
         }
     }
     for mode in [Mode::Shared, Mode::PerAgent] {
@@ -86,7 +99,7 @@ mod subscriber {
         fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
             if PANICS.load(SeqCst) {
                 EVENTS.fetch_add(1, SeqCst);
-                panic!("on purpose");
+                explode();
             }
         }
 
@@ -98,7 +111,7 @@ mod subscriber {
         ) {
             if PANICS.load(SeqCst) {
                 EVENTS.fetch_add(1, SeqCst);
-                panic!("on purpose");
+                explode();
             }
         }
     }
