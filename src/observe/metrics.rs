@@ -11,15 +11,67 @@ use metrics::{
     IntoF64, Label, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
+use parking_lot::Mutex;
+
 use super::families::{Family, Numbers, Sample};
 use super::histogram::Histogram;
+use crate::sync::unwind::quietly;
 
 /// How often the numbers are passed on.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// Passes a pool's numbers on, one caller at a time. The recorder is foreign code: it may panic, or call the pool, so no lock
+/// is held while it runs.
+#[derive(Default)]
+pub(crate) struct Publisher(Mutex<Publishing>);
+
+#[derive(Default)]
+enum Publishing {
+    #[default]
+    Never,
+    Waits(Published),
+    /// A thread passes numbers on. Whether another call asked for it meanwhile.
+    Runs {
+        again: bool,
+    },
+}
+
+impl Publisher {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        match &*self.0.lock() {
+            Publishing::Never => true,
+            Publishing::Waits(last) => last.is_due(now),
+            Publishing::Runs { .. } => false,
+        }
+    }
+
+    /// Passes on what `numbers` says. If another call does so just now, that call does it once more: this one may come from
+    /// the recorder itself.
+    pub(crate) fn publish(&self, pool: &str, numbers: impl Fn() -> Vec<Family>) {
+        let mut last = {
+            let mut state = self.0.lock();
+            match std::mem::replace(&mut *state, Publishing::Runs { again: false }) {
+                Publishing::Never => Published::default(),
+                Publishing::Waits(last) => last,
+                Publishing::Runs { .. } => {
+                    *state = Publishing::Runs { again: true };
+                    return;
+                }
+            }
+        };
+        _ = quietly(|| last.publish(pool, &numbers(), Instant::now()));
+        // Once, not as often as asked: a recorder may ask each time.
+        let again = matches!(&*self.0.lock(), Publishing::Runs { again: true });
+        if again {
+            _ = quietly(|| last.publish(pool, &numbers(), Instant::now()));
+        }
+        *self.0.lock() = Publishing::Waits(last);
+    }
+}
+
 /// The numbers that the facade got last.
 #[derive(Default)]
-pub(crate) struct Published {
+struct Published {
     at: Option<Instant>,
     /// A recorder was there the whole last time.
     heard: bool,
@@ -27,14 +79,14 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
+    fn is_due(&self, now: Instant) -> bool {
         self.at
             .is_none_or(|at| now.saturating_duration_since(at) >= EVERY)
     }
 
     /// Passes all numbers to the facade. For a histogram, these are the durations added since the last call, each as
     /// the end of its bucket.
-    pub(crate) fn publish(&mut self, pool: &str, families: &[Family], now: Instant) {
+    fn publish(&mut self, pool: &str, families: &[Family], now: Instant) {
         self.at = Some(now);
         let mut heard = true;
         for family in families {

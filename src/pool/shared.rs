@@ -3,8 +3,6 @@
 //! It decides nothing itself.
 
 use std::future::Future;
-#[cfg(feature = "metrics")]
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,7 +16,7 @@ use crate::error::Error;
 use crate::observe::claim::Claim;
 use crate::observe::health::{Health, Signs};
 #[cfg(feature = "metrics")]
-use crate::observe::metrics::Published;
+use crate::observe::metrics::Publisher;
 use crate::observe::stats::{Stats, Waiting};
 use crate::observe::windows::{Recent, Windows};
 use crate::sqlite::Sqlite;
@@ -37,7 +35,7 @@ pub struct Shared<B: Pooled> {
     /// The threads that do the work of `run` and `read_async`.
     pub(super) runners: Arc<Runners<dyn HandedOver>>,
     #[cfg(feature = "metrics")]
-    published: parking_lot::Mutex<Published>,
+    published: Publisher,
     /// Work that must be interrupted until it ends.
     interrupts: parking_lot::Mutex<Vec<RetryInterrupt>>,
     recent: Recent,
@@ -73,7 +71,7 @@ impl<B: Pooled> Shared<B> {
         let shared = Arc::new(Shared {
             runners,
             #[cfg(feature = "metrics")]
-            published: parking_lot::Mutex::default(),
+            published: Publisher::default(),
             interrupts: parking_lot::Mutex::default(),
             recent: Recent::new(Instant::now()),
             maintained: parking_lot::Mutex::new(Instant::now()),
@@ -179,7 +177,9 @@ impl<B: Pooled> Shared<B> {
             B::maintain(&self.beside);
             self.recent.tick(Instant::now(), || self.stats());
             #[cfg(feature = "metrics")]
-            self.publish();
+            if self.published.is_due(Instant::now()) {
+                self.publish_now();
+            }
         }
         let mut interrupts = self.interrupts.lock();
         interrupts.retain(|interrupt| interrupt());
@@ -281,26 +281,15 @@ impl<B: Pooled> Shared<B> {
     }
 
     #[cfg(feature = "metrics")]
-    fn publish(&self) {
-        let due = self.published.lock().is_due(Instant::now());
-        if due {
-            self.publish_now();
-        }
-    }
-
-    #[cfg(feature = "metrics")]
     fn publish_now(&self) {
-        let stats = self.stats();
-        let mut families = self.core.families(&stats, &self.signs());
-        if self.core.options.opentelemetry {
-            families.extend(crate::observe::families::of_opentelemetry(&stats));
-        }
-        // The recorder is foreign code. If it panics, callers must still get their answers.
-        let published = catch_unwind(AssertUnwindSafe(|| {
-            let mut published = self.published.lock();
-            published.publish(&self.core.options.name, &families, Instant::now());
-        }));
-        drop(published);
+        self.published.publish(&self.core.options.name, || {
+            let stats = self.stats();
+            let mut families = self.core.families(&stats, &self.signs());
+            if self.core.options.opentelemetry {
+                families.extend(crate::observe::families::of_opentelemetry(&stats));
+            }
+            families
+        });
     }
 }
 

@@ -15,7 +15,13 @@ type Values = HashMap<String, f64>;
 type Recorded = HashMap<String, Vec<f64>>;
 
 #[derive(Default, Clone)]
-pub(crate) struct Recorder(Arc<Mutex<(Values, Recorded)>>, Arc<Mutex<HashSet<String>>>);
+pub(crate) struct Recorder(
+    Arc<Mutex<(Values, Recorded)>>,
+    Arc<Mutex<HashSet<String>>>,
+    Arc<Mutex<Option<Call>>>,
+);
+
+type Call = Box<dyn FnOnce() + Send>;
 
 impl Recorder {
     pub(crate) fn seen(&self) -> (Values, Recorded) {
@@ -25,6 +31,11 @@ impl Recorder {
     /// Whether the name was described.
     pub(crate) fn is_described(&self, name: &str) -> bool {
         self.1.lock().unwrap().contains(name)
+    }
+
+    /// Makes the recorder run `call` when it is asked for a gauge.
+    pub(crate) fn call_once(&self, call: impl FnOnce() + Send + 'static) {
+        *self.2.lock().unwrap() = Some(Box::new(call));
     }
 
     fn describe(&self, name: &KeyName) {
@@ -106,6 +117,10 @@ impl metrics::Recorder for Recorder {
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        let call = self.2.lock().unwrap().take();
+        if let Some(call) = call {
+            call();
+        }
         Gauge::from_arc(self.series(key))
     }
 

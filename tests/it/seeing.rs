@@ -924,6 +924,27 @@ mod metrics {
     }
 
     #[test]
+    fn a_recorder_may_close_the_pool() {
+        in_child("seeing::metrics::a_recorder_may_close_the_pool", || {
+            let mut seen = Seen::install();
+            let fixture = Fixture::new();
+            let pool = fixture.builder(2).name("chat").build().unwrap();
+            drop(pool.lease("a").unwrap());
+            let (tell, told) = std::sync::mpsc::channel();
+            let closing = pool.clone();
+            seen.recorder.call_once(move || {
+                tell.send(closing.close()).unwrap();
+                panic!("on purpose");
+            });
+            told.recv_timeout(LONG).unwrap().unwrap();
+            // All that was passed on when it panicked is passed on again.
+            seen.until("leasepool_connections pool=chat state=parked", 0.0);
+            seen.until("leasepool_leases_total outcome=miss pool=chat", 1.0);
+            assert_eq!(fixture.descriptors().all(), 0);
+        });
+    }
+
+    #[test]
     fn the_facade_is_told_of_checkpoints() {
         in_child("seeing::metrics::the_facade_is_told_of_checkpoints", || {
             let mut seen = Seen::install();
