@@ -15,6 +15,10 @@ pub(crate) struct Within(());
 pub(crate) const WRITE: &str = "a write";
 /// A read.
 pub(crate) const READ: &str = "a read";
+/// Work that `run` was given.
+pub(crate) const RUN: &str = "a call of `run`";
+/// What is told the progress of a backup.
+pub(crate) const BACKUP: &str = "a backup";
 /// The copying of an agent's file, as it is handed over.
 pub(crate) const HAND_OVER: &str = "a hand-over";
 /// `setup`, `on_open`, and every other callback that runs while a connection is opened.

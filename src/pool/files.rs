@@ -65,6 +65,7 @@ impl Pool {
         let request = Request::new(BACKUP, Some(self.lease_timeout()), CallSite::here());
         let done = self.shared.lease(&request).and_then(|lease| {
             let patience = core.patience(&request);
+            let _within = Within::enter(core.address(), reentrancy::BACKUP);
             core.backend
                 .backup(&lease, to.as_ref(), &mut how, &patience)
         });
@@ -313,6 +314,7 @@ impl Agent {
         let places = core.options.max_connections.min(2);
         let _aside = core.set_aside(&request, places, exclusively)?;
         let patience = core.patience(&request);
+        let _within = Within::enter(core.address(), reentrancy::BACKUP);
         core.backend
             .backup_agent(agent, to.as_ref(), &mut how, &patience)
     }

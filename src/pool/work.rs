@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::lease::Lease;
 use super::pooled::{Backend, Lent};
 use super::{Pool, Shared};
+use crate::core::reentrancy::{self, Within};
 use crate::core::request::{OWN_OPENING, Request};
 use crate::error::{Error, Wanted};
 use crate::observe::call_site::CallSite;
@@ -433,7 +434,10 @@ where
             over: &over,
         };
         let lent = lease.checkout_mut();
-        let result = catch_unwind(AssertUnwindSafe(|| work(lent, &begun)));
+        let result = {
+            let _within = Within::enter(self.shared.core.address(), reentrancy::RUN);
+            catch_unwind(AssertUnwindSafe(|| work(lent, &begun)))
+        };
         // The connection's next borrower may be another one.
         begun.is_over();
         if result.is_err() {

@@ -1,13 +1,14 @@
 //! P17 and P20: what one does slowly keeps nobody else beyond its time, and no poll of a future waits for it.
 
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use leasepool::{Database, Error, Pool, Synchronous};
+use leasepool::{Backup, Database, Error, Pool, Synchronous};
 
 use crate::common::*;
 
@@ -173,6 +174,39 @@ fn closing_from_within_is_told_at_once() {
     drop(both);
     assert_whole(&pool);
     pool.close().unwrap();
+}
+
+/// So is closing in whatever else the pool calls and waits for.
+#[test]
+fn closing_in_a_callback_is_told_at_once() {
+    #[track_caller]
+    fn is_told(closed: Result<(), Error>, expected: &str) {
+        let told = matches!(closed, Err(Error::Reentrant { within, .. }) if within == expected);
+        assert!(told, "{closed:?}, not: within {expected}");
+    }
+    for mode in [Mode::Shared, Mode::PerAgent] {
+        let fixture = mode.fixture();
+        let pool = fixture.pool(2);
+        let begun = Instant::now();
+        let within = pool.clone();
+        let closed = smol::block_on(pool.run("a", move |_| Ok(within.close())));
+        is_told(closed.unwrap(), "a call of `run`");
+        let within = pool.clone();
+        let closed = pool.read("a", move |_| Ok(within.close()));
+        is_told(closed.unwrap(), "a read");
+        let mut closed = None;
+        let copy = fixture.path.with_extension("copy");
+        let tells = |_| {
+            closed.get_or_insert_with(|| pool.close());
+            ControlFlow::Continue(())
+        };
+        pool.agent("a")
+            .backup_with(copy, Backup::new().progress(tells))
+            .unwrap();
+        is_told(closed.unwrap(), "a backup");
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert_whole(&pool);
+    }
 }
 
 /// A8: each took one place, and waited for another.
