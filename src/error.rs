@@ -23,8 +23,8 @@ pub enum Error {
     /// leases sooner, write less at a time, wait longer, or allow more connections. `holders` lists the
     /// leases in the way.
     #[error(
-        "timed out after {waited:?} waiting {wanted}: {} of {max_connections} lent, {waiting} waiting{}{}{}",
-        holders.len(), StuckNote(*stuck), HolderList(holders), DeadlockNote(*all_holders_wait)
+        "timed out after {waited:?} waiting {wanted}: {lent} of {max_connections} lent, {waiting} waiting{}{}{}",
+        StuckNote(*stuck), HolderList(holders), DeadlockNote(*all_holders_wait)
     )]
     #[non_exhaustive]
     Exhausted {
@@ -34,12 +34,14 @@ pub enum Error {
         waited: Duration,
         /// The size of the pool.
         max_connections: usize,
+        /// How many connections were lent, or granted to a caller that had not taken its connection yet.
+        lent: usize,
         /// How many other callers were waiting for the same thing when this call gave up.
         waiting: usize,
         /// Connections that cannot be closed, and so cannot be lent (see [`Stats::stuck`](crate::Stats::stuck)).
         stuck: usize,
-        /// The leases held at that moment, the oldest first. A caller that had been granted a connection and
-        /// had not taken it yet counts as a holder.
+        /// The leases held at that moment, the oldest first. A caller that had been granted a connection, or
+        /// its agent's turn, and had not taken it yet counts as a holder.
         holders: Vec<Holder>,
         /// Whether every thread that took one of these leases was itself waiting for a connection: most
         /// likely a deadlock. It is not certain, since a lease may have moved to another thread.

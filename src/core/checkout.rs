@@ -223,16 +223,16 @@ impl<B: Backend> Core<B> {
 
     /// The error of a request that cannot wait any longer.
     pub(super) fn timed_out(&self, request: &Request<'_>, wanted: Wanted) -> Error {
-        let agent = (wanted == Wanted::Agent).then_some(request.agent);
+        let lock = request.lock().filter(|_| wanted == Wanted::Agent);
         let waiting = match wanted {
             Wanted::Connection => self.permits.waiting(),
-            Wanted::Agent => request.waiting_at_lock(),
+            Wanted::Agent => lock.map_or(0, |lock| lock.semaphore().waiting()),
             _ => 0,
         };
         // Made before the timeout is counted: the error names the present holders, and a thread that sees the
         // count may return its lease.
         let thread = request.thread();
-        let error = self.exhausted_for(agent, thread, wanted, request.asked_at, waiting);
+        let error = self.exhausted_for(lock, thread, wanted, request.asked_at, waiting);
         count(&self.counters.timeouts);
         error
     }

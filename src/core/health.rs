@@ -33,8 +33,8 @@ impl<B: Backend> Core<B> {
         signs.longest_wait = longest.unwrap_or_default();
         signs.overdue_after = self.options.overdue_after;
         if let Some(after) = self.options.overdue_after {
-            let holders = self.holders_and_threads(now).0;
-            signs.overdue = holders.iter().filter(|holder| holder.age >= after).count();
+            let held = self.held(now);
+            signs.overdue = held.iter().filter(|held| held.holder.age >= after).count();
         }
         signs.deadlock = self.deadlock_reported.load(Relaxed);
         signs.short_of_descriptors = self.backend.is_short_of_descriptors();

@@ -80,10 +80,11 @@ use crate::observe::claim::Claim;
 use crate::observe::events;
 use crate::observe::slow_waits::{SlowWait, SlowWaits};
 use crate::observe::stats::{Counters, Holder, Stats, Waiting, count};
+use crate::sync::keyed_map::KeyedEntry;
 use crate::sync::origin::Origin;
 use crate::sync::semaphore::Semaphore;
 use crate::sync::workers::WorkerPool;
-use agent_lock::AgentLocks;
+use agent_lock::{AgentLock, AgentLocks};
 use backend::{Backend, CloseMode, NotClosed};
 use max_hold::MaxHold;
 use parking::Parking;
@@ -153,6 +154,17 @@ pub struct Core<B: Backend> {
 
 /// Where each agent has its own database, one slot in this many is kept vacant.
 const SPARE: usize = 8;
+
+/// What others wait for, in the hands of one caller.
+struct Held {
+    holder: Holder,
+    /// The thread that asked for it, if it blocks.
+    thread: Option<u64>,
+    /// Whether it is a connection, and not just the agent's turn.
+    has_connection: bool,
+    /// The agent's lock, if it has one.
+    lock: Option<Arc<KeyedEntry<AgentLock>>>,
+}
 
 /// The slots that are out of circulation.
 struct Out<B: Backend> {
@@ -304,61 +316,81 @@ impl<B: Backend> Core<B> {
         self.parking.lot.is_parked(agent)
     }
 
-    /// The holders of connections, the oldest first. A caller that was granted a connection and has not taken
-    /// it yet counts as a holder.
+    /// The holders of connections, the oldest first. A caller that was granted a connection, or its agent's turn, and has
+    /// not taken it yet counts as a holder.
     pub(crate) fn holders(&self) -> Vec<Holder> {
         if self.is_forked() {
             return Vec::new();
         }
-        self.holders_and_threads(Instant::now()).0
+        let held = self.held(Instant::now());
+        held.into_iter().map(|held| held.holder).collect()
     }
 
-    /// The holders, and the threads that took their leases.
-    fn holders_and_threads(&self, now: Instant) -> (Vec<Holder>, Vec<Option<u64>>) {
+    /// All that is held, the oldest first.
+    fn held(&self, now: Instant) -> Vec<Held> {
         let mut found = Vec::new();
         self.parking.lot.loans(|_, entry, loan| {
-            found.push((loan.holder(&entry.agent, now), Some(loan.thread)));
+            found.push(Held {
+                holder: loan.holder(&entry.agent, now),
+                thread: Some(loan.thread),
+                has_connection: true,
+                lock: entry.lock.clone(),
+            });
         });
+        let granted = |claim: Claim, lock: Option<Arc<KeyedEntry<AgentLock>>>| Held {
+            holder: claim.holder(now),
+            thread: claim.thread,
+            has_connection: lock.is_none(),
+            lock,
+        };
         for claim in self.permits.granted(now) {
-            found.push((claim.holder(now), claim.thread));
+            found.push(granted(claim, None));
         }
-        found.sort_by_key(|(holder, _)| std::cmp::Reverse(holder.age));
-        found.into_iter().unzip()
+        for lock in self.locks.iter().flat_map(AgentLocks::all) {
+            for claim in lock.semaphore().granted(now) {
+                found.push(granted(claim, Some(Arc::clone(&lock))));
+            }
+        }
+        found.sort_by_key(|held| std::cmp::Reverse(held.holder.age));
+        found
     }
 
     pub(crate) fn exhausted(&self, wanted: Wanted, asked_at: Instant, waiting: usize) -> Error {
         self.exhausted_for(None, None, wanted, asked_at, waiting)
     }
 
-    /// `agent`: the agent whose lock the call waited for, if it waited for one; `thread`: the thread that was
+    /// `lock`: the agent's lock that the call waited for, if it waited for one; `thread`: the thread that was
     /// blocked.
     pub(crate) fn exhausted_for(
         &self,
-        agent: Option<&str>,
+        lock: Option<&Arc<KeyedEntry<AgentLock>>>,
         thread: Option<u64>,
         wanted: Wanted,
         asked_at: Instant,
         waiting: usize,
     ) -> Error {
         let now = Instant::now();
-        let (holders, threads) = self.holders_and_threads(now);
+        let held = self.held(now);
         let mut waiting_threads = self.waiting_threads();
         waiting_threads.extend(thread);
-        let waits = |thread: &Option<u64>| thread.is_some_and(|t| waiting_threads.contains(&t));
-        let relevant = holders
-            .iter()
-            .zip(&threads)
-            .filter(|(holder, _)| agent.is_none_or(|agent| holder.agent == agent));
-        let mut relevant = relevant.map(|(_, thread)| thread).peekable();
-        let all_holders_wait = relevant.peek().is_some() && relevant.all(waits);
+        let waits = |held: &Held| held.thread.is_some_and(|t| waiting_threads.contains(&t));
+        // The queue at one agent's lock concerns only those who use the same lock.
+        let is_in_the_way = |held: &&Held| match (lock, &held.lock) {
+            (None, _) => held.has_connection,
+            (Some(wanted), Some(lock)) => Arc::ptr_eq(wanted, lock),
+            (Some(_), None) => false,
+        };
+        let mut in_the_way = held.iter().filter(is_in_the_way).peekable();
+        let all_holders_wait = in_the_way.peek().is_some() && in_the_way.all(waits);
         Error::Exhausted {
             wanted,
             waited: now.saturating_duration_since(asked_at),
             max_connections: self.options.max_connections,
+            lent: held.iter().filter(|held| held.has_connection).count(),
             waiting,
             stuck: self.counters.stuck.load(Relaxed),
             all_holders_wait,
-            holders,
+            holders: held.into_iter().map(|held| held.holder).collect(),
         }
     }
 

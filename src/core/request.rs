@@ -174,10 +174,9 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// How many callers wait at the agent's lock.
-    pub(super) fn waiting_at_lock(&self) -> usize {
-        let lock = self.lock.get();
-        lock.map_or(0, |lock| lock.semaphore().waiting())
+    /// The agent's lock, if it has one and the call has looked it up.
+    pub(super) fn lock(&self) -> Option<&Arc<KeyedEntry<AgentLock>>> {
+        self.lock.get()
     }
 
     /// The thread that blocks while it waits.

@@ -1,10 +1,12 @@
 //! Callers that wait for each other: nobody guesses, and the error names who has what.
 
+use std::future::Future;
 use std::sync::Barrier;
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use leasepool::{Error, Wanted};
+use leasepool::{Database, Error, Pool, Wanted};
 
 use crate::common::*;
 
@@ -21,6 +23,60 @@ fn exhausted(error: Error) -> (Wanted, Vec<String>, bool) {
         }
         other => panic!("{other}"),
     }
+}
+
+/// A future that was granted what it waits for, is kept, and is not polled again keeps others waiting: the error names
+/// it, whether it has a connection, its agent's file, or its agent's quota.
+#[test]
+fn who_was_granted_and_takes_nothing_is_named() {
+    let quota = |fixture: &Fixture| fixture.builder(2).leases_per_agent(1);
+    let fixtures = [
+        (Mode::Shared.fixture(), 1, "1 of 1 lent"),
+        (Mode::PerAgent.fixture(), 2, "0 of 2 lent"),
+        (Mode::Shared.fixture(), 2, "0 of 2 lent"),
+    ];
+    for (i, (fixture, connections, lent)) in fixtures.into_iter().enumerate() {
+        let builder = match i {
+            2 => quota(&fixture),
+            _ => fixture.builder(connections),
+        };
+        let pool = builder.overtaking(Duration::ZERO).build().unwrap();
+        let lease = pool.lease("a").unwrap();
+        let mut kept = Box::pin(pool.lease_async("a"));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(kept.as_mut().poll(&mut cx).is_pending());
+        drop(lease);
+        let refused = pool.agent("a").within(Duration::from_millis(20)).lease();
+        let error = refused.unwrap_err();
+        assert!(error.to_string().contains(lent), "{error}");
+        let Error::Exhausted { holders, .. } = &error else {
+            panic!("{error}");
+        };
+        let named: Vec<_> = holders.iter().map(|h| (&*h.agent, h.borrowed_at)).collect();
+        assert_eq!(named.len(), 1, "{error}");
+        assert_eq!((named[0].0, named[0].1.file()), ("a", file!()));
+        assert_eq!(pool.holders().len(), 1);
+        drop(kept);
+        assert_eq!(pool.holders().len(), 0);
+        drop(pool.lease("a").unwrap());
+        assert_whole(&pool);
+    }
+}
+
+/// Agents that share one file wait for each other, and each knows only its own name.
+#[test]
+fn agents_of_one_file_that_wait_for_each_other_are_told() {
+    let fixture = Mode::PerAgent.fixture();
+    let file = fixture.path.with_extension("of-both");
+    let pool = Pool::builder(Database::per_agent_with(move |_| file.clone()))
+        .max_connections(2)
+        .lease_timeout(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    let _lease = pool.agent("a").within(LONG).lease().unwrap();
+    let (wanted, holders, all_wait) = exhausted(pool.lease("b").unwrap_err());
+    assert_eq!((wanted, all_wait), (Wanted::Agent, true));
+    assert_eq!(holders, ["a"]);
 }
 
 #[test]
