@@ -173,6 +173,11 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Whether the connection is closed in this mode within microseconds. A caller's own thread closes no other.
+    fn closes_briefly(&self, _connection: &Self::Connection, _mode: CloseMode) -> bool {
+        false
+    }
+
     /// Closes the connection.
     ///
     /// # Errors

@@ -85,7 +85,11 @@ impl<B: Backend> Core<B> {
         // In a block: the request has left every queue when the error is made.
         let done = {
             let mut work = pin!(self.in_time(handle, request, begun, false));
-            let mut done = block_until(request.deadline(), work.as_mut());
+            let mut done = match request.wait {
+                // It waits for the disk alone, and ends by itself.
+                None if !B::IS_REMOTE => Some(block_on(work.as_mut())),
+                _ => block_until(request.deadline(), work.as_mut()),
+            };
             if done.is_none() && request.stage() == Wanted::Opening {
                 done = block_until(request.asked_at + OWN_OPENING, work.as_mut());
             }
@@ -334,8 +338,7 @@ impl<B: Backend> Core<B> {
                 continue;
             }
             request.set_stage(Wanted::Opening);
-            let here = request.wait.is_none() || request.opens_here;
-            match self.renewed(checkout, mode, here, request.deadline()).await {
+            match self.renewed(checkout, mode, request).await {
                 Ok(Renewed::Ready(checkout)) => return Ok(checkout),
                 Ok(Renewed::Stuck(entry, lock)) => target = Some((entry, lock)),
                 Err(failure @ Error::Open { .. }) if B::IS_REMOTE => {

@@ -91,6 +91,10 @@ impl Backend for Fake {
         }
     }
 
+    fn closes_briefly(&self, _: &Box<Connection>, _: CloseMode) -> bool {
+        !self.0.slow_close.load(Relaxed)
+    }
+
     fn close(
         &self,
         connection: Box<Connection>,

@@ -13,9 +13,10 @@ use super::backend::{Backend, CheckNeeded, CloseMode, Fate, Patience};
 use super::guard::{Checkout, Handle};
 use super::parking::Entry;
 use super::reentrancy::{self, Within};
+use super::request::{OWN_OPENING, Request};
 use super::slot::{OpenConnection, TakenSlot};
 use super::{Core, Stuck};
-use crate::error::Error;
+use crate::error::{Error, Wanted};
 use crate::observe::stats::{Counters, count};
 use crate::sync::wait::await_until;
 
@@ -161,23 +162,56 @@ impl<B: Backend> Core<B> {
         answered
     }
 
-    /// Opens a connection: on a worker thread, or on this thread (`here`) for a caller that waits for no
-    /// other borrower, but does wait for the disk. Waits until `deadline` at most for what other borrowers
-    /// must do first.
+    /// Closes the connection in the slot, if there is one, and opens another: on worker threads; but a thread of the
+    /// pool's does both itself, and a caller that waits for no other borrower waits for its own opening, however long
+    /// that takes. Waits until the request's deadline at most for what other borrowers must do first.
     pub(super) async fn renewed<H: Handle<B>>(
         &self,
-        checkout: Checkout<B, H>,
+        mut checkout: Checkout<B, H>,
         mode: Option<CloseMode>,
-        here: bool,
-        deadline: Instant,
+        request: &Request<'_>,
     ) -> Result<Renewed<B, H>, Error> {
-        if here && !B::IS_REMOTE {
+        let deadline = request.deadline();
+        if B::IS_REMOTE || !(request.opens_here || request.wait.is_none()) {
+            return self.on_worker(move || renew(checkout, mode, deadline)).await;
+        }
+        if request.opens_here || self.may_vacate_here(&mut checkout, mode) {
             return renew(checkout, mode, deadline);
         }
-        let work = move || renew(checkout, mode, deadline);
+        // The log that another agent left may be long.
+        let closing = self.on_worker(move || vacated(checkout, mode));
+        match await_until(Instant::now() + OWN_OPENING, pin!(closing)).await {
+            Some(closed) => match closed? {
+                Renewed::Ready(vacant) => renew(vacant, None, deadline),
+                stuck @ Renewed::Stuck(..) => Ok(stuck),
+            },
+            // The worker goes on, and then gives the slot back.
+            None => Err(self.timed_out(request, Wanted::Opening)),
+        }
+    }
+
+    fn may_vacate_here<H: Handle<B>>(
+        &self,
+        checkout: &mut Checkout<B, H>,
+        mode: Option<CloseMode>,
+    ) -> bool {
+        let open = checkout.slot_mut().and_then(|slot| slot.open.as_deref());
+        match (open, mode) {
+            (Some(open), Some(mode)) => {
+                let mode = open.doomed.unwrap_or(mode);
+                self.backend.closes_briefly(&open.connection, mode)
+            }
+            _ => true,
+        }
+    }
+
+    async fn on_worker<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let answer = self.workers.hand_over(work).map_err(Error::no_thread)?;
         match answer.await {
-            Ok(renewed) => renewed,
+            Ok(done) => done,
             // The panic came from the user's code, so it continues in the caller.
             Err(panic) => resume_unwind(panic),
         }
@@ -248,26 +282,42 @@ fn look_at<B: Backend, H: Handle<B>>(mut checkout: Checkout<B, H>, check: Check)
 /// Closes the connection in the slot, if there is one, and opens another. Blocks as long as SQLite and
 /// `on_open` do.
 fn renew<B: Backend, H: Handle<B>>(
-    mut checkout: Checkout<B, H>,
+    checkout: Checkout<B, H>,
     mode: Option<CloseMode>,
     deadline: Instant,
 ) -> Result<Renewed<B, H>, Error> {
+    let mut checkout = match vacated(checkout, mode)? {
+        Renewed::Ready(vacant) => vacant,
+        stuck @ Renewed::Stuck(..) => return Ok(stuck),
+    };
     let handle = checkout.handle().clone();
     let core = handle.core();
     let agent = checkout.agent().to_owned();
     let Some(slot) = checkout.slot_mut() else {
         return Err(Error::Closed);
     };
-    if let Some(mode) = mode
-        && let Err(Stuck) = core.vacate(slot, mode)
-    {
-        let (entry, lock) = checkout.retire_stuck();
-        return Ok(Renewed::Stuck(entry, lock));
-    }
     core.occupy(&agent, slot, deadline)?;
     let lot = &core.parking.lot;
     lot.begin_loan(checkout.index(), Instant::now());
     Ok(Renewed::Ready(checkout.ready(false)))
+}
+
+/// Closes the connection in the slot, if there is one. Blocks as long as SQLite does.
+fn vacated<B: Backend, H: Handle<B>>(
+    mut checkout: Checkout<B, H>,
+    mode: Option<CloseMode>,
+) -> Result<Renewed<B, H>, Error> {
+    let handle = checkout.handle().clone();
+    let Some(slot) = checkout.slot_mut() else {
+        return Err(Error::Closed);
+    };
+    if let Some(mode) = mode
+        && let Err(Stuck) = handle.core().vacate(slot, mode)
+    {
+        let (entry, lock) = checkout.retire_stuck();
+        return Ok(Renewed::Stuck(entry, lock));
+    }
+    Ok(Renewed::Ready(checkout))
 }
 
 /// Counts a connection as open while it is being opened, and afterwards if that succeeded.

@@ -138,7 +138,7 @@ impl<B: Backend> Agent<B> {
     /// Those of [`Pool::lease`].
     ///
     /// # Blocking
-    /// Never waits for another lease; may open a connection.
+    /// Like [`Pool::try_lease`].
     #[track_caller]
     pub fn try_lease(&self) -> Result<Lease<B>, Error> {
         self.pool.lease_within(self.borrower()?, None, self.here())

@@ -105,7 +105,8 @@ impl<B: Backend> Pool<B> {
     /// Those of [`Pool::lease`].
     ///
     /// # Blocking
-    /// Never waits for another lease; may open a connection.
+    /// Never waits for another lease. May open a connection, for as long as that takes. If another agent's file must be
+    /// closed first and has a long log, waits for that for at most 40 ms.
     #[track_caller]
     pub fn try_lease(&self, agent: impl Display) -> Result<Lease<B>, Error> {
         let agent = AgentName::of(agent)?;

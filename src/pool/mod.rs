@@ -97,8 +97,9 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// child, for other files or after the parent has ended.
 ///
 /// # Drop
-/// Dropping the last handle closes the pool as [`Pool::close`] does, but without waiting: a connection that is still
-/// lent closes when its lease ends.
+/// Dropping the last handle closes the pool as [`Pool::close`] does, but does not wait for leases: a connection that is
+/// still lent closes when its lease ends. Those that are not lent are closed on the thread that drops the handle, so that
+/// nothing is open afterwards: in async code, await [`Pool::close_async`] before.
 pub struct Pool<B: Backend = Sqlite> {
     shared: Arc<Shared<B>>,
     /// Closes the pool when the last handle goes; leases keep `Shared` alive, but not the pool.

@@ -435,18 +435,22 @@ impl Backend for Sqlite {
         quietly(|| connection.reset()).unwrap_or(Fate::Discard)
     }
 
+    /// Whether the log stays as it is.
+    fn closes_briefly(&self, connection: &Connection, mode: CloseMode) -> bool {
+        match (mode, connection.agent_file()) {
+            // The process that runs the checkpoints has not read all of the log yet.
+            _ if self.settings.is_external() => true,
+            (CloseMode::Abandon, _) => true,
+            (CloseMode::Evict, Some(file)) => agents::wal_length(&file.path) <= SHORT_WAL,
+            _ => false,
+        }
+    }
+
     fn close(&self, connection: Connection, mode: CloseMode) -> Result<(), NotClosed<Connection>> {
         let path = connection
             .agent_file()
             .map(|agent_file| agent_file.path.clone());
-        let leaves_log = match (mode, &path) {
-            // The process that runs the checkpoints has not read all of the log yet.
-            _ if self.settings.is_external() => true,
-            (CloseMode::Abandon, _) => true,
-            (CloseMode::Evict, Some(path)) => agents::wal_length(path) <= SHORT_WAL,
-            _ => false,
-        };
-        if leaves_log {
+        if self.closes_briefly(&connection, mode) {
             // Otherwise the last connection to a file runs a checkpoint as it closes.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         } else {

@@ -292,7 +292,10 @@ pub(crate) fn insert(conn: &leasepool::rusqlite::Connection) {
 pub(crate) fn assert_whole(pool: &Pool) {
     let n = pool.stats().max_connections;
     let leases: Vec<_> = (0..n)
-        .map(|i| pool.try_lease(format!("whole-{i}")).unwrap())
+        .map(|i| {
+            let agent = pool.agent(format!("whole-{i}"));
+            agent.within(LONG).lease().unwrap()
+        })
         .collect();
     assert!(pool.try_lease("one too many").is_err());
     drop(leases);

@@ -237,6 +237,16 @@ fn a_slow_close_delays_nobody_beyond_their_time() {
         let took = begun.elapsed();
         assert!(took < Duration::from_millis(wait + 50), "{took:?}");
     }
+    // Nor does one that waits for nobody close it on its own thread, once the slot is back.
+    eventually("the slot is back", || {
+        let free = pool.stats().lent == 0;
+        free && pool.core.permits.free() == 1
+    });
+    drop(pool.lease("d").unwrap());
+    let begun = Instant::now();
+    let refused = pool.try_lease("e");
+    assert!(matches!(refused, Err(Error::Exhausted { .. })));
+    assert!(begun.elapsed() < Duration::from_millis(90));
     switches.slow_close.store(false, Relaxed);
     switches.reset_discards.store(false, Relaxed);
     drop(pool.lease("b").unwrap());
