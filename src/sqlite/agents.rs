@@ -160,7 +160,7 @@ impl Agents {
     /// Claims the file of the plan, under all its names.
     pub(super) fn claim_identity(&self, path: &Path, plan: &OpenPlan) -> Result<(), Error> {
         match self.open.lock().get_mut(path) {
-            Some(open) => open.value.extend(path, plan.identity),
+            Some(claim) => claim.extend(path, plan.identity),
             None => Ok(()),
         }
     }

@@ -12,7 +12,7 @@ use super::budget::{Sharing, for_files, per_connection};
 use super::connection::Connection;
 use super::identity::{Beside, BesidePaths, Claim, Identity, LOOK_EVERY, SHORTEST, resolve};
 use super::open::discard;
-use super::open_files::{NoRoom, OpenFile, OpenFiles};
+use super::open_files::{NoRoom, OpenFiles};
 use super::wal::Wal;
 use crate::core::backend::Patience;
 use crate::error::{Error, FileState};
@@ -205,7 +205,7 @@ impl File {
         let is_left =
             |theirs: Option<Identity>, now: Option<Identity>| now.is_some() && theirs == now;
         let mut found = None;
-        for OpenFile { value, .. } in open.values_mut() {
+        for value in open.values_mut() {
             if value.file != Some(file) {
                 if is_left(value.beside.log, log)
                     || is_left(value.beside.index, self.beside.index_now())
@@ -245,7 +245,7 @@ impl File {
     pub(super) fn opened(&self, generation: u64) {
         let mut seen = self.seen.lock();
         let identity = seen.identity;
-        if let Some(OpenFile { value, .. }) = self.open.lock().get_mut(&generation) {
+        if let Some(value) = self.open.lock().get_mut(&generation) {
             if value.settled == 0 {
                 value.file = identity;
                 value.beside = self.beside.now();
@@ -259,24 +259,24 @@ impl File {
 
     /// Notes that a connection is about to be closed. If it is the last, SQLite may remove the log.
     pub(super) fn closing(&self, generation: u64) {
-        if let Some(file) = self.open.lock().get_mut(&generation) {
-            file.value.settled -= 1;
+        if let Some(value) = self.open.lock().get_mut(&generation) {
+            value.settled -= 1;
         }
     }
 
     /// Notes that a borrower has changed the connection's journal mode or locked the file. The connection
     /// will be closed, and if the log is gone, no other process removed it.
     pub(super) fn shut_out(&self, generation: u64) {
-        if let Some(file) = self.open.lock().get_mut(&generation) {
-            file.value.settled -= 1;
-            file.value.lost_log &= file.value.settled > 0;
+        if let Some(value) = self.open.lock().get_mut(&generation) {
+            value.settled -= 1;
+            value.lost_log &= value.settled > 0;
         }
     }
 
     /// Notes that the connection could not be closed.
     pub(super) fn not_closed(&self, generation: u64) {
-        if let Some(file) = self.open.lock().get_mut(&generation) {
-            file.value.settled += 1;
+        if let Some(value) = self.open.lock().get_mut(&generation) {
+            value.settled += 1;
         }
     }
 

@@ -28,8 +28,8 @@ pub(super) struct OpenFiles<K, V> {
     kept: AtomicUsize,
     /// How many callers wait for room. Written under the lock, read without it.
     waiting: AtomicUsize,
-    /// Notified when descriptors have been closed.
-    closed: Condvar,
+    /// Notified when descriptors have been closed, and when a value has been made.
+    changed: Condvar,
 }
 
 struct State<K, V> {
@@ -39,11 +39,12 @@ struct State<K, V> {
 }
 
 /// A file that is open.
-pub(super) struct OpenFile<V> {
-    pub(super) connections: usize,
+struct OpenFile<V> {
+    connections: usize,
     /// Descriptors of the database: those of connections, and those that SQLite keeps.
     databases: usize,
-    pub(super) value: V,
+    /// `None`: it is being made.
+    value: Option<V>,
 }
 
 /// There was no room before the deadline.
@@ -69,50 +70,70 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
             }),
             kept: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            closed: Condvar::new(),
+            changed: Condvar::new(),
         }
     }
 
     /// Notes that a connection to the file is about to be opened. Waits for room as `patience` says. `value`
-    /// makes the value of a file that is not open yet.
+    /// makes the value of a file that is not open yet; that may take a while, and is done without the lock.
     pub(super) fn opening<E: From<NoRoom>>(
         &self,
         key: K,
         patience: &Patience<'_>,
         value: impl FnOnce() -> Result<V, E>,
-    ) -> Result<(), E> {
+    ) -> Result<(), E>
+    where
+        K: Clone,
+    {
         let mut waiting = None;
         let mut state = self.state.lock();
-        loop {
+        let descriptors = loop {
             let more = match state.files.get(&key) {
+                Some(OpenFile { value: None, .. }) => {
+                    self.changed.wait(&mut state);
+                    continue;
+                }
                 Some(file) if file.connections < file.databases => self.per_connection,
                 Some(_) => 1 + self.per_connection,
                 None => INDEX + 1 + self.per_connection,
             };
-            if state.used + more <= self.most {
-                match state.files.get_mut(&key) {
-                    Some(file) => {
-                        file.connections += 1;
-                        if file.connections > file.databases {
-                            file.databases = file.connections;
-                        } else {
-                            self.kept.fetch_sub(1, Relaxed);
-                        }
-                    }
-                    None => {
-                        let file = OpenFile {
-                            connections: 1,
-                            databases: 1,
-                            value: value()?,
-                        };
-                        state.files.insert(key, file);
-                    }
-                }
-                state.used += more;
-                return Ok(());
+            if state.used + more > self.most {
+                self.wait_for_room(&mut state, patience, &mut waiting)?;
+                continue;
             }
-            self.wait_for_room(&mut state, patience, &mut waiting)?;
-        }
+            state.used += more;
+            let Some(file) = state.files.get_mut(&key) else {
+                break more;
+            };
+            file.connections += 1;
+            if file.connections > file.databases {
+                file.databases = file.connections;
+            } else {
+                self.kept.fetch_sub(1, Relaxed);
+            }
+            return Ok(());
+        };
+        let first = OpenFile {
+            connections: 1,
+            databases: 1,
+            value: None,
+        };
+        state.files.insert(key.clone(), first);
+        let made = MutexGuard::unlocked(&mut state, value);
+        let made = match (made, state.files.get_mut(&key)) {
+            (Ok(value), Some(file)) => {
+                file.value = Some(value);
+                Ok(())
+            }
+            (Ok(_), None) => Ok(()),
+            (Err(error), _) => {
+                state.files.remove(&key);
+                state.used -= descriptors;
+                Err(error)
+            }
+        };
+        self.changed.notify_all();
+        made
     }
 
     /// Notes that a connection to the file was closed.
@@ -134,7 +155,7 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
             state.files.remove(key);
         }
         state.used -= less;
-        self.closed.notify_all();
+        self.changed.notify_all();
     }
 
     /// Reserves descriptors for another purpose. Waits for room as `patience` says.
@@ -165,7 +186,11 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
             MutexGuard::unlocked(state, || patience.make_room.make_room());
             return Ok(());
         }
-        match self.closed.wait_until(state, patience.deadline).timed_out() {
+        match self
+            .changed
+            .wait_until(state, patience.deadline)
+            .timed_out()
+        {
             true => Err(NoRoom),
             false => Ok(()),
         }
@@ -208,7 +233,7 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
     {
         let mut state = self.state.lock();
         while state.files.contains_key(key) {
-            if self.closed.wait_until(&mut state, deadline).timed_out() {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
                 return !state.files.contains_key(key);
             }
         }
@@ -261,22 +286,23 @@ impl<K: Eq + Hash, V> Files<'_, K, V> {
         self.0.files.keys()
     }
 
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut OpenFile<V>> {
-        self.0.files.values_mut()
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        let files = self.0.files.values_mut();
+        files.filter_map(|file| file.value.as_mut())
     }
 
-    pub(super) fn get_mut<Q: ?Sized + Eq + Hash>(&mut self, key: &Q) -> Option<&mut OpenFile<V>>
+    pub(super) fn get_mut<Q: ?Sized + Eq + Hash>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
     {
-        self.0.files.get_mut(key)
+        self.0.files.get_mut(key)?.value.as_mut()
     }
 }
 
 impl<K: Eq + Hash, V> Drop for Reserved<'_, K, V> {
     fn drop(&mut self) {
         self.0.state.lock().used -= self.1;
-        self.0.closed.notify_all();
+        self.0.changed.notify_all();
     }
 }
 
@@ -322,6 +348,31 @@ mod tests {
         files.closed(&1);
         assert!(opens(&files, 2) && opens(&files, 3));
         assert!(!opens(&files, 4));
+    }
+
+    /// To claim a file may take as long as another pool takes to give it up.
+    #[test]
+    fn others_do_not_wait_while_a_value_is_made() {
+        let files = OpenFiles::new(1, 7);
+        let (begin, begun) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<Result<(), String>>();
+        let files = &files;
+        std::thread::scope(|scope| {
+            let slow = move || {
+                begin.send(()).unwrap();
+                ended.recv().unwrap()
+            };
+            let first = scope.spawn(move || files.opening(1, &patience(NOT_AT_ALL), slow));
+            begun.recv().unwrap();
+            assert!(files.is_open(&1) && !files.keeps_closed(&1));
+            assert!(opens(files, 2));
+            // Another that opens the same file waits for its value, or makes it, if it could not be made.
+            let second = scope.spawn(move || opens(files, 1));
+            end.send(Err("claimed".to_owned())).unwrap();
+            assert_eq!(first.join().unwrap(), Err("claimed".to_owned()));
+            assert!(second.join().unwrap());
+        });
+        assert_eq!((files.len(), files.descriptors()), (2, 6));
     }
 
     #[test]
