@@ -173,7 +173,9 @@ impl<B: Backend> Core<B> {
     ) -> Result<Renewed<B, H>, Error> {
         let deadline = request.deadline();
         if B::IS_REMOTE || !(request.opens_here || request.wait.is_none()) {
-            return self.on_worker(move || renew(checkout, mode, deadline)).await;
+            return self
+                .on_worker(move || renew(checkout, mode, deadline))
+                .await;
         }
         if request.opens_here || self.may_vacate_here(&mut checkout, mode) {
             return renew(checkout, mode, deadline);

@@ -58,32 +58,31 @@ pub(super) fn retry(writer: &Arc<Writer>) {
     }
 }
 
-/// Lets a thread of the writer run a checkpoint.
+/// Lets threads of the writer run a checkpoint. None waits for the connection, or for the write lock.
 fn begin(writer: &Arc<Writer>, wal: &Wal) {
     if !wal.begin() {
         return;
     }
     let theirs = Arc::clone(writer);
-    writer.workers.submit_or_run(move || {
+    writer.workers.spawn(async move {
         let Some(wal) = theirs.core.backend.wal() else {
             return;
         };
         // A checkpoint that fails is tried again when the log has grown.
-        if let Err(error) = run(&theirs, wal) {
+        if let Err(error) = run(&theirs, wal).await {
             events::checkpoint_failed(&theirs.core.options.name, &error);
         }
     });
 }
 
-fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
+async fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     let running = wal.run();
     let core = &writer.core;
-    let request = Request::new(CHECKPOINT, Some(WAIT), CallSite::here());
-    let checkout = core.checkout(core, &request)?;
+    let request = Request::new(CHECKPOINT, Some(WAIT), CallSite::here()).awaiting_for_a_thread();
+    let checkout = core.checkout_async(core, request).await?;
     let _paused = core.backend.pause_read_lock();
-    let connection: &rusqlite::Connection = checkout.connection();
     if wal.is_external() {
-        let result = checkpoint(connection, Mode::Passive)?;
+        let result = checkpoint(checkout.connection(), Mode::Passive)?;
         count(&core.counters.emergency_checkpoints);
         running.ended(Checkpointed {
             // The process that reads the log is the one that should run the checkpoints, so this is no pinned
@@ -96,9 +95,15 @@ fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
     }
     let passes = core.backend.passes();
     if passes == Passes::Several {
-        copy(connection, wal)?;
+        copy(checkout.connection(), wal)?;
     }
-    let result = finish(writer, connection, passes)?;
+    let result = {
+        let handle = QueueHandle::of_async(writer, CHECKPOINT).await?;
+        let begun = Instant::now();
+        let claim = Claim::new(Arc::from(CHECKPOINT), begun, CallSite::here());
+        let _lock = handle.write_lock(&claim, begun + WAIT).await?;
+        finish(checkout.connection(), passes)?
+    };
     count(&core.counters.checkpoints);
     if !result.busy {
         running.is_over();
@@ -131,24 +136,16 @@ fn copy(connection: &rusqlite::Connection, wal: &Wal) -> Result<(), Error> {
 
 /// Copies the rest while no write of the pool can begin, and waits a moment for connections that still read
 /// from the log: then the next write begins the log anew.
-fn finish(
-    writer: &Arc<Writer>,
-    lease: &rusqlite::Connection,
-    passes: Passes,
-) -> Result<Checkpointed, Error> {
+fn finish(connection: &rusqlite::Connection, passes: Passes) -> Result<Checkpointed, Error> {
     // While this thread waits for a lock here, all writers wait.
-    lease.busy_timeout(match passes {
+    connection.busy_timeout(match passes {
         Passes::Several => Duration::ZERO,
         // SQLite waits within its one pass: for readers, and for writers outside of the pool's queue.
         Passes::One => MOMENT,
     })?;
     let begun = Instant::now();
-    let claim = Claim::new(Arc::from(CHECKPOINT), begun, CallSite::here()).blocking();
-    let handle = QueueHandle::of(writer, CHECKPOINT)?;
-    let _lock = handle.write_lock_blocking(&claim, begun + WAIT)?;
-    let begun = Instant::now();
     loop {
-        let result = checkpoint(lease, Mode::Restart)?;
+        let result = checkpoint(connection, Mode::Restart)?;
         if !result.busy || passes == Passes::One || begun.elapsed() >= MOMENT {
             return Ok(result);
         }

@@ -261,7 +261,11 @@ impl QueueHandle {
     }
 
     /// The right to begin a transaction that writes.
-    async fn write_lock(&self, claim: &Claim, deadline: Instant) -> Result<Held<'_, Claim>, Error> {
+    pub(super) async fn write_lock(
+        &self,
+        claim: &Claim,
+        deadline: Instant,
+    ) -> Result<Held<'_, Claim>, Error> {
         let lock = self.queue.write_lock.hold(|| claim.clone());
         self.locked(claim, await_until(deadline, pin!(lock)).await)
     }
