@@ -41,3 +41,30 @@ fn a_warm_lease_allocates_nothing() {
     assert!(made < 100, "{made} allocations in 10,000 leases");
     assert_eq!(pool.stats().hits, 20_000);
 }
+
+/// Nor does one of an agent that is known and lost its connection to another: it reclaims one, which is reset. With these
+/// features, a reset lists what is registered.
+#[cfg(not(any(feature = "functions", feature = "collation", feature = "vtab")))]
+#[test]
+fn a_miss_of_a_known_agent_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = Pool::builder(Database::file(folder.path().join("agents.db")))
+        .max_connections(4)
+        .idle_timeout(None)
+        .overdue_after(None)
+        .build()
+        .unwrap();
+    let agents: Vec<String> = (0..64).map(|i| format!("agent-{i}")).collect();
+    let round = || {
+        for agent in &agents {
+            drop(pool.lease(agent).unwrap());
+        }
+    };
+    round();
+    let before = pool.stats();
+    let made = allocations(|| (0..100).for_each(|_| round()));
+    let stats = pool.stats();
+    assert_eq!(stats.hits - before.hits, 0);
+    assert_eq!(stats.resets - before.resets, 6_400);
+    assert_eq!(made, 0, "allocations in 6,400 misses");
+}

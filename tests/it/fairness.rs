@@ -1,8 +1,11 @@
 //! P8: first come, first served.
 
+use std::future::Future;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Waker};
 use std::thread;
+use std::time::Duration;
 
 use leasepool::{Pool, Synchronous};
 
@@ -44,6 +47,37 @@ fn in_the_order_they_asked(pool: &Pool, agent: impl Fn(usize) -> String) {
         drop(held);
     });
     assert_eq!(*served.lock().unwrap(), (0..12).collect::<Vec<_>>());
+}
+
+/// For a connection, for the agent's file, and for the agent's quota: whoever asks while the first in the queue has not
+/// taken what came back gets it, if overtaking is allowed, and waits behind it in strict order.
+#[test]
+fn overtaking_is_as_the_builder_says() {
+    let cases = [
+        (Mode::Shared, 1, None),
+        (Mode::PerAgent, 2, None),
+        (Mode::Shared, 2, Some(1)),
+    ];
+    for (mode, connections, quota) in cases {
+        for bound in [Duration::ZERO, LONG] {
+            let fixture = mode.fixture();
+            let mut builder = fixture.builder(connections).overtaking(bound);
+            if let Some(leases) = quota {
+                builder = builder.leases_per_agent(leases);
+            }
+            let pool = builder.build().unwrap();
+            let held = pool.lease("a").unwrap();
+            let mut first = Box::pin(pool.lease_async("a"));
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(first.as_mut().poll(&mut cx).is_pending());
+            drop(held);
+            let second = pool.try_lease("a");
+            assert_eq!(second.is_ok(), bound == LONG, "{mode:?}, {bound:?}: {second:?}");
+            drop(second);
+            drop(smol::block_on(first).unwrap());
+            assert_whole(&pool);
+        }
+    }
 }
 
 fn nobody_waits_much_longer_than_the_others(mode: Mode) {
