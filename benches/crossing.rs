@@ -32,10 +32,16 @@ enum How {
 /// How many reads there were in a second, and how long the bystander waited for its turn in 99 of 100 times.
 type Measured = (f64, Duration);
 
-fn read(connection: &Connection, agent: &str, rows: usize) -> rusqlite::Result<i64> {
-    let sql = "SELECT sum(length(body)) FROM (SELECT body FROM message WHERE agent >= ?1 LIMIT ?2)";
+/// Not `LIMIT ?2`: see `reads`.
+fn statement(rows: usize) -> String {
+    format!(
+        "SELECT sum(length(body)) FROM (SELECT body FROM message WHERE agent >= ?1 LIMIT {rows})"
+    )
+}
+
+fn read(connection: &Connection, sql: &str, agent: &str) -> rusqlite::Result<i64> {
     let mut select = connection.prepare_cached(sql)?;
-    select.query_row((agent, rows as i64), |row| row.get(0))
+    select.query_row([agent], |row| row.get(0))
 }
 
 /// An agent after which there are enough rows.
@@ -45,10 +51,11 @@ fn agent(rng: &mut SmallRng) -> String {
 
 fn round(runtime: &tokio::runtime::Runtime, pool: &Pool, how: How, rows: usize) -> Measured {
     let done = Arc::new(AtomicBool::new(false));
+    let sql: Arc<str> = statement(rows).into();
     runtime.block_on(async {
         let readers: Vec<_> = (0..TASKS as u64)
             .map(|seed| {
-                let (pool, done) = (pool.clone(), Arc::clone(&done));
+                let (pool, done, sql) = (pool.clone(), Arc::clone(&done), Arc::clone(&sql));
                 tokio::spawn(async move {
                     let mut rng = SmallRng::seed_from_u64(seed);
                     let mut count = 0;
@@ -56,12 +63,12 @@ fn round(runtime: &tokio::runtime::Runtime, pool: &Pool, how: How, rows: usize) 
                         let agent = agent(&mut rng);
                         if how == How::InPlace {
                             let lease = pool.lease_async(&agent).await.unwrap();
-                            read(&lease, &agent, rows).unwrap();
+                            read(&lease, &sql, &agent).unwrap();
                             drop(lease);
                         } else {
-                            let id = agent.clone();
+                            let (id, sql) = (agent.clone(), Arc::clone(&sql));
                             let work =
-                                move |connection: &mut Connection| read(connection, &agent, rows);
+                                move |connection: &mut Connection| read(connection, &sql, &agent);
                             pool.run(id, work).await.unwrap();
                         }
                         count += 1;

@@ -72,7 +72,11 @@ fn overtaking_is_as_the_builder_says() {
             assert!(first.as_mut().poll(&mut cx).is_pending());
             drop(held);
             let second = pool.try_lease("a");
-            assert_eq!(second.is_ok(), bound == LONG, "{mode:?}, {bound:?}: {second:?}");
+            assert_eq!(
+                second.is_ok(),
+                bound == LONG,
+                "{mode:?}, {bound:?}: {second:?}"
+            );
             drop(second);
             drop(smol::block_on(first).unwrap());
             assert_whole(&pool);

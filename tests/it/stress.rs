@@ -19,8 +19,15 @@ fn had_no_time(error: &Error) -> bool {
     matches!(error, Error::Exhausted { .. } | Error::NoDescriptors { .. })
 }
 
+/// Three seconds, unless `LEASEPOOL_STRESS` says how many.
+fn time() -> Duration {
+    let asked = std::env::var("LEASEPOOL_STRESS").ok();
+    Duration::from_secs(asked.and_then(|seconds| seconds.parse().ok()).unwrap_or(3))
+}
+
 fn random_actions_from_many_threads(mode: Mode) {
     const CONNECTIONS: usize = 5;
+    let time = time();
     let fixture = mode.fixture();
     let pool = fixture
         .builder(CONNECTIONS)
@@ -59,7 +66,7 @@ fn random_actions_from_many_threads(mode: Mode) {
                 let (pool, rows) = (&pool, &rows);
                 scope.spawn(move || {
                     let mut rng = SmallRng::seed_from_u64(seed);
-                    let end = Instant::now() + Duration::from_secs(3);
+                    let end = Instant::now() + time;
                     while Instant::now() < end {
                         let agent = format!("agent-{}", rng.random_range(0..20));
                         let lease = match rng.random_range(0..10) {

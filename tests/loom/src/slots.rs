@@ -240,6 +240,24 @@ pub fn meanwhile(
     });
 }
 
+/// The slots are parked for `parked`. Agent `a` leases and is evicted, and the pool is closed.
+pub fn evicted_while_closing(
+    parked: &'static [&'static str],
+    overtaking: Overtaking,
+    preemptions: Option<usize>,
+) {
+    explore(preemptions, move || {
+        let pool = Pool::parked(parked, overtaking);
+        let [lease, evict, close] = [(); 3].map(|()| Arc::clone(&pool));
+        together([
+            part(move || lease.lease("a", true)),
+            part(move || drop(evict.lot.evict_agent("a"))),
+            part(move || close.close()),
+        ]);
+        pool.assert_whole();
+    });
+}
+
 /// One slot comes back and another is taken, both for their own agents, while a permit holder searches: it may find each
 /// empty when it looks there, and must find one all the same.
 pub fn search_beside_hits(overtaking: Overtaking, preemptions: Option<usize>) {

@@ -133,6 +133,14 @@ fn closed_pool() {
 }
 
 #[test]
+fn evicted_while_closing() {
+    for order in ORDERS {
+        slots::evicted_while_closing(&["a"], order, Some(3));
+        slots::evicted_while_closing(&["a", "a"], order, Some(2));
+    }
+}
+
+#[test]
 fn closed_pool_with_a_queue() {
     for order in ORDERS {
         slots::meanwhile(&["a"], ["a", "b"], Meanwhile::Close, order, Some(3));

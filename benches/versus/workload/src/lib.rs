@@ -438,7 +438,9 @@ pub fn medians(rounds: &[Round]) -> Vec<Round> {
     let median = |rounds: &[&Round], value: fn(&Round) -> f64| {
         let mut values: Vec<f64> = rounds.iter().map(|round| value(round)).collect();
         values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+        // Of an even number, the middle of the two in the middle.
+        let middle = values.len() / 2;
+        (values[(values.len() - 1) / 2] + values[middle]) / 2.0
     };
     cases
         .iter()
