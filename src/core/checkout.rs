@@ -19,7 +19,7 @@ use super::backend::{Backend, CloseMode};
 use super::guard::{Checkout, Handle, Terms};
 use super::lot::{From, Loan, Taken};
 use super::parking::Entry;
-use super::prepare::{Check, Checked, Need, Renewed};
+use super::prepare::{Check, Checked, Preparation, Renewed};
 use super::request::{OWN_OPENING, Request};
 use super::slot::TakenSlot;
 use super::{Core, Permit};
@@ -52,9 +52,9 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
     fn inspected(mut self, now: Instant, hit: bool) -> Step<B, H> {
         self.touch();
         match self.inspect(now, hit) {
-            Need::Nothing => Step::Ready(self.ready(hit)),
-            Need::Open(mode) => Step::Open(self, mode),
-            Need::Check(check) => Step::Check(self, check),
+            Preparation::Nothing => Step::Ready(self.ready(hit)),
+            Preparation::Open(mode) => Step::Open(self, mode),
+            Preparation::Check(check) => Step::Check(self, check),
         }
     }
 }

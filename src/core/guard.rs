@@ -8,7 +8,7 @@ use super::Core;
 use super::agent_lock::AgentLockGuard;
 use super::backend::Backend;
 use super::parking::Entry;
-use super::prepare::Need;
+use super::prepare::Preparation;
 use super::slot::{OpenConnection, TakenSlot};
 
 /// Keeps the core alive while a connection is lent. It is the core's own handle or that of a layer above, so
@@ -179,14 +179,14 @@ impl<B: Backend, H: Handle<B>> Checkout<B, H> {
 
     /// What the connection needs before it can be lent.
     #[inline]
-    pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Need {
+    pub(super) fn inspect(&mut self, now: Instant, hit: bool) -> Preparation {
         let core = self.handle.core();
         match &mut self.lent {
             Some(lent) => {
                 let key = core.database_of(self.lock.as_ref());
                 core.inspect(&mut lent.slot, now, hit, key)
             }
-            None => Need::Open(None),
+            None => Preparation::Open(None),
         }
     }
 

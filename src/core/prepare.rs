@@ -24,7 +24,7 @@ use crate::sync::wait::await_until;
 const SOONER: Duration = Duration::from_millis(10);
 
 /// What a slot needs before it can serve.
-pub(super) enum Need {
+pub(super) enum Preparation {
     Nothing,
     /// A new connection. If the slot holds an old one, it must be closed first, in this mode.
     Open(Option<CloseMode>),
@@ -72,24 +72,24 @@ impl<B: Backend> Core<B> {
         now: Instant,
         hit: bool,
         key: Option<&str>,
-    ) -> Need {
+    ) -> Preparation {
         let index = slot.index;
         let Some(open) = &mut slot.open else {
-            return Need::Open(None);
+            return Preparation::Open(None);
         };
         if open.doomed.is_some() {
-            return Need::Open(open.doomed);
+            return Preparation::Open(open.doomed);
         }
         if let Some(key) = key
             && !hit
             && !self.backend.serves(&open.connection, key)
         {
-            return Need::Open(Some(CloseMode::Evict));
+            return Preparation::Open(Some(CloseMode::Evict));
         }
         self.backend.revisit(&mut open.connection, now);
         if !self.backend.is_current(&open.connection) {
             let counter = &self.counters.discarded_by_file;
-            return Need::Open(Some(self.discard(
+            return Preparation::Open(Some(self.discard(
                 counter,
                 "file replaced",
                 CloseMode::Abandon,
@@ -102,7 +102,7 @@ impl<B: Backend> Core<B> {
             && now.saturating_duration_since(open.opened_at) >= limit
         {
             let counter = &self.counters.discarded_by_age;
-            return Need::Open(Some(self.discard(
+            return Preparation::Open(Some(self.discard(
                 counter,
                 "max_lifetime",
                 CloseMode::Retire,
@@ -112,7 +112,11 @@ impl<B: Backend> Core<B> {
             let check = match self.backend.needs(&mut open.connection, now) {
                 CheckNeeded::Close => {
                     let counter = &self.counters.discarded_by_probe;
-                    return Need::Open(Some(self.discard(counter, "probe", CloseMode::Abandon)));
+                    return Preparation::Open(Some(self.discard(
+                        counter,
+                        "probe",
+                        CloseMode::Abandon,
+                    )));
                 }
                 needed => Check {
                     probe: needed == CheckNeeded::Probe,
@@ -121,17 +125,17 @@ impl<B: Backend> Core<B> {
                 },
             };
             if check.probe || check.reset {
-                return Need::Check(check);
+                return Preparation::Check(check);
             }
         } else if !hit && open.used {
             if self.backend.reset(&mut open.connection) == Fate::Discard {
                 let counter = &self.counters.discarded_by_reset;
-                return Need::Open(Some(self.discard(counter, "reset", CloseMode::Retire)));
+                return Preparation::Open(Some(self.discard(counter, "reset", CloseMode::Retire)));
             }
             self.counters.resets.count(index);
         }
         open.used = true;
-        Need::Nothing
+        Preparation::Nothing
     }
 
     /// Lets a worker thread ask the server. `None`: it has not answered in time. The worker waits on, with the slot and
