@@ -13,8 +13,8 @@ use super::database::Place;
 use super::hosting::Hosting;
 use super::id;
 use super::identity::{BesidePaths, Claim, Identity, LOOK_EVERY, SHORTEST, beside, resolve};
-use super::known::{Known, SetUpFiles};
 use super::open_files::{NoRoom, OpenFiles};
+use super::set_up_files::{SetUpFile, SetUpFiles};
 use crate::core::backend::Patience;
 use crate::error::{Error, FileState, caught};
 
@@ -171,7 +171,7 @@ impl Agents {
     }
 
     /// Notes that the file is open and set up.
-    pub(super) fn remember(&self, path: &Path, known: Known) {
+    pub(super) fn remember(&self, path: &Path, known: SetUpFile) {
         self.known.remember(path, known);
     }
 
@@ -295,8 +295,8 @@ impl AgentFile {
     }
 
     /// What to remember of it.
-    pub(super) fn known(&self) -> Known {
-        Known {
+    pub(super) fn known(&self) -> SetUpFile {
+        SetUpFile {
             file: self.identity,
             log: self.log,
             lost_log: self.lost_log,
@@ -319,7 +319,7 @@ impl AgentFile {
     }
 
     /// What to remember of it, if that has changed since it was opened.
-    pub(super) fn news(&self) -> Option<Known> {
+    pub(super) fn news(&self) -> Option<SetUpFile> {
         self.lost_log.then(|| self.known())
     }
 

@@ -11,13 +11,13 @@ use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 
 use super::agents::AgentFile;
+use super::change_tracker::ChangeTracker;
 use super::database::Synchronous;
 use super::group::Guard;
 use super::reset::Baseline;
 use super::retry::{is_busy, until, while_busy};
 use super::versions;
 use super::wal::{self, Checkpointed, Commits, FileLength};
-use super::watch::ChangeTracker;
 use super::{Access, Checkpoints, Fault, Settings, pragmas, read};
 use crate::core::backend::Fate;
 
@@ -90,7 +90,7 @@ impl Connection {
         self.agent_file.as_mut()
     }
 
-    pub(super) fn watch(&self) -> Arc<ChangeTracker> {
+    pub(super) fn change_tracker(&self) -> Arc<ChangeTracker> {
         Arc::clone(&self.baseline.watch)
     }
 
@@ -149,7 +149,7 @@ impl Connection {
 
     /// Called before the lease's borrower works in that transaction.
     pub(crate) fn guard(&self) -> Guard {
-        Guard::begin(self.watch())
+        Guard::begin(self.change_tracker())
     }
 
     /// Whether `PRAGMA query_only` is on: `on_open` or the borrower may have set it.

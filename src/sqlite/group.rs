@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rusqlite::{DropBehavior, Savepoint, Transaction, TransactionBehavior};
 
+use super::change_tracker::{ChangeTracker, MEMBER, ModeGuard};
 use super::connection::Connection;
 use super::retry::while_busy;
-use super::watch::{ChangeTracker, MEMBER, ModeGuard};
 use crate::core::backend::Fate;
 use crate::error::Error;
 
@@ -64,7 +64,7 @@ impl<'a> Group<'a> {
         &mut self,
         work: impl FnOnce(&mut Savepoint<'_>) -> bool,
     ) -> rusqlite::Result<Member> {
-        let watch = self.connection.watch();
+        let watch = self.connection.change_tracker();
         self.connection.begin_member()?;
         let quiet = watch.quiet();
         let mut savepoint = self.connection.savepoint(MEMBER)?;
@@ -97,7 +97,7 @@ impl<'a> Group<'a> {
     pub(crate) fn commit(mut self, patience: impl FnMut() -> bool) -> rusqlite::Result<()> {
         // The last member may have left a hook that would forbid the commit.
         self.connection.begin_member()?;
-        let _quiet = self.connection.watch().quiet();
+        let _quiet = self.connection.change_tracker().quiet();
         // SQLite returns busy here only for a database in memory, while another connection reads.
         while_busy(patience, || self.connection.execute_batch("COMMIT"))?;
         self.over = true;
@@ -108,7 +108,7 @@ impl<'a> Group<'a> {
 impl Drop for Group<'_> {
     fn drop(&mut self) {
         if !self.over && !self.connection.is_autocommit() {
-            let _quiet = self.connection.watch().quiet();
+            let _quiet = self.connection.change_tracker().quiet();
             // If this fails, the end of the lease finds the transaction still open and tries again.
             let _ = self.connection.execute_batch("ROLLBACK");
         }

@@ -7,6 +7,7 @@ mod agents;
 mod backup;
 mod budget;
 mod busy;
+mod change_tracker;
 mod connect;
 mod connection;
 mod database;
@@ -16,7 +17,6 @@ mod hand_over;
 mod hosting;
 mod id;
 mod identity;
-mod known;
 mod life;
 #[cfg(feature = "r2d2_sqlite")]
 mod manager;
@@ -29,11 +29,11 @@ mod read_lock;
 mod registered;
 mod reset;
 mod retry;
+mod set_up_files;
 mod set_up_lock;
 mod temporary;
 mod versions;
 mod wal;
-mod watch;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use rusqlite::types::Value;
 
 use super::agents::{self, AgentFile, Agents, OpenPlan};
 use super::budget::{SPARE, Sharing};
+use super::change_tracker::ChangeTracker;
 use super::connect::{call, connect};
 use super::connection::{self, Connection};
 use super::database::{self, Database, Kind};
@@ -26,7 +27,6 @@ use super::reset::Baseline;
 use super::set_up_lock::SetUpLock;
 use super::versions;
 use super::wal::Wal;
-use super::watch::ChangeTracker;
 use super::{Access, Fault, Settings, Source, Sqlite};
 use crate::core::backend::{Fate, Patience};
 use crate::error::Error;

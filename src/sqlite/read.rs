@@ -33,7 +33,7 @@ impl Connection {
         patience: impl FnMut() -> bool,
         work: impl FnOnce(&Transaction<'_>) -> R,
     ) -> rusqlite::Result<Read<R>> {
-        let watch = self.watch();
+        let watch = self.change_tracker();
         watch.guard_transactions(self)?;
         let was_blind = watch.is_blind();
         let quiet = watch.quiet();

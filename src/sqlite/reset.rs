@@ -41,13 +41,13 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::absent::{self, ABSENT};
+use super::change_tracker::ChangeTracker;
 use super::connection;
 use super::read;
 use super::registered::Registered;
 use super::temporary::Temporary;
 use super::versions;
 use super::wal;
-use super::watch::ChangeTracker;
 use super::{Checkpoints, Settings};
 use crate::core::backend::Fate;
 

@@ -87,7 +87,7 @@ impl Mode {
     }
 
     /// So many connections are open: those in use, and, where others can use them, those evicted. Agents'
-    /// own are closed, by the keeper if by nobody else.
+    /// own are closed, by maintenance if by nobody else.
     pub(crate) fn assert_open(self, pool: &Pool, used: usize, evicted: usize) {
         match self {
             Mode::Shared => assert_eq!(pool.stats().open, used + evicted),

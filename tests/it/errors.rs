@@ -544,7 +544,7 @@ mod overdue {
                 .unwrap();
             let late = pool.lease(agent).unwrap();
             eventually("it is overdue", || pool.stats().overdue == 1);
-            // Several more rounds of the keeper.
+            // Several more rounds of the maintenance.
             thread::sleep(Duration::from_millis(100));
             assert_eq!(pool.stats().overdue, 1);
             let asked = Instant::now();
@@ -611,7 +611,7 @@ mod tracing_events {
         fn exit(&self, _: &span::Id) {}
     }
 
-    /// The events of the whole process while `body` runs: the keeper has a thread of its own.
+    /// The events of the whole process while `body` runs: maintenance has a thread of its own.
     /// Other tests run in the same process, so look for your own.
     pub(crate) fn capture(body: impl FnOnce()) -> Vec<String> {
         static RECORDER: std::sync::OnceLock<Recorder> = std::sync::OnceLock::new();

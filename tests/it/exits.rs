@@ -60,7 +60,7 @@ fn a_pool_that_caches_nobody_works(mode: Mode) {
     }
     let stats = pool.stats();
     assert_eq!((stats.hits, stats.parked), (0, 0));
-    // What is evicted waits for its agent until the keeper closes it, which may be at once.
+    // What is evicted waits for its agent until maintenance closes it, which may be at once.
     assert!(stats.opens == 1 || mode == Mode::PerAgent, "{stats:?}");
     assert_eq!(count(&pool.lease(mode.reader_of("a")).unwrap()), 10);
     assert_whole(&pool);

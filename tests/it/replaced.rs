@@ -85,7 +85,7 @@ fn idle_connections_to_the_old_file_are_closed_without_a_lease() {
     drop(free);
     pool.evict("1");
     renamed_over(&fixture, 5);
-    eventually("the keeper has closed three", || pool.stats().open == 1);
+    eventually("maintenance has closed three", || pool.stats().open == 1);
     // The lent one works on what it has, and is closed when it comes back.
     assert_eq!(count(&lent), 4);
     insert(&lent);

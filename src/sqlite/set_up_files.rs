@@ -14,7 +14,7 @@ const MOST: usize = 32_768;
 
 /// A file that was set up, and the log that it had then.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct SetUpFile {
     pub(super) file: Identity,
     pub(super) log: Option<Identity>,
     /// Another process took its log away, and with it perhaps the changes of `setup`.
@@ -29,8 +29,8 @@ pub(super) struct SetUpFiles {
 /// When the young generation is full, it becomes the old one, and the old one is forgotten.
 #[derive(Default)]
 struct Generations {
-    young: HashMap<u64, Known, RandomState>,
-    old: HashMap<u64, Known, RandomState>,
+    young: HashMap<u64, SetUpFile, RandomState>,
+    old: HashMap<u64, SetUpFile, RandomState>,
 }
 
 impl SetUpFiles {
@@ -42,7 +42,7 @@ impl SetUpFiles {
     }
 
     /// The file that was last set up at `path`.
-    pub(super) fn at(&self, path: &Path) -> Option<Known> {
+    pub(super) fn at(&self, path: &Path) -> Option<SetUpFile> {
         let key = self.key(path);
         let mut generations = self.generations.lock();
         if let Some(found) = generations.young.get(&key) {
@@ -53,7 +53,7 @@ impl SetUpFiles {
         Some(found)
     }
 
-    pub(super) fn remember(&self, path: &Path, file: Known) {
+    pub(super) fn remember(&self, path: &Path, file: SetUpFile) {
         let key = self.key(path);
         self.generations.lock().insert(key, file);
     }
@@ -72,7 +72,7 @@ impl SetUpFiles {
 }
 
 impl Generations {
-    fn insert(&mut self, key: u64, file: Known) {
+    fn insert(&mut self, key: u64, file: SetUpFile) {
         if self.young.len() >= MOST {
             self.old = std::mem::take(&mut self.young);
         }
