@@ -34,7 +34,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Checks again what connections depend on (for a file: whether it is still the same), if the last check
-    /// is too old. Called before every lease, so it must normally cost almost nothing.
+    /// is too old. Called before every lease, also in a poll, so it must normally cost almost nothing: a `stat` is the most
+    /// that it may do.
     fn refresh(&self, now: Instant);
 
     /// Counts the changes that [`refresh`](Backend::refresh) saw. While this number stays the same, so does

@@ -41,6 +41,8 @@
 //! | [`settling`] | leases over servers that are being ended |
 //! | [`room`] | slots for connections that are not lent |
 //! | [`agent_lock`] | one borrower at a time, where agents have databases of their own |
+//! | [`backend`] | what the core asks of SQLite, or of a server |
+//! | [`reentrancy`], [`max_hold`] | which calls a thread is in; leases that take too long |
 //! | [`maintenance`], [`close`] | work that no call starts; the end |
 //! | [`health`] | what is told for a verdict |
 
