@@ -293,9 +293,12 @@ impl<B: Backend> Core<B> {
             let step = match begun.take() {
                 Some(step) => step,
                 None => {
-                    let (entry, lock) = target
-                        .take()
-                        .unwrap_or_else(|| (self.entry(request.agent), None));
+                    let found = match target.take() {
+                        // It is the second attempt, or there is no lock.
+                        None => self.lock_target(request).await?,
+                        found => found,
+                    };
+                    let (entry, lock) = found.unwrap_or_else(|| (self.entry(request.agent), None));
                     let (permit, now) = self.permit_for(request, &entry).await?;
                     // The agent may have become known while the request waited.
                     let entry = self.parking.lot.find(request.agent).unwrap_or(entry);

@@ -212,3 +212,56 @@ fn no_quota_of_none() {
         })
     ));
 }
+
+/// A lease whose first attempt to open a connection fails waits without its place in the quota, and takes it again.
+#[cfg(feature = "managed")]
+#[test]
+fn a_quota_holds_where_an_opening_failed() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    struct Server(AtomicBool);
+
+    impl r2d2::ManageConnection for Server {
+        type Connection = ();
+        type Error = std::io::Error;
+
+        fn connect(&self) -> std::io::Result<()> {
+            match self.0.swap(true, SeqCst) {
+                true => Ok(()),
+                false => Err(std::io::ErrorKind::ConnectionRefused.into()),
+            }
+        }
+
+        fn is_valid(&self, (): &mut ()) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn has_broken(&self, (): &mut ()) -> bool {
+            false
+        }
+    }
+
+    let pool = Pool::managed(Server(AtomicBool::new(false)))
+        .max_connections(4)
+        .fds_per_connection(1)
+        .reset(|()| Ok::<_, Error>(()))
+        .leases_per_agent(1)
+        .lease_timeout(LONG)
+        .build()
+        .unwrap();
+    let held = pool.lease("flood").unwrap();
+    let second = pool.agent("flood").within(Duration::from_millis(20));
+    let refused = second.lease().map(drop);
+    assert!(
+        matches!(
+            refused,
+            Err(Error::Exhausted {
+                wanted: Wanted::Agent,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    drop(held);
+    drop(pool.lease("flood").unwrap());
+}
