@@ -27,6 +27,12 @@ impl<B: Backend> Core<B> {
         reentrancy::check(self.address()).map_err(|within| Error::Reentrant { within })
     }
 
+    /// The same for closing the writes alone.
+    pub(crate) fn check_reentrancy_of_writes(&self) -> Result<(), Error> {
+        self.check_origin()?;
+        reentrancy::check_for_writes(self.address()).map_err(|within| Error::Reentrant { within })
+    }
+
     /// Refuses new leases and all callers that wait.
     pub(crate) fn refuse(&self) {
         if self.permits.close() {

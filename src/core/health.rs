@@ -34,7 +34,10 @@ impl<B: Backend> Core<B> {
         signs.overdue_after = self.options.overdue_after;
         if let Some(after) = self.options.overdue_after {
             let held = self.held(now);
-            signs.overdue = held.iter().filter(|held| held.holder.age >= after).count();
+            signs.overdue = held
+                .iter()
+                .filter(|held| held.has_connection && held.holder.age >= after)
+                .count();
         }
         signs.deadlock = self.deadlock_reported.load(Relaxed);
         signs.short_of_descriptors = self.backend.is_short_of_descriptors();

@@ -160,7 +160,7 @@ const SPARE: usize = 8;
 /// What others wait for, in the hands of one caller.
 struct Held {
     holder: Holder,
-    /// The thread that asked for it, if it blocks.
+    /// The thread that took it.
     thread: Option<u64>,
     /// Whether it is a connection, and not just the agent's turn.
     has_connection: bool,
@@ -328,6 +328,13 @@ impl<B: Backend> Core<B> {
         held.into_iter().map(|held| held.holder).collect()
     }
 
+    /// The holders that have a connection.
+    pub(crate) fn borrowers(&self) -> Vec<Holder> {
+        let held = self.held(Instant::now()).into_iter();
+        let held = held.filter(|held| held.has_connection);
+        held.map(|held| held.holder).collect()
+    }
+
     /// All that is held, the oldest first.
     fn held(&self, now: Instant) -> Vec<Held> {
         let mut found = Vec::new();
@@ -341,7 +348,8 @@ impl<B: Backend> Core<B> {
         });
         let granted = |claim: Claim, lock: Option<Arc<KeyedEntry<AgentLock>>>| Held {
             holder: claim.holder(now),
-            thread: claim.thread,
+            // Its thread is about to wake.
+            thread: None,
             has_connection: lock.is_none(),
             lock,
         };

@@ -177,15 +177,14 @@ impl<B: Backend> Core<B> {
     ) -> Result<Renewed<B, H>, Error> {
         let deadline = request.deadline();
         if B::IS_REMOTE || !(request.opens_here || request.wait.is_none()) {
-            return self
-                .on_worker(move || renew(checkout, mode, deadline))
-                .await;
+            let renew = move |checkout| renew(checkout, mode, deadline);
+            return self.on_worker(checkout, renew).await;
         }
         if request.opens_here || self.may_vacate_here(&mut checkout, mode) {
             return renew(checkout, mode, deadline);
         }
         // The log that another agent left may be long.
-        let closing = self.on_worker(move || vacated(checkout, mode));
+        let closing = self.on_worker(checkout, move |checkout| vacated(checkout, mode));
         match await_until(Instant::now() + OWN_OPENING, pin!(closing)).await {
             Some(closed) => match closed? {
                 Renewed::Ready(vacant) => renew(vacant, None, deadline),
@@ -211,16 +210,24 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    async fn on_worker<T: Send + 'static>(
+    /// Meanwhile the slot is not in the hands of the borrower's thread, which may have given up.
+    async fn on_worker<H: Handle<B>>(
         &self,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let answer = self.workers.hand_over(work).map_err(Error::no_thread)?;
-        match answer.await {
-            Ok(done) => done,
+        checkout: Checkout<B, H>,
+        work: impl FnOnce(Checkout<B, H>) -> Result<Renewed<B, H>, Error> + Send + 'static,
+    ) -> Result<Renewed<B, H>, Error> {
+        let lot = &self.parking.lot;
+        let thread = lot.borrower_leaves(checkout.index());
+        let answer = self.workers.hand_over(move || work(checkout));
+        let renewed = match answer.map_err(Error::no_thread)?.await {
+            Ok(renewed) => renewed?,
             // The panic came from the user's code, so it continues in the caller.
             Err(panic) => resume_unwind(panic),
+        };
+        if let Renewed::Ready(checkout) = &renewed {
+            lot.borrower_returned(checkout.index(), thread);
         }
+        Ok(renewed)
     }
 
     /// Opens a connection in a vacant slot.

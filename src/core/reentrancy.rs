@@ -37,10 +37,27 @@ impl Drop for Within {
     }
 }
 
+/// For a call that waits for leases.
+///
 /// # Errors
 /// Returns, as the error, the call of this core that the thread is in.
 pub(crate) fn check(core: usize) -> Result<(), &'static str> {
-    let found = WITHIN.with_borrow(|within| within.iter().rfind(|(c, _)| *c == core).copied());
+    innermost(core, |_| true)
+}
+
+/// For a call that waits for writes alone.
+///
+/// # Errors
+/// Those of [`check`].
+pub(crate) fn check_for_writes(core: usize) -> Result<(), &'static str> {
+    innermost(core, |call| ![RUN, BACKUP].contains(&call))
+}
+
+fn innermost(core: usize, counts: impl Fn(&'static str) -> bool) -> Result<(), &'static str> {
+    let found = WITHIN.with_borrow(|within| {
+        let mut within = within.iter().rev();
+        within.find(|(c, call)| *c == core && counts(call)).copied()
+    });
     match found {
         Some((_, call)) => Err(call),
         None => Ok(()),

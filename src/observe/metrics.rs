@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::families::{Family, Numbers, Sample};
 use super::histogram::Histogram;
+use crate::sync::thread;
 use crate::sync::unwind::quietly;
 
 /// How often the numbers are passed on.
@@ -22,50 +23,54 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Passes a pool's numbers on, one caller at a time. The recorder is foreign code: it may panic, or call the pool, so no lock
 /// is held while it runs.
-#[derive(Default)]
 pub(crate) struct Publisher(Mutex<Publishing>);
 
-#[derive(Default)]
-enum Publishing {
-    #[default]
-    Never,
-    Waits(Published),
-    /// A thread passes numbers on. Whether another call asked for it meanwhile.
-    Runs {
-        again: bool,
-    },
+struct Publishing {
+    /// `None`: a thread passes numbers on.
+    last: Option<Published>,
+    /// That thread.
+    thread: u64,
+    /// Another thread asked for it meanwhile.
+    again: bool,
+}
+
+impl Default for Publisher {
+    fn default() -> Self {
+        Publisher(Mutex::new(Publishing {
+            last: Some(Published::default()),
+            thread: 0,
+            again: false,
+        }))
+    }
 }
 
 impl Publisher {
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        match &*self.0.lock() {
-            Publishing::Never => true,
-            Publishing::Waits(last) => last.is_due(now),
-            Publishing::Runs { .. } => false,
-        }
+        let state = self.0.lock();
+        state.last.as_ref().is_some_and(|last| last.is_due(now))
     }
 
-    /// Passes on what `numbers` says. If another call does so just now, that call does it once more: this one may come from
-    /// the recorder itself.
+    /// Passes on what `numbers` says. If another thread does so just now, that thread does it once more. A recorder that
+    /// asks for it itself is not heard.
     pub(crate) fn publish(&self, pool: &str, numbers: impl Fn() -> Vec<Family>) {
+        let thread = thread::number();
         let mut last = {
             let mut state = self.0.lock();
-            match std::mem::replace(&mut *state, Publishing::Runs { again: false }) {
-                Publishing::Never => Published::default(),
-                Publishing::Waits(last) => last,
-                Publishing::Runs { .. } => {
-                    *state = Publishing::Runs { again: true };
-                    return;
-                }
-            }
+            let Some(last) = state.last.take() else {
+                state.again |= state.thread != thread;
+                return;
+            };
+            state.thread = thread;
+            last
         };
-        _ = quietly(|| last.publish(pool, &numbers(), Instant::now()));
-        // Once, not as often as asked: a recorder may ask each time.
-        let again = matches!(&*self.0.lock(), Publishing::Runs { again: true });
-        if again {
+        loop {
             _ = quietly(|| last.publish(pool, &numbers(), Instant::now()));
+            let mut state = self.0.lock();
+            if !std::mem::take(&mut state.again) {
+                state.last = Some(last);
+                return;
+            }
         }
-        *self.0.lock() = Publishing::Waits(last);
     }
 }
 

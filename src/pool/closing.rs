@@ -81,7 +81,8 @@ impl<B: Backend> Pool<B> {
     ///   that the call waits 40 ms or longer. The pool is closed all the same: that connection closes when its lease
     ///   ends, or when SQLite is done.
     /// - [`Error::NotClosed`] if a connection cannot be closed.
-    /// - [`Error::Reentrant`] within a write of the same pool, or within a callback of the builder.
+    /// - [`Error::Reentrant`] within a write, a read, a `run`, a callback of the builder, or what is told the progress of a
+    ///   backup, of the same pool.
     ///
     /// # Blocking
     /// For as long as leases take to come back, at most `lease_timeout`, and SQLite takes to close connections.

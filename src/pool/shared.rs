@@ -295,7 +295,7 @@ impl<B: Pooled> Shared<B> {
 
 impl Shared<Sqlite> {
     pub(super) fn close_writes(&self, timeout: Duration) -> Result<(), Error> {
-        self.core.check_reentrancy()?;
+        self.core.check_reentrancy_of_writes()?;
         block_on(self.closing_writes(timeout))
     }
 
@@ -311,7 +311,7 @@ impl Shared<Sqlite> {
         self: &Arc<Self>,
         timeout: Duration,
     ) -> Result<(), Error> {
-        self.core.check_reentrancy()?;
+        self.core.check_reentrancy_of_writes()?;
         let (shared, answer) = (Arc::clone(self), Arc::new(Oneshot::new()));
         let theirs = Arc::clone(&answer);
         self.core.workers().spawn(async move {

@@ -109,7 +109,7 @@ async fn run(writer: &Arc<Writer>, wal: &Wal) -> Result<(), Error> {
         running.is_over();
     }
     if running.ended(result) {
-        let holders = core.holders();
+        let holders = core.borrowers();
         let holder = holders
             .into_iter()
             .find(|holder| holder.agent != CHECKPOINT);

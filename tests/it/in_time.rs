@@ -204,6 +204,10 @@ fn closing_in_a_callback_is_told_at_once() {
             .backup_with(copy, Backup::new().progress(tells))
             .unwrap();
         is_told(closed.unwrap(), "a backup");
+        // Closing the writes waits for no lease.
+        let within = pool.clone();
+        let closed = smol::block_on(pool.run("a", move |_| Ok(within.close_writes())));
+        closed.unwrap().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(2));
         assert_whole(&pool);
     }

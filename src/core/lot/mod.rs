@@ -620,6 +620,17 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         self.change_loan(index, |loan| loan.thread = 0);
     }
 
+    /// A worker prepares the slot for the borrower, who may not wait for that. Returns the borrower's thread.
+    pub(crate) fn borrower_leaves(&self, index: usize) -> u64 {
+        let mut thread = 0;
+        self.change_loan(index, |loan| thread = std::mem::take(&mut loan.thread));
+        thread
+    }
+
+    pub(crate) fn borrower_returned(&self, index: usize, thread: u64) {
+        self.change_loan(index, |loan| loan.thread = thread);
+    }
+
     fn change_loan(&self, index: usize, change: impl FnOnce(&mut Loan)) {
         if let Some(cell) = self.cells.get(index)
             && let Place::Lent(loan) = &mut cell.lock().place
