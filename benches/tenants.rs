@@ -6,10 +6,12 @@
 //! cargo bench -p leasepool-benches --bench tenants
 //! cargo bench -p leasepool-benches --bench tenants -- --caps 64 --draw zipf
 //! cargo bench -p leasepool-benches --bench tenants -- --parts               # what a turn on a closed file is made of
+//! cargo bench -p leasepool-benches --bench tenants -- --hits 100000         # how many find their file open, and could
 //! cargo bench -p leasepool-benches --bench tenants -- --touch 100000        # each of so many new tenants once
 //! ```
 
 mod contest;
+mod hits;
 mod process;
 
 use std::hint::black_box;
@@ -55,6 +57,9 @@ struct Args {
     /// Instead: what a turn on a file that is not open is made of, on one thread
     #[arg(long)]
     parts: bool,
+    /// Instead: how many of so many draws find their tenant's file open
+    #[arg(long)]
+    hits: Option<usize>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -173,7 +178,7 @@ fn contenders(folder: &Path, args: &Args, cap: usize) -> Vec<(&'static str, Act)
 
 fn round(act: &Act, args: &Args, draw: Draw, length: Duration, seed: u64) -> Round {
     let done = AtomicBool::new(false);
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), processor_time());
     let latencies = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS as u64)
             .map(|thread| {
@@ -202,7 +207,8 @@ fn round(act: &Act, args: &Args, draw: Draw, length: Duration, seed: u64) -> Rou
             .flat_map(|thread| thread.join().unwrap())
             .collect()
     });
-    Round::new(latencies, start.elapsed(), None)
+    let cpu = processor_time() - before;
+    Round::new(latencies, start.elapsed(), Some(cpu))
 }
 
 /// Time, and processor time of all threads, in microseconds.
@@ -330,6 +336,39 @@ fn parts(folder: &Path, args: &Args) {
     }
 }
 
+/// How many draws of one thread find their tenant's file open, beside rules of textbooks on the same draws.
+fn hits(folder: &Path, args: &Args, draws: usize) {
+    create(folder, args.tenants);
+    let mut rng = SmallRng::seed_from_u64(1);
+    let zipf = Zipf::new(args.tenants as f64, 1.0).unwrap();
+    let drawn: Vec<_> = (0..draws)
+        .map(|_| zipf.sample(&mut rng) as usize - 1)
+        .collect();
+    println!(
+        "\n{draws} draws of {} tenants, Zipf, one thread: percent of hits",
+        args.tenants
+    );
+    for &cap in &args.caps {
+        let pool = leasepool(folder, cap, false);
+        let served = drawn.iter().map(|tenant| {
+            let before = pool.stats().hits;
+            turn(&mut pool.lease(name(*tenant)).unwrap()).unwrap();
+            pool.stats().hits > before
+        });
+        let rows = [
+            ("leasepool", hits::share(served, draws)),
+            ("least recently used goes", hits::least_recent(&drawn, cap)),
+            ("the law of the draw is known", hits::law(&drawn, cap)),
+            ("the future is known (Belady)", hits::future(&drawn, cap)),
+        ];
+        println!("{cap} connections");
+        for (what, share) in rows {
+            println!("{what:<36} {:>6.1}", share * 100.0);
+        }
+        pool.close().unwrap();
+    }
+}
+
 fn touch(folder: &Path, args: &Args, tenants: usize) {
     let pool = leasepool(folder, args.caps.first().copied().unwrap_or(64), false);
     let (next, tenths) = (AtomicUsize::new(0), 10);
@@ -371,6 +410,9 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     if let Some(tenants) = args.touch {
         return touch(&folder.path().join("touched"), &args, tenants);
+    }
+    if let Some(draws) = args.hits {
+        return hits(&folder.path().join("hits"), &args, draws);
     }
     if args.parts {
         return parts(folder.path(), &args);

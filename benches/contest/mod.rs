@@ -9,7 +9,7 @@ pub(crate) struct Round {
     rate: f64,
     /// In nanoseconds, sorted.
     latencies: Vec<u64>,
-    /// Processor time of the server for each request, in microseconds, where that was looked at.
+    /// Processor time for each request, of the server or of the whole program, in microseconds, where that was looked at.
     cpu: Option<f64>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn table(what: &str, contenders: &[(&str, Vec<Round>)]) {
     let mut columns = LATENCIES.to_vec();
     let mut all = contenders.iter().flat_map(|(_, rounds)| rounds);
     if all.all(|round| round.cpu.is_some()) {
-        columns.push(("server µs", |round| round.cpu.unwrap_or(f64::NAN)));
+        columns.push(("CPU µs", |round| round.cpu.unwrap_or(f64::NAN)));
     }
     print!("{:<32} {what:>11} {:>11}", "", "x leasepool");
     columns.iter().for_each(|(title, _)| print!(" {title:>9}"));

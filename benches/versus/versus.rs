@@ -29,6 +29,10 @@ fn opened(path: &PathBuf, sync: Sync) -> Connection {
 }
 
 fn leasepool(stage: &Stage, contender: &str) -> Pool {
+    pool(stage, contender, true)
+}
+
+fn pool(stage: &Stage, contender: &str, read_lock: bool) -> Pool {
     Pool::builder(Database::file(create(stage, contender)))
         .max_connections(CONNECTIONS)
         .busy_timeout(PATIENCE)
@@ -37,7 +41,7 @@ fn leasepool(stage: &Stage, contender: &str) -> Pool {
             Sync::Normal => Synchronous::Normal,
             Sync::Full => Synchronous::Full,
         })
-        .keep_read_lock(true)
+        .keep_read_lock(read_lock)
         .build()
         .unwrap()
 }
@@ -110,6 +114,20 @@ fn contenders(stage: &Stage) -> Vec<Contender> {
                 read(&pool.lease(agent).unwrap(), agent).unwrap();
             }
         }));
+    }
+    {
+        let name = "leasepool, threads, no read lock";
+        let pool = pool(stage, name, false);
+        let reads = move |what| match what {
+            Act::Read { agent } => _ = read(&pool.lease(agent).unwrap(), agent).unwrap(),
+            other => unreachable!("{other:?}"),
+        };
+        contenders.push(Contender::threads(name, reads).cannot(&[
+            What::Checkout,
+            What::Write,
+            What::Turn,
+            What::Mix,
+        ]));
     }
     {
         let name = "leasepool, threads, get";
