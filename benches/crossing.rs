@@ -134,11 +134,11 @@ fn main() {
         "rows", "alone µs", "in place/s", "run/s", "ratio", "bystander p99 µs", "with run"
     );
     for rows in ROWS {
-        let mut rng = SmallRng::seed_from_u64(7);
+        let (mut rng, sql) = (SmallRng::seed_from_u64(7), statement(rows));
         let lease = pool.lease("alone").unwrap();
         let (begun, mut count) = (Instant::now(), 0);
         while begun.elapsed() < ROUND / 4 {
-            read(&lease, &agent(&mut rng), rows).unwrap();
+            read(&lease, &sql, &agent(&mut rng)).unwrap();
             count += 1;
         }
         let alone = begun.elapsed().as_secs_f64() * 1e6 / f64::from(count);
