@@ -435,22 +435,24 @@ impl Backend for Sqlite {
         quietly(|| connection.reset()).unwrap_or(Fate::Discard)
     }
 
-    /// Whether the log stays as it is.
+    /// Unless it is the last to a file with a long log, and copies that.
     fn closes_briefly(&self, connection: &Connection, mode: CloseMode) -> bool {
-        match (mode, connection.agent_file()) {
-            // The process that runs the checkpoints has not read all of the log yet.
-            _ if self.settings.is_external() => true,
-            (CloseMode::Abandon, _) => true,
-            (CloseMode::Evict, Some(file)) => agents::wal_length(&file.path) <= SHORT_WAL,
-            _ => false,
-        }
+        let path = match (&self.source, connection.agent_file()) {
+            (Source::File { file, .. }, _) if file.has_others(connection.generation()) => {
+                return true;
+            }
+            (Source::File { file, .. }, _) => &file.path,
+            (_, Some(file)) => &file.path,
+            (_, None) => return true,
+        };
+        self.leaves_log(connection, mode) || agents::wal_length(path) <= SHORT_WAL
     }
 
     fn close(&self, connection: Connection, mode: CloseMode) -> Result<(), NotClosed<Connection>> {
         let path = connection
             .agent_file()
             .map(|agent_file| agent_file.path.clone());
-        if self.closes_briefly(&connection, mode) {
+        if self.leaves_log(&connection, mode) {
             // Otherwise the last connection to a file runs a checkpoint as it closes.
             let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         } else {
@@ -584,6 +586,17 @@ impl Backend for Sqlite {
 }
 
 impl Sqlite {
+    /// Whether a connection is closed without a checkpoint.
+    fn leaves_log(&self, connection: &Connection, mode: CloseMode) -> bool {
+        match (mode, connection.agent_file()) {
+            // The process that runs the checkpoints has not read all of the log yet.
+            _ if self.settings.is_external() => true,
+            (CloseMode::Abandon, _) => true,
+            (CloseMode::Evict, Some(file)) => agents::wal_length(&file.path) <= SHORT_WAL,
+            _ => false,
+        }
+    }
+
     /// The name of the connection's database in messages.
     fn target(&self, connection: &Connection) -> String {
         match (&self.source, connection.agent_file()) {

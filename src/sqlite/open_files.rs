@@ -221,6 +221,15 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         self.state.lock().files.contains_key(key)
     }
 
+    pub(super) fn are_several<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        let state = self.state.lock();
+        let file = state.files.get(key);
+        file.is_some_and(|file| file.connections > 1)
+    }
+
     /// Waits until no connection to the file is open, but no longer than until `deadline`. Returns whether
     /// that is so.
     pub(super) fn wait_until_closed<Q: ?Sized + Eq + Hash>(
