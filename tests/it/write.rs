@@ -184,6 +184,7 @@ fn a_rollback_by_sqlite_is_told_to_all() {
     let fixture = Fixture::new();
     let pool = fixture
         .builder(2)
+        .write_group(256, LONG)
         .setup(|conn| conn.execute_batch("CREATE TABLE IF NOT EXISTS t (x UNIQUE)"))
         .build()
         .unwrap();
