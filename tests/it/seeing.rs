@@ -450,23 +450,24 @@ mod events {
             || {
                 let log = Log::install();
                 let fixture = Fixture::new();
-                let pool = fixture
-                    .builder(1)
-                    .name("chat")
-                    .overdue_after(Duration::from_millis(30))
-                    .build()
-                    .unwrap();
+                let builder = || fixture.builder(1).name("chat");
+                let pool = builder().overdue_after(None).build().unwrap();
                 log.take();
                 drop(pool.lease("a").unwrap());
                 drop(pool.lease("a").unwrap());
                 assert_eq!(log.take(), Vec::<String>::new(), "a warm lease is silent");
-                let lease = pool.lease("b").unwrap();
+                drop(pool.lease("b").unwrap());
                 let told = log.take();
                 assert_eq!(told.len(), 1, "{told:?}");
                 assert!(
                     told[0].contains("connection reclaimed") && told[0].contains("agent=\"a\"")
                 );
                 assert!(told[0].contains("pool=\"chat\""));
+                pool.close().unwrap();
+                let soon = Duration::from_millis(30);
+                let pool = builder().overdue_after(soon).build().unwrap();
+                log.take();
+                let lease = pool.lease("b").unwrap();
                 lease.execute_batch("CREATE TEMP TABLE x (x)").unwrap();
                 log.until("lease overdue");
                 drop(lease);
