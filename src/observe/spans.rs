@@ -8,7 +8,6 @@
 )]
 
 use std::future::poll_fn;
-#[cfg(feature = "tracing")]
 use std::pin::pin;
 #[cfg(feature = "tracing")]
 use std::sync::Arc;
