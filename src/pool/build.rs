@@ -287,7 +287,6 @@ fn check_path(path: &PathBuf) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Debug;
     use std::sync::Mutex;
     use std::time::Instant;
 
@@ -368,7 +367,7 @@ mod tests {
         struct Log(Arc<Mutex<String>>);
 
         impl tracing::field::Visit for Log {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
                 write!(self.0.lock().unwrap(), "{field}={value:?} ").unwrap();
             }
         }
