@@ -2,13 +2,7 @@
 
 use leasepool::{Database, Pool};
 
-/// Of this thread; the pool's other threads allocate now and then.
-fn allocations(work: impl FnOnce()) -> u64 {
-    allocation_counter::measure(work).count_total
-}
-
-#[test]
-fn a_warm_lease_allocates_nothing() {
+fn pool() -> (tempfile::TempDir, Pool) {
     let folder = tempfile::tempdir().unwrap();
     let pool = Pool::builder(Database::file(folder.path().join("agents.db")))
         .max_connections(4)
@@ -16,6 +10,17 @@ fn a_warm_lease_allocates_nothing() {
         .overdue_after(None)
         .build()
         .unwrap();
+    (folder, pool)
+}
+
+/// Of this thread; the pool's other threads allocate now and then.
+fn allocations(work: impl FnOnce()) -> u64 {
+    allocation_counter::measure(work).count_total
+}
+
+#[test]
+fn a_warm_lease_allocates_nothing() {
+    let (_folder, pool) = pool();
     let agents = ["a", "b", "c", "d"];
     for agent in agents {
         drop(pool.lease(agent).unwrap());
@@ -47,13 +52,7 @@ fn a_warm_lease_allocates_nothing() {
 #[cfg(not(any(feature = "functions", feature = "collation", feature = "vtab")))]
 #[test]
 fn a_miss_of_a_known_agent_allocates_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let pool = Pool::builder(Database::file(folder.path().join("agents.db")))
-        .max_connections(4)
-        .idle_timeout(None)
-        .overdue_after(None)
-        .build()
-        .unwrap();
+    let (_folder, pool) = pool();
     let agents: Vec<String> = (0..64).map(|i| format!("agent-{i}")).collect();
     let round = || {
         for agent in &agents {

@@ -33,7 +33,7 @@ pub(crate) fn future(draws: &[usize], places: usize) -> f64 {
     rule(draws, places, until.into_iter())
 }
 
-/// Who is served most often by the law of the draw has a place for good, and the others share the last one.
+/// The ones that the law of the draw serves most often have a place for good, and the others share the last one.
 pub(crate) fn law(draws: &[usize], places: usize) -> f64 {
     let mut last = usize::MAX;
     let hits = draws.iter().map(|drawn| {

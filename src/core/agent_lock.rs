@@ -2,7 +2,6 @@
 //! else, the agent's quota of leases.
 //! It knows no connections. A borrower that waits for it holds no permit that others could use.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -75,10 +74,7 @@ impl<B: Backend> Core<B> {
         };
         let agent = agent.to_owned();
         let asked = self.workers.hand_over(move || core.lock_key(&agent));
-        match asked.map_err(Error::no_thread)?.await {
-            Ok(key) => key,
-            Err(panic) => resume_unwind(panic),
-        }
+        asked.map_err(Error::no_thread)?.await
     }
 }
 

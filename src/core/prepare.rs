@@ -2,7 +2,6 @@
 //! It moves no slot.
 
 use std::future::Future;
-use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::AcqRel;
@@ -147,11 +146,7 @@ impl<B: Backend> Core<B> {
     ) -> Result<Option<Checked<B, H>>, Error> {
         let work = move || look_at(checkout, check);
         let answer = self.workers.hand_over(work).map_err(Error::no_thread)?;
-        match self.answered(answer).await {
-            Some(Ok(checked)) => Ok(Some(checked)),
-            Some(Err(panic)) => resume_unwind(panic),
-            None => Ok(None),
-        }
+        Ok(self.answered(answer).await)
     }
 
     /// Waits for a server's answer, for as long as the backend says.
@@ -217,13 +212,9 @@ impl<B: Backend> Core<B> {
         work: impl FnOnce(Checkout<B, H>) -> Result<Renewed<B, H>, Error> + Send + 'static,
     ) -> Result<Renewed<B, H>, Error> {
         let lot = &self.parking.lot;
-        let thread = lot.borrower_leaves(checkout.index());
+        let thread = lot.borrower_left(checkout.index());
         let answer = self.workers.hand_over(move || work(checkout));
-        let renewed = match answer.map_err(Error::no_thread)?.await {
-            Ok(renewed) => renewed?,
-            // The panic came from the user's code, so it continues in the caller.
-            Err(panic) => resume_unwind(panic),
-        };
+        let renewed = answer.map_err(Error::no_thread)?.await?;
         if let Renewed::Ready(checkout) = &renewed {
             lot.borrower_returned(checkout.index(), thread);
         }

@@ -23,31 +23,23 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Passes a pool's numbers on, one caller at a time. The recorder is foreign code: it may panic, or call the pool, so no lock
 /// is held while it runs.
+#[derive(Default)]
 pub(crate) struct Publisher(Mutex<Publishing>);
 
+#[derive(Default)]
 struct Publishing {
-    /// `None`: a thread passes numbers on.
-    last: Option<Published>,
+    /// Not here while a thread passes numbers on.
+    last: Published,
     /// That thread.
-    thread: u64,
+    thread: Option<u64>,
     /// Another thread asked for it meanwhile.
     again: bool,
-}
-
-impl Default for Publisher {
-    fn default() -> Self {
-        Publisher(Mutex::new(Publishing {
-            last: Some(Published::default()),
-            thread: 0,
-            again: false,
-        }))
-    }
 }
 
 impl Publisher {
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         let state = self.0.lock();
-        state.last.as_ref().is_some_and(|last| last.is_due(now))
+        state.thread.is_none() && state.last.is_due(now)
     }
 
     /// Passes on what `numbers` says. If another thread does so just now, that thread does it once more. A recorder that
@@ -56,18 +48,19 @@ impl Publisher {
         let thread = thread::number();
         let mut last = {
             let mut state = self.0.lock();
-            let Some(last) = state.last.take() else {
-                state.again |= state.thread != thread;
+            if let Some(other) = state.thread {
+                state.again |= other != thread;
                 return;
-            };
-            state.thread = thread;
-            last
+            }
+            state.thread = Some(thread);
+            std::mem::take(&mut state.last)
         };
         loop {
             _ = quietly(|| last.publish(pool, &numbers(), Instant::now()));
             let mut state = self.0.lock();
             if !std::mem::take(&mut state.again) {
-                state.last = Some(last);
+                state.last = last;
+                state.thread = None;
                 return;
             }
         }

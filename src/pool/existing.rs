@@ -2,7 +2,6 @@
 //! It opens nothing.
 
 use std::future::Future;
-use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -66,9 +65,7 @@ impl Agent {
         let answer = pin!(answer.map_err(Error::no_thread)?);
         let answer = await_until(request.deadline(), answer);
         match self.pool().shared().in_time(answer).await {
-            Some(Ok(answer)) => answer,
-            // The panic came from the user's function, so it continues in the caller.
-            Some(Err(panic)) => resume_unwind(panic),
+            Some(answer) => answer,
             None => Err(core.given_up(&request, Wanted::Opening)),
         }
     }

@@ -257,11 +257,6 @@ impl File {
         }
     }
 
-    /// Whether several connections of the generation are open.
-    pub(super) fn has_others(&self, generation: u64) -> bool {
-        self.open.are_several(&generation)
-    }
-
     /// Notes that a connection is about to be closed. If it is the last, SQLite may remove the log.
     pub(super) fn closing(&self, generation: u64) {
         if let Some(value) = self.open.lock().get_mut(&generation) {

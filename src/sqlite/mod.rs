@@ -62,7 +62,7 @@ pub use life::AgentIds;
 pub(crate) use retry::{busy, until};
 pub(crate) use wal::{Checkpointed, Commits, Mode, Noted, Passes, Wal, checkpoint};
 
-use agents::Agents;
+use agents::{AgentFile, Agents};
 use file::File;
 use opener::Opener;
 use read_lock::ReadLock;
@@ -437,15 +437,14 @@ impl Backend for Sqlite {
 
     /// Unless it is the last to a file with a long log, and copies that.
     fn closes_briefly(&self, connection: &Connection, mode: CloseMode) -> bool {
+        let generation = connection.generation();
         let path = match (&self.source, connection.agent_file()) {
-            (Source::File { file, .. }, _) if file.has_others(connection.generation()) => {
-                return true;
-            }
+            (Source::File { file, .. }, _) if file.open.are_several(&generation) => return true,
             (Source::File { file, .. }, _) => &file.path,
             (_, Some(file)) => &file.path,
             (_, None) => return true,
         };
-        self.leaves_log(connection, mode) || agents::wal_length(path) <= SHORT_WAL
+        self.copies_nothing(mode) || agents::wal_length(path) <= SHORT_WAL
     }
 
     fn close(&self, connection: Connection, mode: CloseMode) -> Result<(), NotClosed<Connection>> {
@@ -588,13 +587,15 @@ impl Backend for Sqlite {
 impl Sqlite {
     /// Whether a connection is closed without a checkpoint.
     fn leaves_log(&self, connection: &Connection, mode: CloseMode) -> bool {
-        match (mode, connection.agent_file()) {
-            // The process that runs the checkpoints has not read all of the log yet.
-            _ if self.settings.is_external() => true,
-            (CloseMode::Abandon, _) => true,
-            (CloseMode::Evict, Some(file)) => agents::wal_length(&file.path) <= SHORT_WAL,
-            _ => false,
-        }
+        let is_short = |file: &AgentFile| agents::wal_length(&file.path) <= SHORT_WAL;
+        let is_evicted = mode == CloseMode::Evict;
+        self.copies_nothing(mode) || is_evicted && connection.agent_file().is_some_and(is_short)
+    }
+
+    /// Whether a connection is closed without a checkpoint, however long the log is.
+    fn copies_nothing(&self, mode: CloseMode) -> bool {
+        // The process that runs the checkpoints has not read all of the log yet.
+        self.settings.is_external() || mode == CloseMode::Abandon
     }
 
     /// The name of the connection's database in messages.

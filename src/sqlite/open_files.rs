@@ -120,18 +120,15 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         };
         state.files.insert(key.clone(), first);
         let made = MutexGuard::unlocked(&mut state, value);
-        let made = match (made, state.files.get_mut(&key)) {
-            (Ok(value), Some(file)) => {
+        let made = made.map(|value| {
+            if let Some(file) = state.files.get_mut(&key) {
                 file.value = Some(value);
-                Ok(())
             }
-            (Ok(_), None) => Ok(()),
-            (Err(error), _) => {
-                state.files.remove(&key);
-                state.used -= descriptors;
-                Err(error)
-            }
-        };
+        });
+        if made.is_err() {
+            state.files.remove(&key);
+            state.used -= descriptors;
+        }
         self.changed.notify_all();
         made
     }
@@ -221,6 +218,7 @@ impl<K: Eq + Hash, V> OpenFiles<K, V> {
         self.state.lock().files.contains_key(key)
     }
 
+    /// Whether several connections to the file are open.
     pub(super) fn are_several<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,

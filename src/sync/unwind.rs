@@ -9,7 +9,7 @@ pub(crate) fn wake(waker: Waker) {
     _ = quietly(|| waker.wake());
 }
 
-/// Runs code of the user's for nothing but its effect. `None`: it panicked.
+/// Runs code of the user's. `None`: it panicked.
 pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => Some(done),

@@ -1,11 +1,10 @@
 //! WorkerPool: a few threads for tasks that may block. They start when there is work and end when there is none.
 //! They know no pool. A task that panics costs no thread.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use event_listener::{Event, EventListener};
 use parking_lot::{Condvar, Mutex};
 
 use super::oneshot::Oneshot;
-use super::unwind::drop_quietly;
+use super::unwind::quietly;
 #[cfg(feature = "tokio")]
 use super::virtual_time::Threads;
 
@@ -45,9 +44,6 @@ struct State {
     /// Threads that wait for work, including those that were notified and are about to take a task.
     idle: usize,
 }
-
-/// The result of work that a thread did, or its panic.
-pub(crate) type Outcome<T> = Result<T, Box<dyn Any + Send>>;
 
 impl WorkerPool {
     pub(crate) fn new(name: &'static str, most: usize) -> Arc<Self> {
@@ -108,15 +104,15 @@ impl WorkerPool {
         }
     }
 
-    /// Does `work` on a thread of this pool. Dropping the future does not stop the work; that thread then
-    /// drops the result.
+    /// Does `work` on a thread of this pool. If it panics, the panic continues in the thread that awaits. Dropping the
+    /// future does not stop the work; that thread then drops the result.
     ///
     /// # Errors
     /// If no thread can be started. Then `work` is dropped.
     pub(crate) fn hand_over<T, F>(
         self: &Arc<Self>,
         work: F,
-    ) -> Result<impl Future<Output = Outcome<T>> + Send + use<T, F>, io::Error>
+    ) -> Result<impl Future<Output = T> + Send + use<T, F>, io::Error>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
@@ -128,7 +124,13 @@ impl WorkerPool {
             theirs.answer(outcome);
         };
         self.submit(Box::new(task)).map_err(|(_, error)| error)?;
-        Ok(answer.received())
+        let answer = answer.received();
+        Ok(async move {
+            match answer.await {
+                Ok(done) => done,
+                Err(panic) => resume_unwind(panic),
+            }
+        })
     }
 
     /// Polls a future on the pool's threads each time it is woken. It occupies no thread while it waits.
@@ -184,9 +186,7 @@ impl Threads for WorkerPool {
 }
 
 fn run(task: Task) {
-    // Dropping the panic's payload runs user code, which may panic, too.
-    let outcome = catch_unwind(AssertUnwindSafe(task));
-    drop_quietly(outcome);
+    _ = quietly(task);
 }
 
 #[cfg(test)]
@@ -203,16 +203,16 @@ mod tests {
     fn the_result_comes_back_and_so_does_a_panic() {
         let workers = workers();
         let six = workers.hand_over(|| 6 * 7).unwrap();
-        assert_eq!(smol::block_on(six).unwrap(), 42);
+        assert_eq!(smol::block_on(six), 42);
         let panicking = workers.hand_over(|| panic!("on purpose")).unwrap();
-        let panic: Outcome<()> = smol::block_on(panicking);
+        let panic = catch_unwind(AssertUnwindSafe(|| smol::block_on::<()>(panicking)));
         assert_eq!(
             panic.unwrap_err().downcast_ref::<&str>(),
             Some(&"on purpose")
         );
         // The one thread is still there.
         let one = workers.hand_over(|| 1).unwrap();
-        assert_eq!(smol::block_on(one).unwrap(), 1);
+        assert_eq!(smol::block_on(one), 1);
     }
 
     #[test]

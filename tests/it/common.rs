@@ -304,10 +304,15 @@ pub(crate) fn assert_whole(pool: &Pool) {
     assert!(stats.open <= n, "{stats:?}");
 }
 
-/// So many processes are killed, unless `LEASEPOOL_KILLS` says how many.
+/// What the variable says, if it is set.
+pub(crate) fn asked(variable: &str, otherwise: u32) -> u32 {
+    let asked = std::env::var(variable);
+    asked.map_or(otherwise, |asked| asked.parse().unwrap())
+}
+
+/// So many processes are killed.
 pub(crate) fn kills() -> u64 {
-    let asked = std::env::var("LEASEPOOL_KILLS").ok();
-    asked.and_then(|kills| kills.parse().ok()).unwrap_or(50)
+    asked("LEASEPOOL_KILLS", 50).into()
 }
 
 /// Measures what this thread took, without the time that it was ready to run while another thread had its processor:

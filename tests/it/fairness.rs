@@ -49,7 +49,7 @@ fn in_the_order_they_asked(pool: &Pool, agent: impl Fn(usize) -> String) {
     assert_eq!(*served.lock().unwrap(), (0..12).collect::<Vec<_>>());
 }
 
-/// For a connection, for the agent's file, and for the agent's quota: whoever asks while the first in the queue has not
+/// For a connection, for the agent's file, and for the agent's quota: a caller that asks while the first in the queue has not
 /// taken what came back gets it, if overtaking is allowed, and waits behind it in strict order.
 #[test]
 fn overtaking_is_as_the_builder_says() {

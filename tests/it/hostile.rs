@@ -243,9 +243,8 @@ fn one_group(mode: Mode, pool: &Pool, first: i64, scripts: &[Vec<Act>]) {
 }
 
 fn groups_of_hostile_members_are_told_the_truth(mode: Mode) {
-    let cases = std::env::var("LEASEPOOL_HOSTILE_CASES");
     let config = ProptestConfig {
-        cases: cases.map_or(60, |cases| cases.parse().unwrap()),
+        cases: asked("LEASEPOOL_HOSTILE_CASES", 60),
         max_shrink_iters: 500,
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -304,15 +304,9 @@ fn compare(fixture: &Fixture, pool: &Pool, model: &Model, held: &[Held]) {
     assert_eq!(holders, expected);
 }
 
-/// So many, unless `PROPTEST_CASES` says how many.
-fn cases() -> u32 {
-    let asked = std::env::var("PROPTEST_CASES").ok();
-    asked.and_then(|cases| cases.parse().ok()).unwrap_or(60)
-}
-
 fn a_pool_does_what_the_model_does(mode: Mode) {
     let config = ProptestConfig {
-        cases: cases(),
+        cases: asked("PROPTEST_CASES", 60),
         max_shrink_iters: 2_000,
         source_file: Some(file!()),
         test_name: Some(mode.either("shared", "per_agent")),

@@ -19,15 +19,9 @@ fn had_no_time(error: &Error) -> bool {
     matches!(error, Error::Exhausted { .. } | Error::NoDescriptors { .. })
 }
 
-/// Three seconds, unless `LEASEPOOL_STRESS` says how many.
-fn time() -> Duration {
-    let asked = std::env::var("LEASEPOOL_STRESS").ok();
-    Duration::from_secs(asked.and_then(|seconds| seconds.parse().ok()).unwrap_or(3))
-}
-
 fn random_actions_from_many_threads(mode: Mode) {
     const CONNECTIONS: usize = 5;
-    let time = time();
+    let time = Duration::from_secs(asked("LEASEPOOL_STRESS", 3).into());
     let fixture = mode.fixture();
     let pool = fixture
         .builder(CONNECTIONS)

@@ -52,7 +52,7 @@ pub(crate) trait FreeList<S> {
 pub(crate) struct Loan {
     pub(crate) since: Instant,
     pub(crate) borrowed_at: CallSite,
-    /// The thread that took it; 0, which is no thread's number, once its borrower is done with it.
+    /// The thread that took it; 0, which is no thread's number, once it is not in its hands.
     pub(crate) thread: u64,
     /// Whether it was reported as overdue.
     pub(crate) reported: bool,
@@ -615,13 +615,9 @@ impl<S: Token, F: FreeList<S>, L> Lot<S, F, L> {
         self.change_loan(index, |loan| loan.awaited = false);
     }
 
-    /// The borrower is done with its connection, although the slot is lent still.
-    pub(crate) fn borrower_left(&self, index: usize) {
-        self.change_loan(index, |loan| loan.thread = 0);
-    }
-
-    /// A worker prepares the slot for the borrower, who may not wait for that. Returns the borrower's thread.
-    pub(crate) fn borrower_leaves(&self, index: usize) -> u64 {
+    /// The slot is lent still, but not in the hands of its borrower's thread, which is returned: the borrower is done with
+    /// the connection, or a worker prepares it.
+    pub(crate) fn borrower_left(&self, index: usize) -> u64 {
         let mut thread = 0;
         self.change_loan(index, |loan| thread = std::mem::take(&mut loan.thread));
         thread
